@@ -1,0 +1,18 @@
+//! The language of ihip: what a pruning pipeline is, what makes one valid, and what becomes of it.
+//!
+//! ```text
+//! pruning! { … }  ─► ast ─► check ─► Pipeline ─► Plan ─► CUDA text
+//!                                       └─► reference (plain loops, its own arithmetic)
+//! ```
+//!
+//! One direction, no way back: a [`Pipeline`] exists only once every rule of [`check`] has passed, and
+//! nothing downstream accepts anything else. This crate knows no CUDA library and does no I/O.
+#![forbid(unsafe_code)]
+
+pub mod geometry;
+pub mod pipeline;
+pub mod plan;
+
+pub use geometry::{Geometry, KvType};
+pub use pipeline::{AttendRope, LayerPruning, LayerRange, Pipeline, Pruning, Rope, ScanRope, Stage};
+pub use plan::{LayerPlan, Plan, PlanError, PrunedLayer, StagePlan};

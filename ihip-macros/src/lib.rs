@@ -1,0 +1,2 @@
+//! The `pruning!` macro.
+#![forbid(unsafe_code)]

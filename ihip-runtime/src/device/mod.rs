@@ -1,0 +1,173 @@
+//! What a model asks of the thing it runs on. The operations are those of a Llama, no more.
+//!
+//! Tensors are row-major `[rows, columns]` with a fixed capacity of rows, allocated once: a captured graph may hold
+//! their addresses. Whatever changes from step to step (tokens, positions, the grid's `t_max`, the restart stage) is
+//! handed over by [`Device::begin`], outside of what is recorded.
+
+pub mod cpu;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use ihip_dsl::Plan;
+
+use crate::{Result, Step};
+
+/// A place where a model runs.
+pub trait Device: Sized {
+    /// Activations.
+    type Tensor;
+    /// Weights of a linear map, `[outputs, inputs]`.
+    type Matrix;
+    /// Weights of a norm.
+    type Vector;
+    /// Keys, values and masks of one request.
+    type Cache;
+
+    /// What it is, for people: `cpu (2 threads)`, `cuda:0 (NVIDIA H100 80GB HBM3)`.
+    fn name(&self) -> String;
+
+    /// Bytes that can still be allocated.
+    ///
+    /// # Errors
+    /// Where the device does not say.
+    fn available_bytes(&self) -> Result<u64>;
+
+    /// Uploads the weights of a linear map, row-major `[outputs, inputs]`.
+    ///
+    /// # Errors
+    /// Out of memory.
+    fn matrix(&mut self, outputs: usize, inputs: usize, values: Vec<f32>) -> Result<Self::Matrix>;
+
+    /// Uploads the weights of a norm.
+    ///
+    /// # Errors
+    /// Out of memory.
+    fn vector(&mut self, values: Vec<f32>) -> Result<Self::Vector>;
+
+    /// Allocates activations.
+    ///
+    /// # Errors
+    /// Out of memory.
+    fn tensor(&mut self, rows: usize, columns: usize) -> Result<Self::Tensor>;
+
+    /// Bytes that a cache of `capacity` tokens takes, masks and workspace included.
+    fn cache_bytes(&self, plan: &Plan, capacity: usize) -> u64;
+
+    /// Allocates the cache of one request for `capacity` tokens.
+    ///
+    /// # Errors
+    /// Out of memory, with the numbers.
+    fn cache(&mut self, plan: &Arc<Plan>, capacity: usize) -> Result<Self::Cache>;
+
+    /// Starts a step: its tokens, positions and restart stages go where the recorded operations read them.
+    ///
+    /// # Errors
+    /// Where the step does not fit the cache, or the transfer fails.
+    fn begin(&mut self, cache: &mut Self::Cache, step: &Step, tokens: &[u32]) -> Result<()>;
+
+    /// Runs `operations`, or replays what an earlier call with the same `step.graph_key()` recorded.
+    ///
+    /// # Errors
+    /// Those of the operations.
+    fn replay(
+        &mut self,
+        cache: &mut Self::Cache,
+        step: &Step,
+        operations: &mut dyn FnMut(&mut Self, &mut Self::Cache) -> Result<()>,
+    ) -> Result<()>;
+
+    /// `out[i] = table[token of row i]` for the step's tokens.
+    ///
+    /// # Errors
+    /// A token beyond the table.
+    fn embed(&mut self, table: &Self::Matrix, rows: usize, out: &mut Self::Tensor) -> Result<()>;
+
+    /// `out[i] = x[i] / √(mean(x[i]²) + epsilon) · weight`.
+    ///
+    /// # Errors
+    /// A failed launch.
+    fn rms_norm(
+        &mut self,
+        x: &Self::Tensor,
+        rows: usize,
+        weight: &Self::Vector,
+        epsilon: f32,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// `out[i] = weight · x[rows.start + i]`; a row's result does not depend on how many rows go with it.
+    ///
+    /// # Errors
+    /// A failed launch.
+    fn linear(&mut self, x: &Self::Tensor, rows: Range<usize>, weight: &Self::Matrix, out: &mut Self::Tensor)
+    -> Result<()>;
+
+    /// `out[i] += weight · x[i]`.
+    ///
+    /// # Errors
+    /// A failed launch.
+    fn linear_add(&mut self, x: &Self::Tensor, rows: usize, weight: &Self::Matrix, out: &mut Self::Tensor)
+    -> Result<()>;
+
+    /// `out[i][j] = silu(gate_up[i][j]) · gate_up[i][columns + j]`, where `out` has `columns` columns.
+    ///
+    /// # Errors
+    /// A failed launch.
+    fn swiglu(&mut self, gate_up: &Self::Tensor, rows: usize, out: &mut Self::Tensor) -> Result<()>;
+
+    /// Appends the step's keys and values to `layer` and attends to it.
+    ///
+    /// `qkv` is `[rows, (query_heads + 2 · kv_heads) · head_dim]`: queries, keys, values, heads in order, nothing
+    /// rotated or scaled. `out` is `[rows, query_heads · head_dim]`.
+    ///
+    /// # Errors
+    /// A failed launch.
+    fn attention(
+        &mut self,
+        cache: &mut Self::Cache,
+        layer: usize,
+        qkv: &Self::Tensor,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// The block lists with which the last step attended in `layer`; `None` for a dense layer.
+    ///
+    /// Only after a step whose cache records masks ([`Device::record_masks`]).
+    ///
+    /// # Errors
+    /// A failed transfer.
+    fn block_lists(&mut self, cache: &Self::Cache, layer: usize) -> Result<Option<BlockLists>>;
+
+    /// The values of the first `rows` rows.
+    ///
+    /// # Errors
+    /// A failed transfer.
+    fn read(&mut self, x: &Self::Tensor, rows: usize) -> Result<Vec<f32>>;
+
+    /// Draws a token from the logits in row 0. `draw` is uniform in [0, 1).
+    ///
+    /// # Errors
+    /// A failed launch or transfer.
+    fn sample(&mut self, logits: &Self::Tensor, sampling: &Sampling, draw: f32) -> Result<u32>;
+}
+
+/// How a token is chosen from logits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0 takes the largest logit, the lower token in a tie.
+    pub temperature: f32,
+    /// Smallest set of most likely tokens whose probabilities reach this sum, in (0, 1].
+    pub top_p: f32,
+}
+
+/// Block lists of one call, in the form of the golden files.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct BlockLists {
+    /// Entries a query block has room for, `K_out / b_k`.
+    pub width: usize,
+    /// `[query_blocks, width]`: first position of every block, ascending, −1 where there is none.
+    pub blocks: Vec<i32>,
+    /// `[query_blocks]`: how many of them count.
+    pub counts: Vec<i32>,
+}

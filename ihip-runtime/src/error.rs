@@ -1,0 +1,39 @@
+//! What can go wrong while a plan runs.
+
+use thiserror::Error;
+
+/// Shorthand for this crate's results.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Errors of the runtime.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A request needs more memory than there is.
+    #[error("{what} needs {needed} bytes, but {device} has {available} free: shorten the prompt or lower --max-new-tokens")]
+    OutOfMemory {
+        /// What asked.
+        what: String,
+        /// The device.
+        device: String,
+        /// Bytes asked for.
+        needed: u64,
+        /// Bytes that were free.
+        available: u64,
+    },
+    /// A request ran past the positions it reserved.
+    #[error("the request reserved {capacity} positions and was asked for position {position}")]
+    CapacityExceeded {
+        /// Positions reserved.
+        capacity: usize,
+        /// First position that does not fit.
+        position: usize,
+    },
+    /// The device named is not in this machine.
+    #[error("there is no device {name}: {reason}")]
+    NoSuchDevice {
+        /// What was asked for.
+        name: String,
+        /// What was found instead, and what to do.
+        reason: String,
+    },
+}

@@ -1,0 +1,1 @@
+//! Every test of the workspace that needs more than one crate: one binary, one link.
