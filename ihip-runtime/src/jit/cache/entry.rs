@@ -1,7 +1,7 @@
 //! One file of the store: a cubin behind a header that says what it is.
 //!
 //! ```text
-//! magic 8 | key 32 | architecture | kernel | NVRTC major 4, minor 4 | resources 4 × 4 | cubin | digest 32 | signature 32
+//! magic 8 | key 32 | architecture | kernel | NVRTC major 4, minor 4 | resources 5 × 4 | cubin | digest 32 | signature 32
 //! ```
 //!
 //! Strings and the cubin stand behind their length (8 bytes); numbers are little-endian. The digest is SHA-256 over
@@ -32,7 +32,7 @@ pub struct Entry {
     /// Registers, spills and shared memory, as the compiler reported them.
     pub resources: Resources,
     /// The device code.
-    pub cubin: Vec<u8>,
+    pub image: Vec<u8>,
 }
 
 /// Why a file of the store is not used.
@@ -71,19 +71,34 @@ impl Entry {
     /// The bytes of the file.
     #[must_use]
     pub fn encode(&self, secret: Option<&Secret>) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.cubin.len() + 256);
+        let mut bytes = Vec::with_capacity(self.image.len() + 256);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(self.key.bytes());
         for name in [&self.architecture, &self.kernel] {
             bytes.extend_from_slice(&(name.len() as u64).to_le_bytes());
             bytes.extend_from_slice(name.as_bytes());
         }
-        let Resources { registers, spill_bytes, shared_bytes, stack_bytes } = self.resources;
-        for number in [self.nvrtc.0, self.nvrtc.1, registers, spill_bytes, shared_bytes, stack_bytes] {
+        let Resources {
+            registers,
+            stack_bytes,
+            spill_store_bytes,
+            spill_load_bytes,
+            shared_bytes,
+        } = self.resources;
+        let (major, minor) = self.nvrtc;
+        for number in [
+            major,
+            minor,
+            registers,
+            stack_bytes,
+            spill_store_bytes,
+            spill_load_bytes,
+            shared_bytes,
+        ] {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
-        bytes.extend_from_slice(&(self.cubin.len() as u64).to_le_bytes());
-        bytes.extend_from_slice(&self.cubin);
+        bytes.extend_from_slice(&(self.image.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(&self.image);
         let digest: [u8; DIGEST] = Sha256::digest(&bytes).into();
         bytes.extend_from_slice(&digest);
         bytes.extend_from_slice(&secret.map_or(UNSIGNED, |secret| secret.sign(&digest)));
@@ -94,7 +109,11 @@ impl Entry {
     ///
     /// # Errors
     /// [`Rejection`] wherever a byte, the key or the signature is not what [`Entry::encode`] would have written.
-    pub fn decode(bytes: &[u8], key: &CacheKey, secret: Option<&Secret>) -> Result<Self, Rejection> {
+    pub fn decode(
+        bytes: &[u8],
+        key: &CacheKey,
+        secret: Option<&Secret>,
+    ) -> Result<Self, Rejection> {
         let mut reader = Reader { bytes, at: 0 };
         if reader.take(MAGIC.len())? != MAGIC {
             return Err(Rejection::NotAnEntry);
@@ -102,35 +121,53 @@ impl Entry {
         let stored: [u8; 32] = reader.array()?;
         let architecture = reader.prefixed()?;
         let kernel = reader.prefixed()?;
-        let mut numbers = [0; 6];
+        let mut numbers = [0; 7];
         for number in &mut numbers {
             *number = u32::from_le_bytes(reader.array()?);
         }
-        let cubin = reader.prefixed()?;
+        let image = reader.prefixed()?;
         let covered = reader.at;
         let digest: [u8; DIGEST] = reader.array()?;
         let signature: [u8; SIGNATURE] = reader.array()?;
         if reader.at != bytes.len() {
-            return Err(Rejection::TrailingBytes { bytes: bytes.len() - reader.at });
+            return Err(Rejection::TrailingBytes {
+                bytes: bytes.len() - reader.at,
+            });
         }
         if digest != <[u8; DIGEST]>::from(Sha256::digest(&bytes[..covered])) {
             return Err(Rejection::Digest);
         }
-        if !secret.map_or(signature == UNSIGNED, |secret| secret.verify(&digest, &signature)) {
+        if !secret.map_or(signature == UNSIGNED, |secret| {
+            secret.verify(&digest, &signature)
+        }) {
             return Err(Rejection::Signature);
         }
         if stored != *key.bytes() {
             return Err(Rejection::OtherKey);
         }
         let name = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| Rejection::Name);
-        let [major, minor, registers, spill_bytes, shared_bytes, stack_bytes] = numbers;
+        let [
+            major,
+            minor,
+            registers,
+            stack_bytes,
+            spill_store_bytes,
+            spill_load_bytes,
+            shared_bytes,
+        ] = numbers;
         Ok(Self {
             key: *key,
             architecture: name(architecture)?,
             kernel: name(kernel)?,
             nvrtc: (major, minor),
-            resources: Resources { registers, spill_bytes, shared_bytes, stack_bytes },
-            cubin: cubin.to_vec(),
+            resources: Resources {
+                registers,
+                stack_bytes,
+                spill_store_bytes,
+                spill_load_bytes,
+                shared_bytes,
+            },
+            image: image.to_vec(),
         })
     }
 }
@@ -142,7 +179,9 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn take(&mut self, length: usize) -> Result<&'a [u8], Rejection> {
-        let truncated = Rejection::Truncated { length: self.bytes.len() };
+        let truncated = Rejection::Truncated {
+            length: self.bytes.len(),
+        };
         let end = self.at.checked_add(length).ok_or(truncated)?;
         let taken = self.bytes.get(self.at..end).ok_or(truncated)?;
         self.at = end;
@@ -150,12 +189,17 @@ impl<'a> Reader<'a> {
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Rejection> {
-        Ok(self.take(N)?.try_into().expect("take gives as many bytes as asked"))
+        Ok(self
+            .take(N)?
+            .try_into()
+            .expect("take gives as many bytes as asked"))
     }
 
     fn prefixed(&mut self) -> Result<&'a [u8], Rejection> {
         let length = u64::from_le_bytes(self.array()?);
-        let length = usize::try_from(length).map_err(|_| Rejection::Truncated { length: self.bytes.len() })?;
+        let length = usize::try_from(length).map_err(|_| Rejection::Truncated {
+            length: self.bytes.len(),
+        })?;
         self.take(length)
     }
 }

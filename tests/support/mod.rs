@@ -1,0 +1,3 @@
+//! One module for each thing that tests share.
+
+pub mod nvrtc;
