@@ -28,19 +28,8 @@ impl Compiler {
     ///
     /// With `may_compile` false, as `IHIP_NO_JIT=1` asks, a kernel that is not in the store is an error.
     #[must_use]
-    pub fn new(
-        nvrtc: Nvrtc,
-        architecture: Architecture,
-        store: Option<CubinStore>,
-        may_compile: bool,
-    ) -> Self {
-        Self {
-            nvrtc,
-            architecture,
-            store,
-            may_compile,
-            flights: Mutex::default(),
-        }
+    pub fn new(nvrtc: Nvrtc, architecture: Architecture, store: Option<CubinStore>, may_compile: bool) -> Self {
+        Self { nvrtc, architecture, store, may_compile, flights: Mutex::default() }
     }
 
     /// What it compiles for.
@@ -61,19 +50,12 @@ impl Compiler {
     /// Those of [`Nvrtc::compile`], shared by all who asked; [`JitError::Disabled`].
     pub fn cubin(&self, kernel: &str, text: &str) -> Result<Arc<Cubin>, Arc<JitError>> {
         let options = Nvrtc::options(self.architecture);
-        let key = CacheKey::new(
-            text,
-            &options,
-            &self.architecture.to_string(),
-            self.nvrtc.version(),
-        );
+        let key = CacheKey::new(text, &options, &self.architecture.to_string(), self.nvrtc.version());
         let flight = {
             let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(flights.entry(key).or_default())
         };
-        flight
-            .get_or_init(|| self.find(key, kernel, text).map(Arc::new).map_err(Arc::new))
-            .clone()
+        flight.get_or_init(|| self.find(key, kernel, text).map(Arc::new).map_err(Arc::new)).clone()
     }
 
     /// The cubins of `kernels` (name and text), in their order, compiled side by side on rayon's threads.
@@ -99,16 +81,10 @@ impl Compiler {
 
     fn find(&self, key: CacheKey, kernel: &str, text: &str) -> Result<Cubin, JitError> {
         if let Some(entry) = self.store.as_ref().and_then(|store| store.get(&key)) {
-            return Ok(Cubin {
-                image: entry.image,
-                resources: entry.resources,
-            });
+            return Ok(Cubin { image: entry.image, resources: entry.resources });
         }
         if !self.may_compile {
-            return Err(JitError::Disabled {
-                kernel: kernel.to_owned(),
-                architecture: self.architecture,
-            });
+            return Err(JitError::Disabled { kernel: kernel.to_owned(), architecture: self.architecture });
         }
         let cubin = self.nvrtc.compile(kernel, text, self.architecture)?;
         if let Some(store) = &self.store {

@@ -89,9 +89,7 @@ pub enum JitError {
         log: String,
     },
     /// Compiling is switched off, and the kernel is not in the store.
-    #[error(
-        "IHIP_NO_JIT is set and {kernel} for {architecture} is not in the cache: compile it ahead, or unset it"
-    )]
+    #[error("IHIP_NO_JIT is set and {kernel} for {architecture} is not in the cache: compile it ahead, or unset it")]
     Disabled {
         /// The kernel.
         kernel: String,

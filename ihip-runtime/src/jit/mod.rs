@@ -28,11 +28,7 @@ use std::path::PathBuf;
 /// `~/.cache/ihip`; `None` where none of the three variables is set.
 #[must_use]
 pub fn cache_folder() -> Option<PathBuf> {
-    let folder = |name: &str| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
+    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     folder("IHIP_CACHE")
         .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("ihip")))
         .or_else(|| folder("HOME").map(|home| home.join(".cache").join("ihip")))

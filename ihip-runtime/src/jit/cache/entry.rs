@@ -78,23 +78,9 @@ impl Entry {
             bytes.extend_from_slice(&(name.len() as u64).to_le_bytes());
             bytes.extend_from_slice(name.as_bytes());
         }
-        let Resources {
-            registers,
-            stack_bytes,
-            spill_store_bytes,
-            spill_load_bytes,
-            shared_bytes,
-        } = self.resources;
+        let Resources { registers, stack_bytes, spill_store_bytes, spill_load_bytes, shared_bytes } = self.resources;
         let (major, minor) = self.nvrtc;
-        for number in [
-            major,
-            minor,
-            registers,
-            stack_bytes,
-            spill_store_bytes,
-            spill_load_bytes,
-            shared_bytes,
-        ] {
+        for number in [major, minor, registers, stack_bytes, spill_store_bytes, spill_load_bytes, shared_bytes] {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
         bytes.extend_from_slice(&(self.image.len() as u64).to_le_bytes());
@@ -109,11 +95,7 @@ impl Entry {
     ///
     /// # Errors
     /// [`Rejection`] wherever a byte, the key or the signature is not what [`Entry::encode`] would have written.
-    pub fn decode(
-        bytes: &[u8],
-        key: &CacheKey,
-        secret: Option<&Secret>,
-    ) -> Result<Self, Rejection> {
+    pub fn decode(bytes: &[u8], key: &CacheKey, secret: Option<&Secret>) -> Result<Self, Rejection> {
         let mut reader = Reader { bytes, at: 0 };
         if reader.take(MAGIC.len())? != MAGIC {
             return Err(Rejection::NotAnEntry);
@@ -130,43 +112,25 @@ impl Entry {
         let digest: [u8; DIGEST] = reader.array()?;
         let signature: [u8; SIGNATURE] = reader.array()?;
         if reader.at != bytes.len() {
-            return Err(Rejection::TrailingBytes {
-                bytes: bytes.len() - reader.at,
-            });
+            return Err(Rejection::TrailingBytes { bytes: bytes.len() - reader.at });
         }
         if digest != <[u8; DIGEST]>::from(Sha256::digest(&bytes[..covered])) {
             return Err(Rejection::Digest);
         }
-        if !secret.map_or(signature == UNSIGNED, |secret| {
-            secret.verify(&digest, &signature)
-        }) {
+        if !secret.map_or(signature == UNSIGNED, |secret| secret.verify(&digest, &signature)) {
             return Err(Rejection::Signature);
         }
         if stored != *key.bytes() {
             return Err(Rejection::OtherKey);
         }
         let name = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| Rejection::Name);
-        let [
-            major,
-            minor,
-            registers,
-            stack_bytes,
-            spill_store_bytes,
-            spill_load_bytes,
-            shared_bytes,
-        ] = numbers;
+        let [major, minor, registers, stack_bytes, spill_store_bytes, spill_load_bytes, shared_bytes] = numbers;
         Ok(Self {
             key: *key,
             architecture: name(architecture)?,
             kernel: name(kernel)?,
             nvrtc: (major, minor),
-            resources: Resources {
-                registers,
-                stack_bytes,
-                spill_store_bytes,
-                spill_load_bytes,
-                shared_bytes,
-            },
+            resources: Resources { registers, stack_bytes, spill_store_bytes, spill_load_bytes, shared_bytes },
             image: image.to_vec(),
         })
     }
@@ -179,9 +143,7 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn take(&mut self, length: usize) -> Result<&'a [u8], Rejection> {
-        let truncated = Rejection::Truncated {
-            length: self.bytes.len(),
-        };
+        let truncated = Rejection::Truncated { length: self.bytes.len() };
         let end = self.at.checked_add(length).ok_or(truncated)?;
         let taken = self.bytes.get(self.at..end).ok_or(truncated)?;
         self.at = end;
@@ -189,17 +151,12 @@ impl<'a> Reader<'a> {
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Rejection> {
-        Ok(self
-            .take(N)?
-            .try_into()
-            .expect("take gives as many bytes as asked"))
+        Ok(self.take(N)?.try_into().expect("take gives as many bytes as asked"))
     }
 
     fn prefixed(&mut self) -> Result<&'a [u8], Rejection> {
         let length = u64::from_le_bytes(self.array()?);
-        let length = usize::try_from(length).map_err(|_| Rejection::Truncated {
-            length: self.bytes.len(),
-        })?;
+        let length = usize::try_from(length).map_err(|_| Rejection::Truncated { length: self.bytes.len() })?;
         self.take(length)
     }
 }

@@ -45,11 +45,7 @@ impl CacheKey {
     #[must_use]
     pub fn parse(hex: &str) -> Option<Self> {
         let mut bytes = [0; 32];
-        if hex.len() != 64
-            || !hex
-                .bytes()
-                .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
-        {
+        if hex.len() != 64 || !hex.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
             return None;
         }
         for (byte, digits) in bytes.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
@@ -78,11 +74,7 @@ mod tests {
 
     #[test]
     fn every_field_counts_and_none_runs_into_the_next() {
-        let options = |list: &[&str]| {
-            list.iter()
-                .map(|&option| option.to_owned())
-                .collect::<Vec<_>>()
-        };
+        let options = |list: &[&str]| list.iter().map(|&option| option.to_owned()).collect::<Vec<_>>();
         let keys = [
             CacheKey::new("text", &options(&["-a", "-b"]), "sm_90", (13, 0)),
             CacheKey::new("text ", &options(&["-a", "-b"]), "sm_90", (13, 0)),
@@ -101,14 +93,7 @@ mod tests {
 
     #[test]
     fn only_a_key_parses_as_a_key() {
-        for name in [
-            "",
-            "abc",
-            &"g".repeat(64),
-            &"A".repeat(64),
-            &"0".repeat(65),
-            &"é".repeat(32),
-        ] {
+        for name in ["", "abc", &"g".repeat(64), &"A".repeat(64), &"0".repeat(65), &"é".repeat(32)] {
             assert_eq!(CacheKey::parse(name), None, "{name}");
         }
     }

@@ -25,27 +25,17 @@ impl Secret {
     /// # Errors
     /// [`StoreError`] where the file cannot be read, is open to others, or is too short to be a secret.
     pub fn read(path: &Path) -> Result<Self, StoreError> {
-        let io = |source| StoreError::Io {
-            path: path.to_owned(),
-            source,
-        };
+        let io = |source| StoreError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
         let metadata = file.metadata().map_err(io)?;
         let mode = metadata.mode() & 0o777;
         if mode & 0o077 != 0 {
-            return Err(StoreError::OpenToOthers {
-                path: path.to_owned(),
-                mode,
-            });
+            return Err(StoreError::OpenToOthers { path: path.to_owned(), mode });
         }
         let mut bytes = Vec::new();
         file.take(LONGEST).read_to_end(&mut bytes).map_err(io)?;
         if bytes.len() < SHORTEST {
-            return Err(StoreError::ShortSecret {
-                path: path.to_owned(),
-                bytes: bytes.len(),
-                shortest: SHORTEST,
-            });
+            return Err(StoreError::ShortSecret { path: path.to_owned(), bytes: bytes.len(), shortest: SHORTEST });
         }
         Ok(Self::new(&bytes))
     }
@@ -58,20 +48,11 @@ impl Secret {
 
     /// HMAC-SHA-256 of `digest`.
     pub(super) fn sign(&self, digest: &[u8; 32]) -> [u8; 32] {
-        self.0
-            .clone()
-            .chain_update(digest)
-            .finalize()
-            .into_bytes()
-            .into()
+        self.0.clone().chain_update(digest).finalize().into_bytes().into()
     }
 
     /// Whether `signature` is [`Secret::sign`] of `digest`, in constant time.
     pub(super) fn verify(&self, digest: &[u8; 32], signature: &[u8; 32]) -> bool {
-        self.0
-            .clone()
-            .chain_update(digest)
-            .verify_slice(signature)
-            .is_ok()
+        self.0.clone().chain_update(digest).verify_slice(signature).is_ok()
     }
 }

@@ -119,27 +119,16 @@ impl CubinStore {
     ///
     /// # Errors
     /// [`StoreError`] where the directory is a link, another user's, or writable by others, or cannot be made.
-    pub fn open(
-        directory: &Path,
-        capacity: u64,
-        secret: Option<Secret>,
-    ) -> Result<Self, StoreError> {
+    pub fn open(directory: &Path, capacity: u64, secret: Option<Secret>) -> Result<Self, StoreError> {
         let path = || directory.to_owned();
-        let io = |source| StoreError::Io {
-            path: path(),
-            source,
-        };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)
-            .or_else(|error| {
-                match error.kind() {
-                    // A link to nowhere, or a file: the checks below say which.
-                    io::ErrorKind::AlreadyExists => Ok(()),
-                    _ => Err(io(error)),
-                }
-            })?;
+        let io = |source| StoreError::Io { path: path(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).or_else(|error| {
+            match error.kind() {
+                // A link to nowhere, or a file: the checks below say which.
+                io::ErrorKind::AlreadyExists => Ok(()),
+                _ => Err(io(error)),
+            }
+        })?;
         let metadata = fs::symlink_metadata(directory).map_err(io)?;
         if metadata.is_symlink() {
             return Err(StoreError::Link { path: path() });
@@ -149,11 +138,7 @@ impl CubinStore {
         }
         let user = rustix::process::geteuid().as_raw();
         if metadata.uid() != user {
-            return Err(StoreError::OtherOwner {
-                path: path(),
-                owner: metadata.uid(),
-                user,
-            });
+            return Err(StoreError::OtherOwner { path: path(), owner: metadata.uid(), user });
         }
         let mode = metadata.mode() & 0o777;
         if mode & 0o022 != 0 {
@@ -216,9 +201,7 @@ impl CubinStore {
 
     fn write(&self, entry: &Entry) -> io::Result<()> {
         // Readable and writable by this user alone, which is tempfile's own mode.
-        let mut file = tempfile::Builder::new()
-            .prefix(".new-")
-            .tempfile_in(&self.directory)?;
+        let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(&self.directory)?;
         file.write_all(&entry.encode(self.secret.as_ref()))?;
         file.as_file().sync_all()?;
         file.persist(self.path(&entry.key))?;
@@ -249,12 +232,7 @@ impl CubinStore {
             .into_iter()
             .filter_map(|FileOf { key, bytes, used }| {
                 let (content, _) = read_entry(&self.path(&key)).ok()?;
-                Some(Listed {
-                    key,
-                    bytes,
-                    used,
-                    entry: Entry::decode(&content, &key, self.secret.as_ref()),
-                })
+                Some(Listed { key, bytes, used, entry: Entry::decode(&content, &key, self.secret.as_ref()) })
             })
             .collect()
     }
@@ -264,10 +242,7 @@ impl CubinStore {
     /// # Errors
     /// [`StoreError::Io`] at the first file that cannot be removed.
     pub fn clear(&self) -> Result<(usize, u64), StoreError> {
-        let io = |path: &Path, source| StoreError::Io {
-            path: path.to_owned(),
-            source,
-        };
+        let io = |path: &Path, source| StoreError::Io { path: path.to_owned(), source };
         let (mut files, mut bytes) = (0, 0);
         for item in fs::read_dir(&self.directory).map_err(|error| io(&self.directory, error))? {
             let path = item.map_err(|error| io(&self.directory, error))?.path();
@@ -297,11 +272,7 @@ impl CubinStore {
                 let item = item.ok()?;
                 let key = key_of(item.file_name().to_str()?)?;
                 let metadata = item.metadata().ok()?;
-                Some(FileOf {
-                    key,
-                    bytes: metadata.len(),
-                    used: metadata.modified().ok()?,
-                })
+                Some(FileOf { key, bytes: metadata.len(), used: metadata.modified().ok()? })
             })
             .collect()
     }
@@ -320,10 +291,7 @@ fn key_of(name: &str) -> Option<CacheKey> {
 /// Reads a file that is no link and not absurdly large.
 fn read_entry(path: &Path) -> io::Result<(Vec<u8>, File)> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let mut file = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits().cast_signed())
-        .open(path)?;
+    let mut file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() || metadata.len() > LARGEST_ENTRY {
         return Err(io::ErrorKind::InvalidData.into());

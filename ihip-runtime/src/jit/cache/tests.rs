@@ -20,24 +20,17 @@ fn entry(text: &str) -> Entry {
         architecture: "sm_90".to_owned(),
         kernel: "ihip_paper3k_s0_scan".to_owned(),
         nvrtc: (13, 0),
-        resources: Resources {
-            registers: 64,
-            shared_bytes: 1024,
-            ..Resources::default()
-        },
+        resources: Resources { registers: 64, shared_bytes: 1024, ..Resources::default() },
         image: text.bytes().cycle().take(300).collect(),
     }
 }
 
 fn store(directory: &TempDir) -> CubinStore {
-    CubinStore::open(&directory.path().join("cubins"), CAPACITY, None)
-        .expect("an empty directory is a store")
+    CubinStore::open(&directory.path().join("cubins"), CAPACITY, None).expect("an empty directory is a store")
 }
 
 fn only_file(store: &CubinStore) -> std::path::PathBuf {
-    let mut files = fs::read_dir(store.directory())
-        .unwrap()
-        .map(|item| item.unwrap().path());
+    let mut files = fs::read_dir(store.directory()).unwrap().map(|item| item.unwrap().path());
     let file = files.next().expect("one entry");
     assert_eq!(files.next(), None);
     file
@@ -51,15 +44,7 @@ fn what_was_put_is_got() {
     assert_eq!(store.get(&entry.key), None);
     store.put(&entry);
     assert_eq!(store.get(&entry.key), Some(entry));
-    assert_eq!(
-        store.counts(),
-        Counts {
-            hits: 1,
-            misses: 1,
-            rejected: 0,
-            unwritten: 0
-        }
-    );
+    assert_eq!(store.counts(), Counts { hits: 1, misses: 1, rejected: 0, unwritten: 0 });
 }
 
 #[test]
@@ -79,10 +64,7 @@ fn no_flipped_byte_is_ever_loaded() {
     for at in 0..sound.len() {
         let mut bytes = sound.clone();
         bytes[at] ^= 0x10;
-        assert!(
-            Entry::decode(&bytes, &entry.key, None).is_err(),
-            "flipped byte {at} was believed"
-        );
+        assert!(Entry::decode(&bytes, &entry.key, None).is_err(), "flipped byte {at} was believed");
     }
 }
 
@@ -91,16 +73,10 @@ fn no_truncated_or_lengthened_file_is_ever_loaded() {
     let entry = entry("text");
     let mut bytes = entry.encode(None);
     for length in 0..bytes.len() {
-        assert!(
-            Entry::decode(&bytes[..length], &entry.key, None).is_err(),
-            "{length} bytes were believed"
-        );
+        assert!(Entry::decode(&bytes[..length], &entry.key, None).is_err(), "{length} bytes were believed");
     }
     bytes.push(0);
-    assert_eq!(
-        Entry::decode(&bytes, &entry.key, None),
-        Err(Rejection::TrailingBytes { bytes: 1 })
-    );
+    assert_eq!(Entry::decode(&bytes, &entry.key, None), Err(Rejection::TrailingBytes { bytes: 1 }));
 }
 
 #[test]
@@ -109,10 +85,7 @@ fn a_length_of_any_size_allocates_nothing() {
     let mut bytes = entry.encode(None);
     bytes[40..48].copy_from_slice(&u64::MAX.to_le_bytes());
     let length = bytes.len();
-    assert_eq!(
-        Entry::decode(&bytes, &entry.key, None),
-        Err(Rejection::Truncated { length })
-    );
+    assert_eq!(Entry::decode(&bytes, &entry.key, None), Err(Rejection::Truncated { length }));
 }
 
 #[test]
@@ -121,11 +94,7 @@ fn an_entry_under_another_name_is_not_loaded() {
     let store = store(&directory);
     let (one, other) = (entry("one"), entry("other"));
     store.put(&one);
-    fs::rename(
-        only_file(&store),
-        store.directory().join(format!("{}.cubin", other.key)),
-    )
-    .unwrap();
+    fs::rename(only_file(&store), store.directory().join(format!("{}.cubin", other.key))).unwrap();
     assert_eq!(store.get(&other.key), None);
     assert_eq!(store.counts().rejected, 1);
 }
@@ -136,11 +105,7 @@ fn a_foreign_file_is_compiled_again_and_replaced() {
     let store = store(&directory);
     let entry = entry("text");
     for content in [&b""[..], b"\x7fELF", &[0; 4096]] {
-        fs::write(
-            store.directory().join(format!("{}.cubin", entry.key)),
-            content,
-        )
-        .unwrap();
+        fs::write(store.directory().join(format!("{}.cubin", entry.key)), content).unwrap();
         assert_eq!(store.get(&entry.key), None);
     }
     store.put(&entry);
@@ -154,11 +119,7 @@ fn a_link_in_place_of_an_entry_is_not_followed() {
     let entry = entry("text");
     let elsewhere = directory.path().join("elsewhere");
     fs::write(&elsewhere, entry.encode(None)).unwrap();
-    symlink(
-        &elsewhere,
-        store.directory().join(format!("{}.cubin", entry.key)),
-    )
-    .unwrap();
+    symlink(&elsewhere, store.directory().join(format!("{}.cubin", entry.key))).unwrap();
     assert_eq!(store.get(&entry.key), None);
 }
 
@@ -173,10 +134,7 @@ fn a_linked_a_writable_and_a_false_directory_are_refused() {
     assert!(matches!(open("link"), Err(StoreError::Link { .. })));
 
     for mode in [0o770, 0o707, 0o777] {
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(at("open"))
-            .unwrap();
+        fs::DirBuilder::new().mode(0o700).create(at("open")).unwrap();
         fs::set_permissions(at("open"), fs::Permissions::from_mode(mode)).unwrap();
         match open("open") {
             Err(StoreError::OpenToOthers { mode: seen, .. }) => assert_eq!(seen, mode),
@@ -186,10 +144,7 @@ fn a_linked_a_writable_and_a_false_directory_are_refused() {
     }
 
     fs::write(at("file"), "").unwrap();
-    assert!(matches!(
-        open("file"),
-        Err(StoreError::NotADirectory { .. } | StoreError::Io { .. })
-    ));
+    assert!(matches!(open("file"), Err(StoreError::NotADirectory { .. } | StoreError::Io { .. })));
 }
 
 #[test]
@@ -204,10 +159,7 @@ fn another_users_directory_is_refused() {
     } else {
         "/proc/1".into()
     };
-    assert!(matches!(
-        CubinStore::open(&foreign, CAPACITY, None),
-        Err(StoreError::OtherOwner { .. })
-    ));
+    assert!(matches!(CubinStore::open(&foreign, CAPACITY, None), Err(StoreError::OtherOwner { .. })));
 }
 
 #[test]
@@ -218,15 +170,7 @@ fn a_directory_that_cannot_be_written_only_costs_the_cache() {
     let entry = entry("text");
     store.put(&entry);
     assert_eq!(store.get(&entry.key), None);
-    assert_eq!(
-        store.counts(),
-        Counts {
-            hits: 0,
-            misses: 1,
-            rejected: 0,
-            unwritten: 1
-        }
-    );
+    assert_eq!(store.counts(), Counts { hits: 0, misses: 1, rejected: 0, unwritten: 1 });
 }
 
 #[test]
@@ -238,23 +182,13 @@ fn the_least_recently_used_entries_go_first() {
     let store = CubinStore::open(&path, 4 * size, None).unwrap();
     for (age, entry) in entries[..4].iter().enumerate() {
         store.put(entry);
-        let file = fs::File::options()
-            .write(true)
-            .open(path.join(format!("{}.cubin", entry.key)))
-            .unwrap();
-        file.set_modified(SystemTime::now() - Duration::from_secs(1000 - age as u64))
-            .unwrap();
+        let file = fs::File::options().write(true).open(path.join(format!("{}.cubin", entry.key))).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(1000 - age as u64)).unwrap();
     }
-    assert!(
-        store.get(&entries[0].key).is_some(),
-        "a use that makes it the most recent"
-    );
+    assert!(store.get(&entries[0].key).is_some(), "a use that makes it the most recent");
     store.put(&entries[4]);
     store.put(&entries[5]);
-    let kept: Vec<bool> = entries
-        .iter()
-        .map(|entry| store.get(&entry.key).is_some())
-        .collect();
+    let kept: Vec<bool> = entries.iter().map(|entry| store.get(&entry.key).is_some()).collect();
     assert_eq!(kept, [true, false, false, true, true, true]);
 }
 
@@ -262,18 +196,12 @@ fn the_least_recently_used_entries_go_first() {
 fn only_a_signed_entry_passes_where_there_is_a_secret() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("cubins");
-    let open =
-        |secret: Option<&[u8]>| CubinStore::open(&path, CAPACITY, secret.map(Secret::new)).unwrap();
-    let (mine, theirs) = (
-        open(Some(b"a secret of mine")),
-        open(Some(b"a secret of theirs")),
-    );
+    let open = |secret: Option<&[u8]>| CubinStore::open(&path, CAPACITY, secret.map(Secret::new)).unwrap();
+    let (mine, theirs) = (open(Some(b"a secret of mine")), open(Some(b"a secret of theirs")));
     let entry = entry("text");
-    for (writer, readers) in [
-        (&mine, [true, false, false]),
-        (&theirs, [false, true, false]),
-        (&open(None), [false, false, true]),
-    ] {
+    for (writer, readers) in
+        [(&mine, [true, false, false]), (&theirs, [false, true, false]), (&open(None), [false, false, true])]
+    {
         writer.put(&entry);
         let found = [&mine, &theirs, &open(None)].map(|reader| reader.get(&entry.key).is_some());
         assert_eq!(found, readers);
@@ -286,17 +214,11 @@ fn a_secret_is_read_only_from_a_file_that_is_closed_to_others() {
     let path = directory.path().join("secret");
     fs::write(&path, "sixteen bytes or more").unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-    assert!(matches!(
-        Secret::read(&path),
-        Err(StoreError::OpenToOthers { mode: 0o644, .. })
-    ));
+    assert!(matches!(Secret::read(&path), Err(StoreError::OpenToOthers { mode: 0o644, .. })));
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     assert!(Secret::read(&path).is_ok());
     fs::write(&path, "short").unwrap();
-    assert!(matches!(
-        Secret::read(&path),
-        Err(StoreError::ShortSecret { bytes: 5, .. })
-    ));
+    assert!(matches!(Secret::read(&path), Err(StoreError::ShortSecret { bytes: 5, .. })));
 }
 
 #[test]
@@ -330,11 +252,7 @@ fn many_writers_and_readers_never_see_a_torn_entry() {
                     }
                     store.put(&entry);
                 }
-                let Counts {
-                    rejected,
-                    unwritten,
-                    ..
-                } = store.counts();
+                let Counts { rejected, unwritten, .. } = store.counts();
                 assert_eq!((rejected, unwritten), (0, 0));
             });
         }
