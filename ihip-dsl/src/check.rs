@@ -23,43 +23,23 @@ pub fn check<L: Clone>(declaration: &Declaration<L>) -> Result<Pipeline, Errors<
     let mut errors = Errors::new();
     let Located { value: name, at } = &declaration.name;
     name_rules(name, at, &mut errors);
-    let mut draft = Reader {
-        errors: &mut errors,
-    }
-    .draft(at.clone(), &declaration.items, Place::Pipeline);
+    let mut draft = Reader { errors: &mut errors }.draft(at.clone(), &declaration.items, Place::Pipeline);
     let mut rules = Rules { errors };
     let base = rules.pruning(&mut draft);
     let mut ranges: Vec<(u32, u32)> = Vec::new();
     let mut overrides = Vec::new();
-    for LayersDraft {
-        first,
-        last,
-        changes,
-    } in &draft.layers
-    {
+    for LayersDraft { first, last, changes } in &draft.layers {
         let pruning = rules.pruning(&mut draft.changed_by(changes.clone()));
         if let (Some(first), Some(last)) = (first.given(), last.given()) {
             rules.range(first, last, &ranges);
             ranges.push((first.value, last.value));
-            overrides.extend(pruning.map(|pruning| LayerRange {
-                first: first.value,
-                last: last.value,
-                pruning,
-            }));
+            overrides.extend(pruning.map(|pruning| LayerRange { first: first.value, last: last.value, pruning }));
         }
     }
     match base {
         Some(base) if rules.errors.is_empty() => {
-            let (name, doc) = (
-                Cow::Owned(name.clone()),
-                Cow::Owned(declaration.doc.clone()),
-            );
-            Ok(Pipeline::from_checked(
-                name,
-                doc,
-                base,
-                Cow::Owned(overrides),
-            ))
+            let (name, doc) = (Cow::Owned(name.clone()), Cow::Owned(declaration.doc.clone()));
+            Ok(Pipeline::from_checked(name, doc, base, Cow::Owned(overrides)))
         }
         _ => Err(rules.errors),
     }
@@ -72,12 +52,7 @@ pub fn names<'a, L: Clone + 'a>(names: impl Iterator<Item = &'a Located<String, 
     let mut known: Vec<&str> = Vec::new();
     for Located { value, at } in names {
         if known.contains(&value.as_str()) {
-            errors.push(
-                at.clone(),
-                Rule::RepeatedName {
-                    name: value.clone(),
-                },
-            );
+            errors.push(at.clone(), Rule::RepeatedName { name: value.clone() });
         }
         known.push(value);
     }
@@ -87,19 +62,9 @@ pub fn names<'a, L: Clone + 'a>(names: impl Iterator<Item = &'a Located<String, 
 fn name_rules<L: Clone>(name: &str, at: &L, errors: &mut Errors<L>) {
     let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     if !plain || !name.starts_with(|c: char| c.is_ascii_alphabetic()) {
-        errors.push(
-            at.clone(),
-            Rule::InvalidName {
-                name: name.to_owned(),
-            },
-        );
+        errors.push(at.clone(), Rule::InvalidName { name: name.to_owned() });
     } else if name.eq_ignore_ascii_case(DENSE) {
-        errors.push(
-            at.clone(),
-            Rule::ReservedName {
-                name: name.to_owned(),
-            },
-        );
+        errors.push(at.clone(), Rule::ReservedName { name: name.to_owned() });
     }
 }
 
@@ -130,20 +95,12 @@ impl<L: Clone> Rules<L> {
     fn pruning(&mut self, draft: &mut Draft<L>) -> Option<LayerPruning> {
         self.presence(draft);
         let default = match &draft.query_block {
-            Field::Absent => Some(Given {
-                value: QUERY_BLOCK,
-                origin: Origin {
-                    inherited: true,
-                    ..draft.here.clone()
-                },
-            }),
+            Field::Absent => {
+                Some(Given { value: QUERY_BLOCK, origin: Origin { inherited: true, ..draft.here.clone() } })
+            }
             field => field.given().cloned(),
         };
-        let stages: Vec<_> = draft
-            .stages
-            .iter()
-            .map(|stage| StageNumbers::new(stage, default.as_ref()))
-            .collect();
+        let stages: Vec<_> = draft.stages.iter().map(|stage| StageNumbers::new(stage, default.as_ref())).collect();
         self.first_stage(&stages);
         for pair in stages.windows(2) {
             self.later_stage(&pair[0], &pair[1]);
@@ -155,45 +112,22 @@ impl<L: Clone> Rules<L> {
         self.last_cut(draft, &stages);
         self.rope(draft);
 
-        let query_block = stages
-            .last()
-            .map_or(default, |stage| stage.query_block.clone())?
-            .value;
-        let keep = if stages.is_empty() {
-            0
-        } else {
-            draft.keep.value()?
-        };
-        let scan = if stages.is_empty() {
-            ScanRope::None
-        } else {
-            draft.scan_rope.value()?
-        };
+        let query_block = stages.last().map_or(default, |stage| stage.query_block.clone())?.value;
+        let keep = if stages.is_empty() { 0 } else { draft.keep.value()? };
+        let scan = if stages.is_empty() { ScanRope::None } else { draft.scan_rope.value()? };
         Some(LayerPruning {
             sink: draft.sink.value()?,
             window: draft.window.value()?,
             query_block,
             keep,
-            rope: Rope {
-                scan,
-                attend: draft.attend_rope.value()?,
-            },
-            stages: stages
-                .iter()
-                .map(StageNumbers::stage)
-                .collect::<Option<_>>()?,
+            rope: Rope { scan, attend: draft.attend_rope.value()? },
+            stages: stages.iter().map(StageNumbers::stage).collect::<Option<_>>()?,
         })
     }
 
     /// Every word that has to be there is; one that is not is noted once and counts as wrong from then on.
     fn presence(&mut self, draft: &mut Draft<L>) {
-        let Draft {
-            here,
-            stages,
-            attend,
-            rope,
-            ..
-        } = draft;
+        let Draft { here, stages, attend, rope, .. } = draft;
         let last_stage = stages.last().map(|stage| stage.here.clone());
         if draft.sink.is_absent() {
             draft.sink = self.missing("sink", Place::Pipeline, &[here]);
@@ -230,68 +164,41 @@ impl<L: Clone> Rules<L> {
 
     fn missing<T>(&mut self, word: &str, place: Place, tokens: &[&Origin<L>]) -> Field<T> {
         if let Some(word) = place.word(word) {
-            self.broken(
-                Rule::MissingWord {
-                    word: word.name,
-                    place,
-                    example: word.example,
-                },
-                tokens,
-            );
+            self.broken(Rule::MissingWord { word: word.name, place, example: word.example }, tokens);
         }
         Field::Wrong
     }
 
     fn first_stage(&mut self, stages: &[StageNumbers<'_, L>]) {
         if let Some(keep) = stages.first().and_then(|stage| stage.draft.keep.given()) {
-            self.broken(
-                Rule::FirstStageWithKeep { keep: keep.value },
-                &[&keep.origin],
-            );
+            self.broken(Rule::FirstStageWithKeep { keep: keep.value }, &[&keep.origin]);
         }
     }
 
     fn later_stage(&mut self, before: &StageNumbers<'_, L>, stage: &StageNumbers<'_, L>) {
         if stage.draft.keep.is_absent() {
             let chunk = before.chunk.map_or(256, |chunk| chunk.value);
-            self.broken(
-                Rule::LaterStageWithoutKeep {
-                    example: chunk * 128,
-                },
-                &[&stage.draft.here],
-            );
+            self.broken(Rule::LaterStageWithoutKeep { example: chunk * 128 }, &[&stage.draft.here]);
         }
         if let (Some(keep), Some(chunk)) = (stage.draft.keep.given(), before.chunk)
             && !keep.value.is_multiple_of(chunk.value)
         {
             let ways = Ways::multiples("keep", keep.value, chunk.value, 1, MOST_TOKENS);
-            let rule = Rule::KeepNotMultiple {
-                keep: keep.value,
-                chunk: chunk.value,
-                ways,
-            };
+            let rule = Rule::KeepNotMultiple { keep: keep.value, chunk: chunk.value, ways };
             self.broken(rule, &[&keep.origin, &chunk.origin]);
         }
         if let (Some(chunk), Some(before)) = (stage.chunk, before.chunk)
             && !before.value.is_multiple_of(chunk.value)
         {
             let ways = Ways::divisors("chunk", chunk.value, before.value);
-            let rule = Rule::ChunkDoesNotDivide {
-                chunk: chunk.value,
-                before: before.value,
-                ways,
-            };
+            let rule = Rule::ChunkDoesNotDivide { chunk: chunk.value, before: before.value, ways };
             self.broken(rule, &[&chunk.origin, &before.origin]);
         }
         if let (Some(block), Some(block_before)) = (&stage.query_block, &before.query_block)
             && !block_before.value.is_multiple_of(block.value)
         {
             let ways = Ways::divisors("query_block", block.value, block_before.value);
-            let rule = Rule::QueryBlockDoesNotDivide {
-                query_block: block.value,
-                before: block_before.value,
-                ways,
-            };
+            let rule = Rule::QueryBlockDoesNotDivide { query_block: block.value, before: block_before.value, ways };
             let mut tokens = [&block.origin, &block_before.origin];
             if stage.draft.query_block.is_absent() {
                 tokens.reverse();
@@ -305,11 +212,7 @@ impl<L: Clone> Rules<L> {
             && !block.value.is_multiple_of(stride.value)
         {
             let ways = Ways::divisors("query_stride", stride.value, block.value);
-            let rule = Rule::StrideDoesNotDivide {
-                query_stride: stride.value,
-                query_block: block.value,
-                ways,
-            };
+            let rule = Rule::StrideDoesNotDivide { query_stride: stride.value, query_block: block.value, ways };
             self.broken(rule, &[&stride.origin, &block.origin]);
         }
     }
@@ -321,22 +224,14 @@ impl<L: Clone> Rules<L> {
             && !sink.value.is_multiple_of(chunk.value)
         {
             let ways = Ways::multiples("sink", sink.value, chunk.value, 0, MOST_TOKENS);
-            let rule = Rule::SinkNotMultiple {
-                sink: sink.value,
-                chunk: chunk.value,
-                ways,
-            };
+            let rule = Rule::SinkNotMultiple { sink: sink.value, chunk: chunk.value, ways };
             self.broken(rule, &[&sink.origin, &chunk.origin]);
         }
         // The scan admits a chunk up to `window − chunk` before the query, and a probe reads up to `chunk − 1` into it.
         if let (Some(window), Some(chunk)) = (draft.window.given(), first_chunk) {
             let least = 2 * chunk.value - 1;
             if window.value < least {
-                let rule = Rule::WindowTooShort {
-                    window: window.value,
-                    chunk: chunk.value,
-                    least,
-                };
+                let rule = Rule::WindowTooShort { window: window.value, chunk: chunk.value, least };
                 self.broken(rule, &[&window.origin, &chunk.origin]);
             }
         }
@@ -347,20 +242,13 @@ impl<L: Clone> Rules<L> {
             return;
         };
         let Some(last) = stages.last() else {
-            return self.broken(
-                Rule::LastCutWithoutStages { keep: keep.value },
-                &[&keep.origin],
-            );
+            return self.broken(Rule::LastCutWithoutStages { keep: keep.value }, &[&keep.origin]);
         };
         if let Some(chunk) = last.chunk
             && !keep.value.is_multiple_of(chunk.value)
         {
             let ways = Ways::multiples("keep", keep.value, chunk.value, 1, MOST_TOKENS);
-            let rule = Rule::LastCutNotMultiple {
-                keep: keep.value,
-                chunk: chunk.value,
-                ways,
-            };
+            let rule = Rule::LastCutNotMultiple { keep: keep.value, chunk: chunk.value, ways };
             self.broken(rule, &[&keep.origin, &chunk.origin]);
         }
     }
@@ -376,32 +264,18 @@ impl<L: Clone> Rules<L> {
             && attend.value == AttendRope::None
             && scan.value != ScanRope::None
         {
-            self.broken(
-                Rule::ScanOfRotatedCache { scan: word },
-                &[&scan.origin, &attend.origin],
-            );
+            self.broken(Rule::ScanOfRotatedCache { scan: word }, &[&scan.origin, &attend.origin]);
         }
     }
 
     fn range(&mut self, first: &Given<u32, L>, last: &Given<u32, L>, above: &[(u32, u32)]) {
         let (start, end) = (first.value, last.value);
         if end < start {
-            self.broken(
-                Rule::BackwardsRange {
-                    first: start,
-                    last: end,
-                },
-                &[&first.origin],
-            );
+            self.broken(Rule::BackwardsRange { first: start, last: end }, &[&first.origin]);
         }
         for &(other_first, other_last) in above {
             if start <= other_last && other_first <= end {
-                let rule = Rule::OverlappingLayers {
-                    first: start,
-                    last: end,
-                    other_first,
-                    other_last,
-                };
+                let rule = Rule::OverlappingLayers { first: start, last: end, other_first, other_last };
                 self.broken(rule, &[&first.origin]);
             }
         }
@@ -411,22 +285,13 @@ impl<L: Clone> Rules<L> {
 impl<'d, L: Clone> StageNumbers<'d, L> {
     fn new(draft: &'d StageDraft<L>, query_block: Option<&Given<u32, L>>) -> Self {
         let or = |field: &Number<L>, default| {
-            if field.is_absent() {
-                Some(default)
-            } else {
-                field.value()
-            }
+            if field.is_absent() { Some(default) } else { field.value() }
         };
         Self {
             draft,
             chunk: draft.chunk.given(),
             query_stride: or(&draft.query_stride, QUERY_STRIDE),
-            query_block: if draft.query_block.is_absent() {
-                query_block
-            } else {
-                draft.query_block.given()
-            }
-            .cloned(),
+            query_block: if draft.query_block.is_absent() { query_block } else { draft.query_block.given() }.cloned(),
             refresh: or(&draft.refresh, REFRESH),
         }
     }

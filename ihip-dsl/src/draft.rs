@@ -114,10 +114,7 @@ impl<T: Copy, L> Field<Given<T, L>> {
 impl<L: Clone> Draft<L> {
     fn new(at: L) -> Self {
         Self {
-            here: Origin {
-                at,
-                inherited: false,
-            },
+            here: Origin { at, inherited: false },
             query_block: Field::Absent,
             sink: Field::Absent,
             window: Field::Absent,
@@ -140,11 +137,7 @@ impl<L: Clone> Draft<L> {
             query_block: changes.query_block.or(base.query_block),
             sink: changes.sink.or(base.sink),
             window: changes.window.or(base.window),
-            stages: if changes.stages.is_empty() {
-                base.stages
-            } else {
-                changes.stages
-            },
+            stages: if changes.stages.is_empty() { base.stages } else { changes.stages },
             keep: changes.keep.or(base.keep),
             attend: changes.attend.or(base.attend),
             rope: changes.rope.or(base.rope),
@@ -155,24 +148,12 @@ impl<L: Clone> Draft<L> {
     }
 
     fn inherit(&mut self) {
-        for number in [
-            &mut self.query_block,
-            &mut self.sink,
-            &mut self.window,
-            &mut self.keep,
-        ] {
+        for number in [&mut self.query_block, &mut self.sink, &mut self.window, &mut self.keep] {
             number.inherit();
         }
         for stage in &mut self.stages {
             stage.here.inherited = true;
-            let StageDraft {
-                keep,
-                chunk,
-                query_stride,
-                query_block,
-                refresh,
-                ..
-            } = stage;
+            let StageDraft { keep, chunk, query_stride, query_block, refresh, .. } = stage;
             for number in [keep, chunk, query_stride, query_block, refresh] {
                 number.inherit();
             }
@@ -195,10 +176,7 @@ impl<L: Clone> Reader<'_, L> {
     pub(crate) fn draft(&mut self, at: L, items: &[Item<L>], place: Place) -> Draft<L> {
         let mut draft = Draft::new(at);
         for (word, item) in self.words(items, place) {
-            let here = Origin {
-                at: item.word.at.clone(),
-                inherited: false,
-            };
+            let here = Origin { at: item.word.at.clone(), inherited: false };
             match word.name {
                 "query_block" => draft.query_block = self.number(word, item),
                 "sink" => draft.sink = self.number(word, item),
@@ -230,14 +208,7 @@ impl<L: Clone> Reader<'_, L> {
             query_block: Field::Absent,
             refresh: Field::Absent,
         };
-        let StageDraft {
-            keep,
-            chunk,
-            query_stride,
-            query_block,
-            refresh,
-            ..
-        } = &mut stage;
+        let StageDraft { keep, chunk, query_stride, query_block, refresh, .. } = &mut stage;
         let Some(items) = self.block(word, item) else {
             for field in [keep, chunk, query_stride, query_block, refresh] {
                 *field = Field::Wrong;
@@ -268,11 +239,7 @@ impl<L: Clone> Reader<'_, L> {
         keep
     }
 
-    fn rope(
-        &mut self,
-        word: &'static Word,
-        item: &Item<L>,
-    ) -> (Choice<ScanRope, L>, Choice<AttendRope, L>) {
+    fn rope(&mut self, word: &'static Word, item: &Item<L>) -> (Choice<ScanRope, L>, Choice<AttendRope, L>) {
         let Some(items) = self.block(word, item) else {
             return (Field::Wrong, Field::Wrong);
         };
@@ -288,31 +255,18 @@ impl<L: Clone> Reader<'_, L> {
 
     fn layers(&mut self, word: &'static Word, item: &Item<L>) -> Option<LayersDraft<L>> {
         let Value::Layers { first, last, items } = &item.value else {
-            self.errors.push(
-                item.word.at.clone(),
-                Rule::NotLayers {
-                    example: word.example,
-                },
-            );
+            self.errors.push(item.word.at.clone(), Rule::NotLayers { example: word.example });
             return None;
         };
         let mut layer = |scalar| self.bounded(word, 0, MOST_LAYER, scalar);
         let (first, last) = (layer(first), layer(last));
         let changes = self.draft(item.word.at.clone(), items, Place::Layers);
-        Some(LayersDraft {
-            first,
-            last,
-            changes,
-        })
+        Some(LayersDraft { first, last, changes })
     }
 
     /// The items whose words may stand in `place`. A misspelled word counts as the one it was meant to be, so that
     /// nothing is said to be missing on its account.
-    fn words<'i>(
-        &mut self,
-        items: &'i [Item<L>],
-        place: Place,
-    ) -> Vec<(&'static Word, &'i Item<L>)> {
+    fn words<'i>(&mut self, items: &'i [Item<L>], place: Place) -> Vec<(&'static Word, &'i Item<L>)> {
         let mut read: Vec<(&'static Word, &Item<L>)> = Vec::new();
         for item in items {
             let Located { value: name, at } = &item.word;
@@ -322,13 +276,7 @@ impl<L: Clone> Reader<'_, L> {
             if word.repeats || read.iter().all(|(known, _)| *known != word) {
                 read.push((word, item));
             } else if word.name == name {
-                self.errors.push(
-                    at.clone(),
-                    Rule::RepeatedWord {
-                        word: word.name,
-                        place,
-                    },
-                );
+                self.errors.push(at.clone(), Rule::RepeatedWord { word: word.name, place });
             }
         }
         read
@@ -338,11 +286,7 @@ impl<L: Clone> Reader<'_, L> {
     fn unknown(&mut self, name: &str, at: &L, place: Place) -> Option<&'static Word> {
         let meant = place.nearest(name);
         let rule = match Place::home(name) {
-            Some((home, word)) => Rule::MisplacedWord {
-                word: word.name,
-                place,
-                home,
-            },
+            Some((home, word)) => Rule::MisplacedWord { word: word.name, place, home },
             None => Rule::UnknownWord {
                 word: name.to_owned(),
                 place,
@@ -368,66 +312,30 @@ impl<L: Clone> Reader<'_, L> {
         }
     }
 
-    fn bounded(
-        &mut self,
-        word: &'static Word,
-        least: u32,
-        most: u32,
-        scalar: &Located<Scalar, L>,
-    ) -> Number<L> {
+    fn bounded(&mut self, word: &'static Word, least: u32, most: u32, scalar: &Located<Scalar, L>) -> Number<L> {
         let Located { value, at } = scalar;
         let Scalar::Number(number) = *value else {
             return self.not_a_number(word, least, most, at, value.to_string());
         };
         let rule = match u32::try_from(number) {
             Ok(value) if (least..=most).contains(&value) => {
-                return Field::Given(Given {
-                    value,
-                    origin: Origin {
-                        at: at.clone(),
-                        inherited: false,
-                    },
-                });
+                return Field::Given(Given { value, origin: Origin { at: at.clone(), inherited: false } });
             }
-            Ok(value) if value < least => Rule::Zero {
-                word: word.name,
-                least,
-                most,
-            },
-            _ => Rule::TooLarge {
-                word: word.name,
-                number,
-                most,
-            },
+            Ok(value) if value < least => Rule::Zero { word: word.name, least, most },
+            _ => Rule::TooLarge { word: word.name, number, most },
         };
         self.errors.push(at.clone(), rule);
         Field::Wrong
     }
 
-    fn not_a_number<T>(
-        &mut self,
-        word: &'static Word,
-        least: u32,
-        most: u32,
-        at: &L,
-        found: String,
-    ) -> Field<T> {
-        let rule = Rule::NotANumber {
-            word: word.name,
-            found,
-            least,
-            most,
-            example: word.example,
-        };
+    fn not_a_number<T>(&mut self, word: &'static Word, least: u32, most: u32, at: &L, found: String) -> Field<T> {
+        let rule = Rule::NotANumber { word: word.name, found, least, most, example: word.example };
         self.errors.push(at.clone(), rule);
         Field::Wrong
     }
 
     fn missing_value<T>(&mut self, word: &'static Word, item: &Item<L>) -> Field<T> {
-        let rule = Rule::MissingValue {
-            word: word.name,
-            example: word.example,
-        };
+        let rule = Rule::MissingValue { word: word.name, example: word.example };
         self.errors.push(item.word.at.clone(), rule);
         Field::Wrong
     }
@@ -439,21 +347,10 @@ impl<L: Clone> Reader<'_, L> {
             Value::Block(_) | Value::Layers { .. } => ("{ … }".to_owned(), &item.word.at),
         };
         if let Some(value) = M::from_word(&mode) {
-            return Field::Given(Given {
-                value,
-                origin: Origin {
-                    at: at.clone(),
-                    inherited: false,
-                },
-            });
+            return Field::Given(Given { value, origin: Origin { at: at.clone(), inherited: false } });
         }
         let known = M::words();
-        let rule = Rule::UnknownMode {
-            word: word.name,
-            nearest: nearest(&mode, &known),
-            mode,
-            known,
-        };
+        let rule = Rule::UnknownMode { word: word.name, nearest: nearest(&mode, &known), mode, known };
         self.errors.push(at.clone(), rule);
         Field::Wrong
     }
@@ -462,10 +359,7 @@ impl<L: Clone> Reader<'_, L> {
         if let Value::Block(items) = &item.value {
             return Some(items);
         }
-        let rule = Rule::NotABlock {
-            word: word.name,
-            example: word.example,
-        };
+        let rule = Rule::NotABlock { word: word.name, example: word.example };
         self.errors.push(item.word.at.clone(), rule);
         None
     }

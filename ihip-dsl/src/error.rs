@@ -61,9 +61,7 @@ pub enum Rule {
 
     // Names.
     /// A name that kernels cannot bear.
-    #[error(
-        "`{name}` becomes part of kernel names: use ASCII letters, digits and `_`, a letter first"
-    )]
+    #[error("`{name}` becomes part of kernel names: use ASCII letters, digits and `_`, a letter first")]
     InvalidName {
         /// The name.
         name: String,
@@ -125,9 +123,7 @@ pub enum Rule {
 
     // Values.
     /// Something else than a number.
-    #[error(
-        "`{word}` takes a whole number from {least} to {most}, not `{found}`: write it such as `{example}`"
-    )]
+    #[error("`{word}` takes a whole number from {least} to {most}, not `{found}`: write it such as `{example}`")]
     NotANumber {
         /// The word.
         word: &'static str,
@@ -183,9 +179,7 @@ pub enum Rule {
 
     // Stages.
     /// The first stage names a budget for its input.
-    #[error(
-        "`keep {keep}` has no stage before it: the first stage sees every key, so remove it or add a stage above"
-    )]
+    #[error("`keep {keep}` has no stage before it: the first stage sees every key, so remove it or add a stage above")]
     FirstStageWithKeep {
         /// Tokens kept.
         keep: u32,
@@ -209,9 +203,7 @@ pub enum Rule {
         ways: Ways,
     },
     /// A chunk is cut into whole chunks.
-    #[error(
-        "`chunk {chunk}` does not divide {before}, the chunk of the stage before: write {ways}"
-    )]
+    #[error("`chunk {chunk}` does not divide {before}, the chunk of the stage before: write {ways}")]
     ChunkDoesNotDivide {
         /// Tokens of a chunk.
         chunk: u32,
@@ -221,9 +213,7 @@ pub enum Rule {
         ways: Ways,
     },
     /// Queries are averaged in whole groups.
-    #[error(
-        "`query_stride {query_stride}` does not divide {query_block}, the query block of its stage: write {ways}"
-    )]
+    #[error("`query_stride {query_stride}` does not divide {query_block}, the query block of its stage: write {ways}")]
     StrideDoesNotDivide {
         /// Queries averaged.
         query_stride: u32,
@@ -233,9 +223,7 @@ pub enum Rule {
         ways: Ways,
     },
     /// A query block is split into whole query blocks.
-    #[error(
-        "`query_block {query_block}` does not divide {before}, the query block of the stage before: write {ways}"
-    )]
+    #[error("`query_block {query_block}` does not divide {before}, the query block of the stage before: write {ways}")]
     QueryBlockDoesNotDivide {
         /// Queries of a block.
         query_block: u32,
@@ -353,22 +341,14 @@ impl Ways {
     pub fn multiples(word: &'static str, number: u32, of: u32, least: u32, most: u32) -> Self {
         let below = number / of * of;
         let allowed = |number: &u32| (least..=most).contains(number);
-        Self {
-            word,
-            below: Some(below).filter(allowed),
-            above: below.checked_add(of).filter(allowed),
-        }
+        Self { word, below: Some(below).filter(allowed), above: below.checked_add(of).filter(allowed) }
     }
 
     /// Divisors of `of` around `number`, which is none.
     #[must_use]
     pub fn divisors(word: &'static str, number: u32, of: u32) -> Self {
         let divides = |candidate: &u32| of.is_multiple_of(*candidate);
-        Self {
-            word,
-            below: (1..number.min(of + 1)).rev().find(divides),
-            above: (number..=of).find(divides),
-        }
+        Self { word, below: (1..number.min(of + 1)).rev().find(divides), above: (number..=of).find(divides) }
     }
 
     /// The numbers, smaller first.
@@ -404,11 +384,7 @@ fn suggestion(nearest: Option<&str>, known: &[&str]) -> String {
 }
 
 fn range(first: u32, last: u32) -> String {
-    if first == last {
-        first.to_string()
-    } else {
-        format!("{first}..={last}")
-    }
+    if first == last { first.to_string() } else { format!("{first}..={last}") }
 }
 
 impl<L> Errors<L> {
@@ -442,14 +418,7 @@ impl<L> Errors<L> {
     /// The same errors with other locations, in the order of those.
     #[must_use]
     pub fn locate<M: Ord>(self, at: impl Fn(L) -> M) -> Errors<M> {
-        let mut errors: Vec<_> = self
-            .0
-            .into_iter()
-            .map(|error| Error {
-                at: at(error.at),
-                rule: error.rule,
-            })
-            .collect();
+        let mut errors: Vec<_> = self.0.into_iter().map(|error| Error { at: at(error.at), rule: error.rule }).collect();
         errors.sort_by(|a, b| a.at.cmp(&b.at));
         Errors(errors)
     }
@@ -459,11 +428,7 @@ impl<L> Errors<L> {
     /// # Errors
     /// These errors, if there are any.
     pub fn or<T>(self, value: T) -> Result<T, Self> {
-        if self.is_empty() {
-            Ok(value)
-        } else {
-            Err(self)
-        }
+        if self.is_empty() { Ok(value) } else { Err(self) }
     }
 }
 

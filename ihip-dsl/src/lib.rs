@@ -18,6 +18,7 @@ pub mod macro_support;
 pub mod parse;
 pub mod pipeline;
 pub mod plan;
+pub mod reference;
 pub mod words;
 
 pub use error::{Errors, Position, Rule};

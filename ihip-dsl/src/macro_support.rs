@@ -17,20 +17,13 @@ use crate::{AttendRope, LayerPruning, LayerRange, Pipeline, Rope, ScanRope, Stag
 /// wherever the type is used.
 #[must_use]
 pub fn expand(tokens: TokenStream) -> TokenStream {
-    let Declarations {
-        declarations,
-        mut errors,
-    } = declarations(tokens);
-    errors.append(check::names(
-        declarations.iter().map(|written| &written.declaration.name),
-    ));
+    let Declarations { declarations, mut errors } = declarations(tokens);
+    errors.append(check::names(declarations.iter().map(|written| &written.declaration.name)));
     let mut names = BTreeSet::new();
     let mut types = TokenStream::new();
     for mut written in declarations {
         errors.append(std::mem::take(&mut written.errors));
-        let pipeline = check::check(&written.declaration)
-            .map_err(|found| errors.append(found))
-            .ok();
+        let pipeline = check::check(&written.declaration).map_err(|found| errors.append(found)).ok();
         if names.insert(written.declaration.name.value.clone()) {
             types.extend(pruning_type(&written, pipeline.as_ref()));
         }
@@ -43,23 +36,12 @@ pub fn expand(tokens: TokenStream) -> TokenStream {
 fn compile_errors(errors: Errors<Span>) -> TokenStream {
     let mut errors: Vec<_> = errors.into_iter().collect();
     errors.sort_by_key(|error| (error.at.start().line, error.at.start().column));
-    errors
-        .into_iter()
-        .map(|Error { at, rule }| syn::Error::new(at, rule).into_compile_error())
-        .collect()
+    errors.into_iter().map(|Error { at, rule }| syn::Error::new(at, rule).into_compile_error()).collect()
 }
 
 fn pruning_type(written: &Written, pipeline: Option<&Pipeline>) -> TokenStream {
-    let Written {
-        attributes,
-        visibility,
-        ident,
-        ..
-    } = written;
-    let conditions: Vec<_> = attributes
-        .iter()
-        .filter(|attribute| attribute.path().is_ident("cfg"))
-        .collect();
+    let Written { attributes, visibility, ident, .. } = written;
+    let conditions: Vec<_> = attributes.iter().filter(|attribute| attribute.path().is_ident("cfg")).collect();
     let description = description(pipeline.unwrap_or(&stand_in()));
     let registration = pipeline.map(|_| {
         quote! {
@@ -95,49 +77,24 @@ fn stand_in() -> Pipeline {
         query_block: 1,
         stages: Cow::Borrowed(&[]),
         keep: 0,
-        rope: Rope {
-            scan: ScanRope::None,
-            attend: AttendRope::None,
-        },
+        rope: Rope { scan: ScanRope::None, attend: AttendRope::None },
     };
-    Pipeline::from_checked(
-        Cow::Borrowed(""),
-        Cow::Borrowed(""),
-        base,
-        Cow::Borrowed(&[]),
-    )
+    Pipeline::from_checked(Cow::Borrowed(""), Cow::Borrowed(""), base, Cow::Borrowed(&[]))
 }
 
 fn description(pipeline: &Pipeline) -> TokenStream {
-    let (name, doc, base) = (
-        pipeline.name(),
-        pipeline.doc(),
-        layer_pruning(pipeline.base()),
-    );
-    let overrides = pipeline.overrides().iter().map(
-        |LayerRange {
-             first,
-             last,
-             pruning,
-         }| {
-            let pruning = layer_pruning(pruning);
-            quote! { LayerRange { first: #first, last: #last, pruning: #pruning } }
-        },
-    );
+    let (name, doc, base) = (pipeline.name(), pipeline.doc(), layer_pruning(pipeline.base()));
+    let overrides = pipeline.overrides().iter().map(|LayerRange { first, last, pruning }| {
+        let pruning = layer_pruning(pruning);
+        quote! { LayerRange { first: #first, last: #last, pruning: #pruning } }
+    });
     quote! {
         Pipeline::from_checked(Cow::Borrowed(#name), Cow::Borrowed(#doc), #base, Cow::Borrowed(&[#(#overrides),*]))
     }
 }
 
 fn layer_pruning(pruning: &LayerPruning) -> TokenStream {
-    let LayerPruning {
-        sink,
-        window,
-        query_block,
-        stages,
-        keep,
-        rope: Rope { scan, attend },
-    } = pruning;
+    let LayerPruning { sink, window, query_block, stages, keep, rope: Rope { scan, attend } } = pruning;
     let stages = stages.iter().map(stage);
     let (scan, attend) = (format_ident!("{scan:?}"), format_ident!("{attend:?}"));
     quote! {
@@ -153,13 +110,7 @@ fn layer_pruning(pruning: &LayerPruning) -> TokenStream {
 }
 
 fn stage(stage: &Stage) -> TokenStream {
-    let Stage {
-        keep,
-        chunk,
-        query_block,
-        query_stride,
-        refresh,
-    } = stage;
+    let Stage { keep, chunk, query_block, query_stride, refresh } = stage;
     let keep = match keep {
         Some(keep) => quote! { Option::Some(#keep) },
         None => quote! { Option::None },

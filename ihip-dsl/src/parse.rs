@@ -50,9 +50,7 @@ pub fn declarations(tokens: TokenStream) -> Declarations {
         // Every mistake has a rule of its own; this one is for what only the parser library knows.
         Err(error) => {
             let mut declarations = Declarations::default();
-            declarations
-                .errors
-                .push(error.span(), unexpected(error.to_string(), "a declaration"));
+            declarations.errors.push(error.span(), unexpected(error.to_string(), "a declaration"));
             declarations
         }
     }
@@ -65,28 +63,15 @@ pub fn declarations(tokens: TokenStream) -> Declarations {
 pub fn parse_str(text: &str) -> Result<Vec<Pipeline>, Errors<Position>> {
     let tokens = text.parse::<TokenStream>().map_err(|error| {
         let at = position(error.span());
-        let rest = text
-            .lines()
-            .nth(at.line - 1)
-            .unwrap_or_default()
-            .chars()
-            .skip(at.column - 1);
+        let rest = text.lines().nth(at.line - 1).unwrap_or_default().chars().skip(at.column - 1);
         let mut errors = Errors::new();
         let expected = "a word, a number or a brace that is closed again";
-        errors.push(
-            at,
-            unexpected(rest.take_while(|c| !c.is_whitespace()).collect(), expected),
-        );
+        errors.push(at, unexpected(rest.take_while(|c| !c.is_whitespace()).collect(), expected));
         errors
     })?;
-    let Declarations {
-        declarations,
-        mut errors,
-    } = declarations(tokens);
+    let Declarations { declarations, mut errors } = declarations(tokens);
     let mut pipelines = Vec::with_capacity(declarations.len());
-    errors.append(check::names(
-        declarations.iter().map(|written| &written.declaration.name),
-    ));
+    errors.append(check::names(declarations.iter().map(|written| &written.declaration.name)));
     for written in declarations {
         errors.append(written.errors);
         match check::check(&written.declaration) {
@@ -99,10 +84,7 @@ pub fn parse_str(text: &str) -> Result<Vec<Pipeline>, Errors<Position>> {
 
 fn position(span: Span) -> Position {
     let start = span.start();
-    Position {
-        line: start.line,
-        column: start.column + 1,
-    }
+    Position { line: start.line, column: start.column + 1 }
 }
 
 fn unexpected(found: String, expected: &'static str) -> Rule {
@@ -114,33 +96,18 @@ impl Parse for Declarations {
         let mut this = Self::default();
         while !input.is_empty() {
             match Header::parse(input, &mut this.errors) {
-                Some(Header {
-                    attributes,
-                    visibility,
-                    ident,
-                }) => {
-                    let mut reader = Reader {
-                        errors: Errors::new(),
-                    };
+                Some(Header { attributes, visibility, ident }) => {
+                    let mut reader = Reader { errors: Errors::new() };
                     let content;
                     braced!(content in input);
                     let items = reader.items(&content, ';')?;
                     let declaration = Declaration {
-                        name: Located {
-                            value: ident.unraw().to_string(),
-                            at: ident.span(),
-                        },
+                        name: Located { value: ident.unraw().to_string(), at: ident.span() },
                         doc: doc(&attributes),
                         items,
                     };
                     let errors = reader.errors;
-                    this.declarations.push(Written {
-                        attributes,
-                        visibility,
-                        ident,
-                        declaration,
-                        errors,
-                    });
+                    this.declarations.push(Written { attributes, visibility, ident, declaration, errors });
                 }
                 None => skip_block(input)?,
             }
@@ -169,20 +136,10 @@ impl Header {
         expect(attributes.is_ok(), "an attribute such as `/// …`")?;
         let visibility = input.parse::<Visibility>();
         expect(visibility.is_ok(), "`pub` or `pub(crate)`")?;
-        expect(
-            input.peek(Ident),
-            "the name of a pipeline, as in `pub Name { … }`,",
-        )?;
+        expect(input.peek(Ident), "the name of a pipeline, as in `pub Name { … }`,")?;
         let ident = input.parse().ok()?;
-        expect(
-            input.peek(token::Brace),
-            "`{` with the words of the pipeline",
-        )?;
-        Some(Self {
-            attributes: attributes.ok()?,
-            visibility: visibility.ok()?,
-            ident,
-        })
+        expect(input.peek(token::Brace), "`{` with the words of the pipeline")?;
+        Some(Self { attributes: attributes.ok()?, visibility: visibility.ok()?, ident })
     }
 }
 
@@ -197,18 +154,12 @@ impl Reader {
         let mut items = Vec::new();
         while !input.is_empty() {
             if !input.peek(Ident::peek_any) {
-                self.errors.push(
-                    input.span(),
-                    unexpected(next(input), "a word of the language or `}`"),
-                );
+                self.errors.push(input.span(), unexpected(next(input), "a word of the language or `}`"));
                 skip_item(input)?;
                 continue;
             }
             let ident = input.call(Ident::parse_any)?;
-            let word = Located {
-                value: ident.unraw().to_string(),
-                at: ident.span(),
-            };
+            let word = Located { value: ident.unraw().to_string(), at: ident.span() };
             let value = self.value(input, &word.value)?;
             match &value {
                 Value::Scalar(scalar) => self.separator(input, separator, &word, scalar)?,
@@ -239,10 +190,7 @@ impl Reader {
         let items = if input.peek(token::Brace) {
             self.block(input, word, ';')?
         } else {
-            self.errors.push(
-                input.span(),
-                unexpected(next(input), "`{` after the layers"),
-            );
+            self.errors.push(input.span(), unexpected(next(input), "`{` after the layers"));
             skip_item(input)?;
             Vec::new()
         };
@@ -251,12 +199,7 @@ impl Reader {
     }
 
     /// The items between braces; those of an unknown word are separated by `otherwise`.
-    fn block(
-        &mut self,
-        input: ParseStream<'_>,
-        word: &str,
-        otherwise: char,
-    ) -> syn::Result<Vec<Item<Span>>> {
+    fn block(&mut self, input: ParseStream<'_>, word: &str, otherwise: char) -> syn::Result<Vec<Item<Span>>> {
         let separator = match Place::Pipeline.word(word).map(|word| word.takes) {
             Some(Takes::Block(_)) => ',',
             Some(Takes::Layers(_)) => ';',
@@ -283,21 +226,12 @@ impl Reader {
             return Ok(None);
         };
         if input.is_empty() || at_separator(input) || input.peek(token::Brace) {
-            self.errors
-                .push(input.span(), unexpected(next(input), "the last layer"));
+            self.errors.push(input.span(), unexpected(next(input), "the last layer"));
             return Ok(Some(first.clone()));
         }
         let last = scalar(input)?;
-        if let (true, Scalar::Number(first), Scalar::Number(end)) =
-            (half_open, &first.value, &last.value)
-        {
-            self.errors.push(
-                last.at,
-                Rule::HalfOpenRange {
-                    first: *first,
-                    end: *end,
-                },
-            );
+        if let (true, Scalar::Number(first), Scalar::Number(end)) = (half_open, &first.value, &last.value) {
+            self.errors.push(last.at, Rule::HalfOpenRange { first: *first, end: *end });
         }
         Ok(Some(last))
     }
@@ -318,23 +252,16 @@ impl Reader {
         } else {
             None
         };
-        if follows == Some(separator) || (input.is_empty() && follows.is_none() && separator == ',')
-        {
+        if follows == Some(separator) || (input.is_empty() && follows.is_none() && separator == ',') {
             return Ok(());
         }
         if follows.is_none() && !input.is_empty() && !input.peek(Ident::peek_any) {
-            let expected = if separator == ';' {
-                "`;`"
-            } else {
-                "`,` or `}`"
-            };
-            self.errors
-                .push(input.span(), unexpected(next(input), expected));
+            let expected = if separator == ';' { "`;`" } else { "`,` or `}`" };
+            self.errors.push(input.span(), unexpected(next(input), expected));
             return skip_item(input);
         }
         let after = format!("{} {}", word.value, scalar.value);
-        self.errors
-            .push(scalar.at, Rule::MissingSeparator { after, separator });
+        self.errors.push(scalar.at, Rule::MissingSeparator { after, separator });
         Ok(())
     }
 }
@@ -408,18 +335,13 @@ fn skip_block(input: ParseStream<'_>) -> syn::Result<()> {
 fn doc(attributes: &[Attribute]) -> String {
     let line = |attribute: &Attribute| match &attribute.meta {
         Meta::NameValue(meta) if meta.path.is_ident("doc") => match &meta.value {
-            Expr::Lit(ExprLit {
-                lit: Lit::Str(text),
-                ..
-            }) => Some(text.value()),
+            Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => Some(text.value()),
             _ => None,
         },
         _ => None,
     };
     let lines: Vec<_> = attributes.iter().filter_map(line).collect();
     let lines = lines.iter().flat_map(|text| text.split('\n'));
-    let lines: Vec<_> = lines
-        .map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end())
-        .collect();
+    let lines: Vec<_> = lines.map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end()).collect();
     lines.join("\n").trim().to_owned()
 }

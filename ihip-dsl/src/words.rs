@@ -70,30 +70,15 @@ pub const QUERY_STRIDE: u32 = 1;
 pub const REFRESH: u32 = 1;
 
 const fn number(name: &'static str, least: u32, most: u32, example: &'static str) -> Word {
-    Word {
-        name,
-        takes: Takes::Number { least, most },
-        example,
-        repeats: false,
-    }
+    Word { name, takes: Takes::Number { least, most }, example, repeats: false }
 }
 
 const fn block(name: &'static str, place: Place, example: &'static str, repeats: bool) -> Word {
-    Word {
-        name,
-        takes: Takes::Block(place),
-        example,
-        repeats,
-    }
+    Word { name, takes: Takes::Block(place), example, repeats }
 }
 
 const fn mode(name: &'static str, example: &'static str) -> Word {
-    Word {
-        name,
-        takes: Takes::Mode,
-        example,
-        repeats: false,
-    }
+    Word { name, takes: Takes::Mode, example, repeats: false }
 }
 
 const PIPELINE: [Word; 7] = [
@@ -102,12 +87,7 @@ const PIPELINE: [Word; 7] = [
     number("window", 1, MOST_TOKENS, "window 1024;"),
     block("stage", Place::Stage, "stage { chunk 256 }", true),
     block("attend", Place::Attend, "attend { keep 2048 }", false),
-    block(
-        "rope",
-        Place::Rope,
-        "rope { scan relative, attend streaming }",
-        false,
-    ),
+    block("rope", Place::Rope, "rope { scan relative, attend streaming }", false),
     Word {
         name: "layers",
         takes: Takes::Layers(Place::Layers),
@@ -126,19 +106,10 @@ const STAGE: [Word; 5] = [
 
 const ATTEND: [Word; 1] = [number("keep", 1, MOST_TOKENS, "keep 2048")];
 
-const ROPE: [Word; 2] = [
-    mode("scan", "scan relative"),
-    mode("attend", "attend streaming"),
-];
+const ROPE: [Word; 2] = [mode("scan", "scan relative"), mode("attend", "attend streaming")];
 
 impl Place {
-    const ALL: [Self; 5] = [
-        Self::Pipeline,
-        Self::Layers,
-        Self::Stage,
-        Self::Attend,
-        Self::Rope,
-    ];
+    const ALL: [Self; 5] = [Self::Pipeline, Self::Layers, Self::Stage, Self::Attend, Self::Rope];
 
     /// The words that may stand here, in the order they are usually written.
     #[must_use]
@@ -168,9 +139,7 @@ impl Place {
     /// The first place where `name` may stand, and the word it is there.
     #[must_use]
     pub fn home(name: &str) -> Option<(Self, &'static Word)> {
-        Self::ALL
-            .into_iter()
-            .find_map(|place| Some((place, place.word(name)?)))
+        Self::ALL.into_iter().find_map(|place| Some((place, place.word(name)?)))
     }
 }
 

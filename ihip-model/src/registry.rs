@@ -17,10 +17,7 @@ impl Entry {
     #[doc(hidden)]
     #[must_use]
     pub const fn new<P: Pruning>(module: &'static str) -> Self {
-        Self {
-            pipeline: P::pipeline,
-            module,
-        }
+        Self { pipeline: P::pipeline, module }
     }
 }
 
@@ -39,10 +36,7 @@ pub struct DuplicateName {
 /// Every pipeline, sorted by name.
 #[must_use]
 pub fn all() -> Vec<&'static Pipeline> {
-    entries()
-        .into_iter()
-        .map(|entry| (entry.pipeline)())
-        .collect()
+    entries().into_iter().map(|entry| (entry.pipeline)()).collect()
 }
 
 /// The pipeline called `name`, letter for letter.
@@ -59,12 +53,7 @@ pub fn nearest(name: &str) -> Vec<&'static str> {
     let name = name.to_lowercase();
     let mut names: Vec<_> = all()
         .into_iter()
-        .map(|pipeline| {
-            (
-                strsim::jaro_winkler(&name, &pipeline.name().to_lowercase()),
-                pipeline.name(),
-            )
-        })
+        .map(|pipeline| (strsim::jaro_winkler(&name, &pipeline.name().to_lowercase()), pipeline.name()))
         .filter(|(similarity, _)| *similarity >= SIMILAR)
         .collect();
     names.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -89,11 +78,7 @@ fn distinct(sorted: &[&Entry]) -> Result<(), DuplicateName> {
     for pair in sorted.windows(2) {
         let (name, next) = ((pair[0].pipeline)().name(), (pair[1].pipeline)().name());
         if name == next {
-            return Err(DuplicateName {
-                name,
-                first: pair[0].module,
-                second: pair[1].module,
-            });
+            return Err(DuplicateName { name, first: pair[0].module, second: pair[1].module });
         }
     }
     Ok(())
@@ -109,10 +94,7 @@ mod tests {
         let names: Vec<_> = all().into_iter().map(ihip_dsl::Pipeline::name).collect();
         assert_eq!(names, ["Paper3k", "Paper3kFast", "Paper3kFlash", "Paper5k"]);
         assert_eq!(verify(), Ok(()));
-        assert_eq!(
-            find("Paper5k").map(ihip_dsl::Pipeline::name),
-            Some("Paper5k")
-        );
+        assert_eq!(find("Paper5k").map(ihip_dsl::Pipeline::name), Some("Paper5k"));
     }
 
     #[test]
@@ -125,20 +107,9 @@ mod tests {
 
     #[test]
     fn two_pipelines_of_one_name_are_told_apart_by_their_modules() {
-        let entries = [
-            Entry::new::<Paper3k>("one"),
-            Entry::new::<Paper3k>("two"),
-            Entry::new::<Paper5k>("two"),
-        ];
+        let entries = [Entry::new::<Paper3k>("one"), Entry::new::<Paper3k>("two"), Entry::new::<Paper5k>("two")];
         let error = distinct(&entries.iter().collect::<Vec<_>>()).unwrap_err();
-        assert_eq!(
-            error,
-            DuplicateName {
-                name: "Paper3k",
-                first: "one",
-                second: "two"
-            }
-        );
+        assert_eq!(error, DuplicateName { name: "Paper3k", first: "one", second: "two" });
         assert_eq!(
             error.to_string(),
             "two pipelines are called Paper3k, one in one and one in two: rename one of them"
