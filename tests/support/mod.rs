@@ -1,0 +1,4 @@
+//! One module for each thing that tests share.
+
+pub mod golden;
+pub mod nvrtc;
