@@ -1,9 +1,9 @@
 //! Where a text comes from: an argument, a file or standard input.
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -59,7 +59,7 @@ impl Prompt {
     pub(super) fn read(&self) -> Result<String> {
         let text = match (&self.prompt, &self.prompt_file) {
             (Some(text), _) => text.clone(),
-            (None, Some(path)) => read_file(path.clone())?,
+            (None, Some(path)) => read_file(path)?,
             (None, None) => read_standard_input()?,
         };
         if text.is_empty() { Err(Error::EmptyPrompt { input: self.source() }) } else { Ok(text) }
@@ -78,14 +78,12 @@ pub(super) fn read_standard_input() -> Result<String> {
     read_text(&mut input, Source::StandardInput)
 }
 
-fn read_file(path: PathBuf) -> Result<String> {
-    let input = Source::File(path.clone());
-    let failed = |source| Error::ReadPrompt { input: input.clone(), source };
-    if fs::metadata(&path).map_err(failed)?.is_dir() {
-        return Err(Error::PromptIsDirectory { input });
+fn read_file(path: &Path) -> Result<String> {
+    let input = Source::File(path.into());
+    match File::open(path) {
+        Ok(mut file) => read_text(&mut file, input),
+        Err(source) => Err(Error::ReadPrompt { input, source }),
     }
-    let mut file = File::open(&path).map_err(failed)?;
-    read_text(&mut file, input)
 }
 
 fn read_text(reader: &mut dyn Read, input: Source) -> Result<String> {
