@@ -65,4 +65,10 @@ pub enum Error {
         /// The model file.
         path: PathBuf,
     },
+    /// The device failed, or has not got what was asked of it.
+    #[error(transparent)]
+    Runtime(#[from] ihip_runtime::Error),
+    /// Somebody asked to stop.
+    #[error("interrupted")]
+    Interrupted,
 }

@@ -102,7 +102,7 @@ impl<'a, D: Device> Generation<'a, D> {
     ///
     /// # Errors
     /// Those of the device, or [`Error::Interrupted`] before anything has run.
-    pub fn decode(&mut self, token: u32) -> Result<()> {
+    pub fn decode(&mut self, token: u32) -> Result<Step> {
         self.interrupt.check()?;
         let step = self.session.decode();
         self.device.begin(&mut self.cache, &step, &[token])?;
@@ -113,8 +113,8 @@ impl<'a, D: Device> Generation<'a, D> {
             let run = model.forward(device, cache, workspace, 1, &unhindered);
             run.and_then(|()| model.logits(device, workspace, 0..1)).map_err(Error::into_runtime)
         })?;
-        self.last = Some(step);
-        Ok(())
+        self.last = Some(step.clone());
+        Ok(step)
     }
 
     /// Draws the token that follows the last one.

@@ -21,7 +21,7 @@ use super::prompt::Prompt;
 use super::pruning::{self, Pruning};
 use crate::generate::{Extent, Generation, Interrupt, Sampler};
 use crate::stats::{Seconds, Stats, Tokens, keys_attended, peak_resident_bytes};
-use crate::{ModelFile, Special, Tokenizer};
+use crate::Special;
 
 /// Writes text that continues a prompt
 ///
@@ -71,25 +71,15 @@ impl Generate {
         let text = self.prompt.read()?;
         let masks = self.dump_masks.as_deref().map(Masks::create).transpose()?;
         let interrupt = interrupt::listen()?;
-        let file = self.model.open()?;
-        let tokenizer = file.tokenizer()?;
-        let prompt = if self.chat {
-            file.chat_template()?.encode(&tokenizer, &text)?
-        } else {
-            tokenizer.encode(&text, Special::Parse)?
-        };
-        interrupt.check()?;
-        self.device.run(Job { arguments: self, pruning, file, tokenizer, prompt, masks, interrupt })
+        self.device.run(Job { arguments: self, pruning, text, masks, interrupt })
     }
 }
 
-/// A checked request.
+/// A request whose arguments have been checked.
 struct Job<'a> {
     arguments: &'a Generate,
     pruning: pruning::Choice,
-    file: ModelFile,
-    tokenizer: Tokenizer,
-    prompt: Vec<u32>,
+    text: String,
     masks: Option<Masks>,
     interrupt: &'a Interrupt,
 }
@@ -98,12 +88,19 @@ impl Work for Job<'_> {
     type Output = ();
 
     fn run<D: Device>(mut self, device: &mut D, settings: Settings) -> Result<()> {
-        let Generate { max_new_tokens, temperature, top_p, seed, .. } = *self.arguments;
-        let reserve = Reserve { prompt: self.prompt.len(), new: max_new_tokens };
+        let Generate { chat, max_new_tokens, temperature, top_p, seed, stats, .. } = *self.arguments;
+        let file = self.arguments.model.open(self.interrupt)?;
+        let tokenizer = file.tokenizer()?;
+        let prompt = if chat {
+            file.chat_template()?.encode(&tokenizer, &self.text)?
+        } else {
+            tokenizer.encode(&self.text, Special::Parse)?
+        };
+        let reserve = Reserve { prompt: prompt.len(), new: max_new_tokens };
         let mut seconds = Seconds::default();
 
         let start = Instant::now();
-        let (model, plan) = model::load(&self.file, self.pruning, reserve, device, settings, self.interrupt)?;
+        let (model, plan) = model::load(&file, self.pruning, reserve, device, settings, self.interrupt)?;
         seconds.load = start.elapsed().as_secs_f64();
         let device_name = device.name();
 
@@ -112,7 +109,7 @@ impl Work for Job<'_> {
         let mut generation = Generation::new(&model, device, &plan, extent, self.interrupt)?;
         generation.record_masks(self.masks.is_some());
         let bar = progress::bar("reading", reserve.prompt, "tokens");
-        while let Some(step) = generation.prefill(&self.prompt)? {
+        while let Some(step) = generation.prefill(&prompt)? {
             bar.set_position(generation.length() as u64);
             if let Some(masks) = &mut self.masks {
                 masks.record(&mut generation, &plan, &step)?;
@@ -124,9 +121,9 @@ impl Work for Job<'_> {
         seconds.prefill = start.elapsed().as_secs_f64();
 
         let start = Instant::now();
-        let mut decoder = self.tokenizer.decoder();
+        let mut decoder = tokenizer.decoder();
         let (mut generated, mut steps, mut keys) = (0, 0, 0.0);
-        while !self.tokenizer.is_end(token) {
+        while !tokenizer.is_end(token) {
             generated += 1;
             output::write(&decoder.push(token)?)?;
             if generated == max_new_tokens {
@@ -146,14 +143,14 @@ impl Work for Job<'_> {
         if let Some(masks) = self.masks {
             let metadata = [
                 ("pipeline", plan.name().to_owned()),
-                ("model", self.file.path().file_name().unwrap_or_default().to_string_lossy().into_owned()),
+                ("model", file.path().file_name().unwrap_or_default().to_string_lossy().into_owned()),
                 ("prompt_len", reserve.prompt.to_string()),
                 ("decode_steps", steps.to_string()),
                 ("device", device_name.clone()),
             ];
             masks.write(metadata.map(|(key, value)| (key.to_owned(), value)).into())?;
         }
-        if self.arguments.stats {
+        if stats {
             let stats = Stats {
                 device: device_name,
                 pruning: plan.name().to_owned(),
