@@ -1,3 +1,5 @@
-//! What several test modules need.
+//! One module for each thing that tests share.
 
 pub mod emulator;
+pub mod golden;
+pub mod nvrtc;
