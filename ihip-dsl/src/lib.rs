@@ -19,7 +19,11 @@ pub mod parse;
 pub mod pipeline;
 pub mod plan;
 pub mod reference;
+<<<<<<< .merge_file_wdXeNR
 pub mod words;
+=======
+pub mod rope;
+>>>>>>> .merge_file_FiXPvS
 
 pub use error::{Errors, Position, Rule};
 pub use geometry::{Geometry, KvType};

@@ -47,7 +47,6 @@ pub struct Extent {
 }
 
 /// A request on its way: cache, activations, position and refresh counter.
-#[derive(Debug)]
 pub struct Generation<'a, D: Device> {
     model: &'a Llama<D>,
     device: &'a mut D,
@@ -79,42 +78,65 @@ impl<'a, D: Device> Generation<'a, D> {
 
     /// Tokens read and written so far.
     #[must_use]
-    pub const fn length(&self) -> usize {
+    pub fn length(&self) -> usize {
         self.session.length()
     }
 
-    /// Runs the next step of `prompt`; `None` once all of it has been read.
+    /// Whether [`Generation::block_lists`] has those of the steps to come; it has not at first.
+    pub fn record_masks(&mut self, record: bool) {
+        self.device.record_masks(&mut self.cache, record);
+    }
+
+    /// The steps in which the next `tokens` prompt tokens are read.
     ///
     /// # Errors
-    /// Those of the device, or [`Error::Interrupted`].
-    pub fn prefill(&mut self, prompt: &[u32]) -> Result<Option<Step>> {
-        let Some(step) = self.session.prefill(prompt.len(), self.chunk) else {
-            return Ok(None);
-        };
-        let tokens = &prompt[step.start..step.start + step.rows];
-        self.device.begin(&mut self.cache, &step, tokens)?;
-        self.model.forward(self.device, &mut self.cache, &mut self.workspace, step.rows, self.interrupt)?;
-        self.last = Some(step.clone());
-        Ok(Some(step))
+    /// Where the chunk does not divide a segment.
+    pub fn prefill_steps(&self, tokens: usize) -> Result<Vec<Step>> {
+        Ok(self.session.prefill_steps(tokens, self.chunk)?)
+    }
+
+    /// Runs one of [`Generation::prefill_steps`]; `tokens` are those of the whole text from position 0.
+    ///
+    /// # Errors
+    /// Those of the device, or [`Error::Interrupted`] between two layers.
+    ///
+    /// # Panics
+    /// Where `tokens` end before the step.
+    pub fn prefill(&mut self, step: Step, tokens: &[u32]) -> Result<()> {
+        let Self { model, device, cache, workspace, interrupt, .. } = self;
+        device.begin(cache, &step, &tokens[step.start..step.start + step.rows])?;
+        model.forward(device, cache, workspace, step.rows, &mut || interrupt.check())?;
+        self.session.advance(&step);
+        self.last = Some(step);
+        Ok(())
     }
 
     /// Runs `token` at the next position and computes the logits that follow it.
     ///
     /// # Errors
     /// Those of the device, or [`Error::Interrupted`] before anything has run.
-    pub fn decode(&mut self, token: u32) -> Result<Step> {
-        self.interrupt.check()?;
-        let step = self.session.decode();
-        self.device.begin(&mut self.cache, &step, &[token])?;
-        let Self { model, device, cache, workspace, .. } = self;
-        // What is being recorded must run to its end.
-        let unhindered = Interrupt::new();
+    pub fn decode(&mut self, token: u32) -> Result<()> {
+        let Self { model, device, cache, workspace, interrupt, .. } = self;
+        interrupt.check()?;
+        let step = self.session.decode_step();
+        device.begin(cache, &step, &[token])?;
         device.replay(cache, &step, &mut |device, cache| {
-            let run = model.forward(device, cache, workspace, 1, &unhindered);
-            run.and_then(|()| model.logits(device, workspace, 0..1)).map_err(Error::into_runtime)
+            // What is being recorded must run to its end: nothing stops it between layers.
+            model.forward(device, cache, workspace, 1, &mut || Ok::<_, ihip_runtime::Error>(()))?;
+            model.logits(device, workspace, 0..1)
         })?;
-        self.last = Some(step.clone());
-        Ok(step)
+        self.session.advance(&step);
+        self.last = Some(step);
+        Ok(())
+    }
+
+    /// The step that ran last.
+    ///
+    /// # Panics
+    /// Before the first step.
+    #[must_use]
+    pub fn last_step(&self) -> &Step {
+        self.last.as_ref().expect("a step has run")
     }
 
     /// Draws the token that follows the last one.
@@ -125,9 +147,10 @@ impl<'a, D: Device> Generation<'a, D> {
     /// # Panics
     /// Before the first step.
     pub fn sample(&mut self, sampler: &mut Sampler) -> Result<u32> {
-        let step = self.last.as_ref().expect("a step has run");
-        if step.phase == Phase::Prefill {
-            self.model.logits(self.device, &mut self.workspace, step.rows - 1..step.rows)?;
+        let Step { rows, phase, .. } = self.last_step();
+        if *phase == Phase::Prefill {
+            let last = rows - 1..*rows;
+            self.model.logits(self.device, &mut self.workspace, last)?;
         }
         let draw = sampler.draw();
         Ok(self.device.sample(self.workspace.logits(), &sampler.sampling, draw)?)

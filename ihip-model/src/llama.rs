@@ -18,7 +18,7 @@ use ihip_runtime::Device;
 
 use crate::generate::Interrupt;
 use crate::weights::{Config, Layer};
-use crate::{ModelFile, Result};
+use crate::{Error, ModelFile};
 
 /// Tokens of a page of the key-value cache.
 const PAGE: u32 = 16;
@@ -28,7 +28,6 @@ const PAGE: u32 = 16;
 pub const LOGIT_ROWS: usize = 64;
 
 /// A Llama whose weights are on a device.
-#[derive(Debug)]
 pub struct Llama<D: Device> {
     config: Config,
     /// `[vocabulary, hidden]`.
@@ -40,7 +39,6 @@ pub struct Llama<D: Device> {
 }
 
 /// One layer.
-#[derive(Debug)]
 struct Block<D: Device> {
     attention_norm: D::Vector,
     /// Queries, keys and values in one product, `[(query_heads + 2 · kv_heads) · head_dim, hidden]`.
@@ -55,7 +53,6 @@ struct Block<D: Device> {
 }
 
 /// Activations of one step, allocated once for the largest: a captured graph holds their addresses.
-#[derive(Debug)]
 pub struct Workspace<D: Device> {
     /// `[rows, hidden]`.
     hidden: D::Tensor,
@@ -121,13 +118,13 @@ impl<D: Device> Llama<D> {
     /// Dequantises the weights of `file` onto `device`; `loaded` hears the number of layers that are there.
     ///
     /// # Errors
-    /// Those of [`ModelFile`], out of memory, or [`crate::Error::Interrupted`].
+    /// Those of [`ModelFile`], out of memory, or [`Error::Interrupted`].
     pub fn load(
         file: &ModelFile,
         device: &mut D,
         interrupt: &Interrupt,
         loaded: &mut dyn FnMut(usize),
-    ) -> Result<Self> {
+    ) -> Result<Self, Error> {
         let config = file.config().clone();
         let vocabulary = |values| (config.vocabulary, config.hidden, values);
         let (outputs, inputs, values) = vocabulary(file.embedding()?);
@@ -156,7 +153,7 @@ impl<D: Device> Llama<D> {
     ///
     /// # Errors
     /// Out of memory.
-    pub fn workspace(&self, device: &mut D, rows: usize) -> Result<Workspace<D>> {
+    pub fn workspace(&self, device: &mut D, rows: usize) -> ihip_runtime::Result<Workspace<D>> {
         let config = &self.config;
         Ok(Workspace {
             hidden: device.tensor(rows, config.hidden)?,
@@ -169,21 +166,22 @@ impl<D: Device> Llama<D> {
         })
     }
 
-    /// Runs the step that `device` has begun over its `rows` tokens, up to the last norm.
+    /// Runs the step that `device` has begun over its `rows` tokens, up to the last norm; `before_layer` may stop it
+    /// at every layer.
     ///
     /// # Errors
-    /// Those of the device, or [`crate::Error::Interrupted`] between two layers.
-    pub fn forward(
+    /// Those of the device and of `before_layer`.
+    pub fn forward<E: From<ihip_runtime::Error>>(
         &self,
         device: &mut D,
         cache: &mut D::Cache,
         workspace: &mut Workspace<D>,
         rows: usize,
-        interrupt: &Interrupt,
-    ) -> Result<()> {
+        before_layer: &mut dyn FnMut() -> Result<(), E>,
+    ) -> Result<(), E> {
         device.embed(&self.embedding, rows, &mut workspace.hidden)?;
         for (layer, block) in self.blocks.iter().enumerate() {
-            interrupt.check()?;
+            before_layer()?;
             block.forward(device, cache, layer, workspace, rows, self.config.rms_epsilon)?;
         }
         device.rms_norm(&workspace.hidden, rows, &self.norm, self.config.rms_epsilon, &mut workspace.normed)?;
@@ -194,15 +192,19 @@ impl<D: Device> Llama<D> {
     ///
     /// # Errors
     /// Those of the device.
-    pub fn logits(&self, device: &mut D, workspace: &mut Workspace<D>, rows: Range<usize>) -> Result<()> {
+    pub fn logits(
+        &self,
+        device: &mut D,
+        workspace: &mut Workspace<D>,
+        rows: Range<usize>,
+    ) -> ihip_runtime::Result<()> {
         let output = self.output.as_ref().unwrap_or(&self.embedding);
-        device.linear(&workspace.normed, rows, output, &mut workspace.logits)?;
-        Ok(())
+        device.linear(&workspace.normed, rows, output, &mut workspace.logits)
     }
 }
 
 impl<D: Device> Block<D> {
-    fn load(config: &Config, layer: Layer, device: &mut D) -> Result<Self> {
+    fn load(config: &Config, layer: Layer, device: &mut D) -> Result<Self, Error> {
         let qkv = [layer.query, layer.key, layer.value].concat();
         let gate_up = [layer.gate, layer.up].concat();
         let attended = config.query_heads * config.head_dim;
@@ -224,7 +226,7 @@ impl<D: Device> Block<D> {
         workspace: &mut Workspace<D>,
         rows: usize,
         epsilon: f32,
-    ) -> Result<()> {
+    ) -> ihip_runtime::Result<()> {
         let Workspace { hidden, normed, qkv, attended, gate_up, gated, .. } = workspace;
         device.rms_norm(hidden, rows, &self.attention_norm, epsilon, normed)?;
         device.linear(normed, 0..rows, &self.qkv, qkv)?;
@@ -234,7 +236,6 @@ impl<D: Device> Block<D> {
         device.rms_norm(hidden, rows, &self.feed_forward_norm, epsilon, normed)?;
         device.linear(normed, 0..rows, &self.gate_up, gate_up)?;
         device.swiglu(gate_up, rows, gated)?;
-        device.linear_add(gated, rows, &self.down, hidden)?;
-        Ok(())
+        device.linear_add(gated, rows, &self.down, hidden)
     }
 }

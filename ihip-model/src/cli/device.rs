@@ -77,7 +77,7 @@ impl DeviceArguments {
         match self.device {
             Choice::Auto | Choice::Cpu => {
                 let settings = Settings { kv_type: KvType::F32, chunk: self.prefill_chunk.unwrap_or(512) };
-                work.run(&mut CpuDevice::new(self.threads)?, settings)
+                work.run(&mut CpuDevice::new(self.threads.unwrap_or(0))?, settings)
             }
         }
     }

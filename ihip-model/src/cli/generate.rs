@@ -109,10 +109,11 @@ impl Work for Job<'_> {
         let mut generation = Generation::new(&model, device, &plan, extent, self.interrupt)?;
         generation.record_masks(self.masks.is_some());
         let bar = progress::bar("reading", reserve.prompt, "tokens");
-        while let Some(step) = generation.prefill(&prompt)? {
+        for step in generation.prefill_steps(reserve.prompt)? {
+            generation.prefill(step, &prompt)?;
             bar.set_position(generation.length() as u64);
             if let Some(masks) = &mut self.masks {
-                masks.record(&mut generation, &plan, &step)?;
+                masks.record(&mut generation, &plan)?;
             }
         }
         bar.finish_and_clear();
@@ -130,10 +131,10 @@ impl Work for Job<'_> {
                 break;
             }
             keys += keys_attended(&plan, generation.length());
-            let step = generation.decode(token)?;
+            generation.decode(token)?;
             steps += 1;
             if let Some(masks) = &mut self.masks {
-                masks.record(&mut generation, &plan, &step)?;
+                masks.record(&mut generation, &plan)?;
             }
             token = generation.sample(&mut sampler)?;
         }

@@ -10,14 +10,13 @@
 //! Dense layers have none.
 
 use std::collections::HashMap;
-use std::fs::Permissions;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use ihip_dsl::Plan;
 use ihip_runtime::device::BlockLists;
 use ihip_runtime::session::Phase;
-use ihip_runtime::{Device, Step};
+use ihip_runtime::Device;
 use safetensors::tensor::{Dtype, View};
 use tempfile::NamedTempFile;
 
@@ -61,20 +60,16 @@ impl Masks {
         Ok(Self { path: path.into(), file, layers: Vec::new() })
     }
 
-    /// Adds the lists with which `step`, the last one, attended.
+    /// Adds the lists with which the last step attended.
     ///
     /// # Errors
     /// Those of the device.
-    pub(super) fn record<D: Device>(
-        &mut self,
-        generation: &mut Generation<'_, D>,
-        plan: &Plan,
-        step: &Step,
-    ) -> Result<()> {
+    pub(super) fn record<D: Device>(&mut self, generation: &mut Generation<'_, D>, plan: &Plan) -> Result<()> {
+        let phase = generation.last_step().phase.clone();
         self.layers.resize_with(plan.layers(), LayerMasks::default);
         for (layer, masks) in self.layers.iter_mut().enumerate() {
             let Some(lists) = generation.block_lists(layer)? else { continue };
-            let all = match &step.phase {
+            let all = match &phase {
                 Phase::Prefill => &mut masks.prefill,
                 Phase::Decode { restart } => {
                     masks.restart.push(restart[plan.kind_of(layer)].map_or(-1, |stage| stage as i32));

@@ -65,7 +65,7 @@ pub(super) fn load<D: Device>(
     let cache = device.cache_bytes(&plan, reserve.prompt + reserve.new);
     let model = config.weight_bytes() + config.workspace_bytes(settings.chunk);
     let available = device.available_bytes()?;
-    if cache.saturating_add(model) > available {
+    if let Some(available) = available.filter(|available| cache.saturating_add(model) > *available) {
         return Err(Error::DoesNotFit {
             prompt: reserve.prompt,
             new: reserve.new,
