@@ -19,11 +19,8 @@ pub mod parse;
 pub mod pipeline;
 pub mod plan;
 pub mod reference;
-<<<<<<< .merge_file_wdXeNR
-pub mod words;
-=======
 pub mod rope;
->>>>>>> .merge_file_FiXPvS
+pub mod words;
 
 pub use error::{Errors, Position, Rule};
 pub use geometry::{Geometry, KvType};

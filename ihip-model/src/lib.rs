@@ -4,7 +4,7 @@
 extern crate self as ihip_model;
 
 pub mod chat;
-//pub mod cli;
+pub mod cli;
 mod error;
 pub mod generate;
 pub mod llama;
