@@ -2,6 +2,7 @@
 
 pub mod chat;
 mod error;
+pub mod fetch;
 pub mod model_file;
 pub mod tokenizer;
 pub mod weights;
