@@ -8,13 +8,14 @@ use thiserror::Error as ThisError;
 
 use super::prompt::Source;
 use super::pruning::Nearest;
+use crate::registry::DuplicateName;
 
 /// Exit code of what failed while it ran.
 pub(super) const FAILED: u8 = 1;
 /// Exit code of what was refused before any work.
 pub(super) const REFUSED: u8 = 2;
 /// Exit code of a process that SIGINT ended: 128 + 2, as shells have it.
-const INTERRUPTED: u8 = 130;
+pub(super) const INTERRUPTED: u8 = 130;
 
 pub(super) type Result<T> = std::result::Result<T, Error>;
 
@@ -24,6 +25,9 @@ pub(super) enum Error {
     /// A model that cannot be used, or failed while it ran.
     #[error(transparent)]
     Model(#[from] crate::Error),
+    /// Pipelines that share a name.
+    #[error(transparent)]
+    DuplicateName(#[from] DuplicateName),
     /// A pipeline that does not fit the model.
     #[error(transparent)]
     Plan(#[from] PlanError),

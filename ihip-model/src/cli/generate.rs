@@ -1,6 +1,5 @@
 //! `ihip generate`: writes text that continues a prompt.
 
-use std::collections::HashMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Instant;

@@ -2,7 +2,7 @@
 
 use std::process;
 
-use super::error::Result;
+use super::error::{INTERRUPTED, Result};
 use crate::generate::Interrupt;
 
 static INTERRUPT: Interrupt = Interrupt::new();
@@ -14,7 +14,7 @@ static INTERRUPT: Interrupt = Interrupt::new();
 pub(super) fn listen() -> Result<&'static Interrupt> {
     ctrlc::set_handler(|| {
         if INTERRUPT.check().is_err() {
-            process::exit(130);
+            process::exit(i32::from(INTERRUPTED));
         }
         INTERRUPT.raise();
     })?;

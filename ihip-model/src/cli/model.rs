@@ -1,5 +1,6 @@
 //! `--model`, and what every command that runs one does before: find, open, check, load.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use clap::Args;
@@ -18,7 +19,7 @@ use crate::{ModelFile, fetch};
 #[derive(Debug, Args)]
 pub(super) struct ModelArguments {
     /// A model by its name, fetched once, or the path of a GGUF file
-    #[arg(long = "model", value_name = "NAME|PATH", default_value = fetch::DEFAULT)]
+    #[arg(long = "model", value_name = "NAME|PATH", default_value = fetch::KNOWN_MODELS[0].name)]
     name: String,
 }
 
@@ -27,14 +28,13 @@ impl ModelArguments {
     ///
     /// # Errors
     /// Where it cannot be had or cannot be used.
-    pub(super) fn open(&self) -> Result<ModelFile> {
-        let mut bar = None;
-        let path = fetch::locate(&self.name, &mut |fetched, length| {
-            bar.get_or_insert_with(|| progress::byte_bar("fetching", length)).set_position(fetched);
+    pub(super) fn open(&self, interrupt: &Interrupt) -> Result<ModelFile> {
+        let mut bar = progress::Fetch::default();
+        let path = fetch::model_path(&self.name, &mut |progress| {
+            bar.show(progress);
+            if interrupt.check().is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
-        if let Some(bar) = bar {
-            bar.finish_and_clear();
-        }
+        bar.clear();
         Ok(ModelFile::open(path)?)
     }
 }

@@ -3,6 +3,7 @@
 use clap::Args;
 
 use super::error::{Error, Result};
+use super::interrupt;
 use super::model::ModelArguments;
 use super::output;
 use super::prompt;
@@ -27,12 +28,13 @@ impl Tokenize {
     /// # Errors
     /// Where input or model cannot be used, or the result cannot be written.
     pub(super) fn run(&self) -> Result<()> {
+        let interrupt = interrupt::listen()?;
         let input = prompt::read_standard_input()?;
         if self.decode {
             let ids = input.split_whitespace().map(token_id).collect::<Result<Vec<_>>>()?;
-            output::write(&self.model.open()?.tokenizer()?.decode(&ids)?)
+            output::write(&self.model.open(interrupt)?.tokenizer()?.decode(&ids)?)
         } else {
-            let ids = self.model.open()?.tokenizer()?.encode(&input, Special::Parse)?;
+            let ids = self.model.open(interrupt)?.tokenizer()?.encode(&input, Special::Parse)?;
             let words: Vec<String> = ids.iter().map(u32::to_string).collect();
             output::write(&(words.join(" ") + "\n"))
         }
