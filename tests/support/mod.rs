@@ -1,3 +1,4 @@
 //! Helpers of more than one test module.
 
 pub mod golden;
+pub mod sample;
