@@ -1,4 +1,6 @@
-//! Helpers of more than one test module.
+//! One module for each thing that tests share.
 
+pub mod emulator;
 pub mod golden;
+pub mod nvrtc;
 pub mod sample;
