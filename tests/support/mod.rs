@@ -3,3 +3,4 @@
 pub mod emulator;
 pub mod golden;
 pub mod nvrtc;
+pub mod sample;
