@@ -1,0 +1,3 @@
+//! Helpers of more than one test module.
+
+pub mod golden;
