@@ -9,7 +9,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, Error)]
 pub enum Error {
     /// A request needs more memory than there is.
-    #[error("{what} needs {needed} bytes, but {device} has {available} free: shorten the prompt or lower --max-new-tokens")]
+    #[error(
+        "{what} needs {needed} bytes, but {device} has {available} free: shorten the prompt or lower --max-new-tokens"
+    )]
     OutOfMemory {
         /// What asked.
         what: String,
@@ -36,4 +38,7 @@ pub enum Error {
         /// What was found instead, and what to do.
         reason: String,
     },
+    /// A kernel does not compile, or the compiler is missing.
+    #[error(transparent)]
+    Jit(#[from] crate::jit::JitError),
 }

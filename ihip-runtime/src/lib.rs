@@ -5,6 +5,7 @@
 
 pub mod device;
 mod error;
+pub mod jit;
 pub mod session;
 
 pub use device::Device;
