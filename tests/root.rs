@@ -2,5 +2,6 @@
 
 #![allow(unreachable_pub)]
 
+mod emulator;
 mod golden;
 mod nvrtc;
