@@ -1,4 +1,4 @@
-//! Llama over ihip: weights, tokenizer, generation and the command line.
+//! Llama over ihip: a model file, its tokenizer, pipelines by name, and text out of them.
 
 // `pruning!` names this crate by its path, which the presets in it must be able to do as well.
 extern crate self as ihip_model;

@@ -38,9 +38,6 @@ pub enum Error {
         /// What was found instead, and what to do.
         reason: String,
     },
-    /// A kernel does not compile, or the compiler is missing.
-    #[error(transparent)]
-    Jit(#[from] crate::jit::JitError),
     /// A token that the model does not have.
     #[error("token {token} is beyond the vocabulary of {vocabulary} tokens")]
     NoSuchToken {
@@ -67,4 +64,7 @@ pub enum Error {
         /// Why.
         source: rayon::ThreadPoolBuildError,
     },
+    /// A kernel does not compile, or the compiler is missing.
+    #[error(transparent)]
+    Jit(#[from] crate::jit::JitError),
 }

@@ -208,13 +208,8 @@ impl<const W: usize> Panel<W> {
     ) {
         let count = tile.keys.len() / tile.head_dim;
         let weights = &mut weights[..count];
-        let keys = Rows {
-            data: tile.keys,
-            step: 1,
-            depth: tile.head_dim,
-            range: 0..count,
-            start: |key| key * tile.head_dim,
-        };
+        let keys =
+            Rows { data: tile.keys, step: 1, depth: tile.head_dim, range: 0..count, start: |key| key * tile.head_dim };
         product::<W, _, _>(arch, keys, &self.queries, |key, logits| weights[key] = *logits);
         for (logits, seen) in weights.iter_mut().zip(seen) {
             if seen != (0..block_rows) {

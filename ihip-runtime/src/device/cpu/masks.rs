@@ -60,8 +60,7 @@ impl Stages<'_> {
             }
             let next = self.layer.stages.get(stage.index + 1);
             let keep = next.and_then(|next| next.keep_chunks).unwrap_or(self.layer.keep_blocks);
-            let scan =
-                Scan { arch: self.arch, layer: self.layer, stage, queries: self.queries, store: self.store };
+            let scan = Scan { arch: self.arch, layer: self.layer, stage, queries: self.queries, store: self.store };
             kept = inputs
                 .par_iter()
                 .enumerate()

@@ -87,10 +87,7 @@ mod tests {
             &root.join("outer"),
             &[("memory.max", "1000\n"), ("memory.current", "700\n"), ("memory.stat", "anon 1\ninactive_file 200\n")],
         );
-        group(
-            &root.join("memory/old"),
-            &[("memory.limit_in_bytes", "900\n"), ("memory.usage_in_bytes", "100\n")],
-        );
+        group(&root.join("memory/old"), &[("memory.limit_in_bytes", "900\n"), ("memory.usage_in_bytes", "100\n")]);
         let left = group_bytes("12:cpu:/x\n4:memory,hugetlb:/old\n0::/outer/inner\n", &root);
         std::fs::remove_dir_all(&root).unwrap();
         assert_eq!(left, [800, 500]);

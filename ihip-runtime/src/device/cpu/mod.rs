@@ -222,13 +222,7 @@ impl Device for CpuDevice {
         Ok(())
     }
 
-    fn attention(
-        &mut self,
-        cache: &mut CpuCache,
-        layer: usize,
-        qkv: &CpuTensor,
-        out: &mut CpuTensor,
-    ) -> Result<()> {
+    fn attention(&mut self, cache: &mut CpuCache, layer: usize, qkv: &CpuTensor, out: &mut CpuTensor) -> Result<()> {
         self.append(cache, layer, qkv);
         let CpuCache { plan, rope, step: Some(step), record, layers, .. } = cache else {
             unreachable!("append found a step");

@@ -8,7 +8,8 @@ use crate::device::Sampling;
 /// Probabilities are f64 and are summed from the most likely token on, lower tokens first where they are equal, so
 /// that the same `draw` gives the same token anywhere.
 pub(super) fn sample(logits: &[f32], sampling: &Sampling, draw: f32) -> u32 {
-    let best = logits.iter().enumerate().fold(0, |best, (token, logit)| if *logit > logits[best] { token } else { best });
+    let best =
+        logits.iter().enumerate().fold(0, |best, (token, logit)| if *logit > logits[best] { token } else { best });
     if sampling.temperature <= 0.0 {
         return best as u32;
     }
