@@ -2,7 +2,9 @@
 
 #![allow(unreachable_pub)]
 
+mod cli;
 mod emulator;
 mod golden;
+mod model;
 mod nvrtc;
 mod reference;
