@@ -75,22 +75,12 @@ pub type OnProgress<'a> = &'a mut dyn FnMut(Progress) -> ControlFlow<()>;
 /// # Errors
 /// [`Error::UnknownModel`] for what is neither, and the errors of [`Cache::model`].
 pub fn model_path(model: &str, on_progress: OnProgress<'_>) -> Result<PathBuf> {
-    if let Some(known) = KNOWN_MODELS
-        .iter()
-        .find(|known| known.name.eq_ignore_ascii_case(model))
-    {
+    if let Some(known) = KNOWN_MODELS.iter().find(|known| known.name.eq_ignore_ascii_case(model)) {
         return Cache::from_environment()?.model(known, on_progress);
     }
     let path = PathBuf::from(model);
-    let is_path = path.components().count() > 1
-        || path
-            .extension()
-            .is_some_and(|extension| extension == "gguf");
-    if is_path || path.exists() {
-        Ok(path)
-    } else {
-        Err(Error::UnknownModel { name: model.into() })
-    }
+    let is_path = path.components().count() > 1 || path.extension().is_some_and(|extension| extension == "gguf");
+    if is_path || path.exists() { Ok(path) } else { Err(Error::UnknownModel { name: model.into() }) }
 }
 
 /// The folder that fetched models are kept in.
@@ -109,18 +99,10 @@ impl Cache {
     /// # Errors
     /// [`Error::NoCache`] when none of the variables and no home is set.
     pub fn from_environment() -> Result<Self> {
-        let variable = |name| {
-            std::env::var_os(name)
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from)
-        };
+        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let root = variable("IHIP_CACHE")
             // The XDG specification says that relative paths are to be ignored.
-            .or_else(|| {
-                variable("XDG_CACHE_HOME")
-                    .filter(|path| path.is_absolute())
-                    .map(|path| path.join("ihip"))
-            })
+            .or_else(|| variable("XDG_CACHE_HOME").filter(|path| path.is_absolute()).map(|path| path.join("ihip")))
             .or_else(|| std::env::home_dir().map(|home| home.join(".cache/ihip")));
         root.map(Self::at).ok_or(Error::NoCache)
     }
@@ -128,10 +110,7 @@ impl Cache {
     /// The cache in a folder, which need not exist yet.
     #[must_use]
     pub fn at(root: impl Into<PathBuf>) -> Self {
-        Self {
-            root: root.into(),
-            python: "python3".into(),
-        }
+        Self { root: root.into(), python: "python3".into() }
     }
 
     /// Uses another Python than the `python3` on the search path.
@@ -219,10 +198,7 @@ fn tell(on_progress: OnProgress<'_>, progress: Progress) -> Result<()> {
 
 fn write_error(path: &Path, needed: u64, source: io::Error) -> Error {
     let path = path.to_path_buf();
-    if matches!(
-        source.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-    ) {
+    if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
         Error::DiskFull { path, needed }
     } else {
         Error::Write { path, source }
