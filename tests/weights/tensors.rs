@@ -17,7 +17,8 @@ fn blocks_are_what_the_format_says() {
         if index < 16 { index as f32 } else { 31.0 - index as f32 }
     }
     let bytes: Vec<u8> = (0..32_i32).map(|index| (index * 8 - 128) as i8 as u8).collect();
-    let cases: [(Encoding, Vec<u8>, fn(usize) -> f32); 6] = [
+    type Wanted = fn(usize) -> f32;
+    let cases: [(Encoding, Vec<u8>, Wanted); 6] = [
         (Encoding::Q4_0, [&scale[..], &nibbles].concat(), |index| 0.5 * (level(index) - 8.0)),
         (Encoding::Q4_1, [&scale[..], &minimum, &nibbles].concat(), |index| 0.5 * level(index) - 1.25),
         (Encoding::Q8_0, [&scale[..], &bytes].concat(), |index| 0.5 * (8.0 * index as f32 - 128.0)),
@@ -38,7 +39,7 @@ fn blocks_are_what_the_format_says() {
 }
 
 proptest! {
-    /// Storing and reading loses no more than half a step of a block's scale.
+    /// Storing and reading loses less than the steps of a block are wide.
     #[test]
     fn dequantising_undoes_quantising(values in prop::collection::vec(-4.0_f32..4.0, 64..=64)) {
         for encoding in Encoding::ALL {
