@@ -110,12 +110,10 @@ fn user_defined_tokens_count_in_any_text() {
 fn end_tokens_are_those_that_the_file_names() {
     let plain = tiny_tokenizer(|_| {});
     assert_eq!((0..5).map(|id| plain.is_end(id)).collect::<Vec<_>>(), [false, false, true, false, false]);
-    assert_eq!(plain.bos(), Some(1));
     let more = tiny_tokenizer(|file| {
-        file.set("tokenizer.ggml.eot_token_id", Meta::U32(0)).remove("tokenizer.ggml.bos_token_id");
+        file.set("tokenizer.ggml.eot_token_id", Meta::U32(0));
     });
     assert!(more.is_end(0) && more.is_end(2) && !more.is_end(1));
-    assert_eq!(more.bos(), None);
 }
 
 #[test]

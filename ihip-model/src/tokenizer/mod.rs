@@ -37,7 +37,6 @@ pub struct Tokenizer {
     control: Added,
     user_defined: Added,
     end: Vec<u32>,
-    bos: Option<u32>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -87,7 +86,6 @@ const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
 const MODEL: &str = "tokenizer.ggml.model";
 const WORDS: &str = "tokenizer.ggml.pre";
-const BOS: &str = "tokenizer.ggml.bos_token_id";
 const END: [&str; 3] = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
 
 impl Tokenizer {
@@ -152,7 +150,6 @@ impl Tokenizer {
             control: Added::new(&control),
             user_defined: Added::new(&user_defined),
             end,
-            bos: id(BOS)?,
         })
     }
 
@@ -166,12 +163,6 @@ impl Tokenizer {
     #[must_use]
     pub fn is_end(&self, id: u32) -> bool {
         self.end.contains(&id)
-    }
-
-    /// The token that the model was trained to see first, if it has one. Nothing here adds it.
-    #[must_use]
-    pub const fn bos(&self) -> Option<u32> {
-        self.bos
     }
 
     /// The text's tokens, none added. Bytes that the vocabulary has no token for are left out, as in Hugging Face's
