@@ -8,3 +8,4 @@ mod golden;
 mod model;
 mod nvrtc;
 mod reference;
+mod weights;
