@@ -4,7 +4,7 @@ use super::ihip;
 
 /// The help of a command, under the name that the real program has.
 fn help(command: &[&str]) -> String {
-    ihip(&[command, &["--help"]].concat()).text().replace("own-pipeline", "ihip")
+    ihip(&[command, &["--help"]].concat()).text().replace("own_pipeline", "ihip")
 }
 
 #[test]

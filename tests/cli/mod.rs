@@ -14,7 +14,7 @@ use ihip_tests::support::gguf::{Builder, tiny_llama};
 use tempfile::TempDir;
 
 /// The program: `ihip` with a pipeline of its own.
-const PROGRAM: &str = env!("CARGO_BIN_EXE_own-pipeline");
+const PROGRAM: &str = env!("CARGO_BIN_EXE_own_pipeline");
 
 /// Runs the program without anything on standard input.
 fn ihip(arguments: &[&str]) -> Outcome {
