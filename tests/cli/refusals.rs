@@ -98,7 +98,11 @@ fn of_a_pipeline_that_names_a_layer_beyond_the_model() {
 
 #[test]
 fn of_a_device_that_is_not_there() {
-    insta::assert_snapshot!(generate(&["--prompt", "x", "--device", "tpu"]));
+    insta::assert_snapshot!(generate(&["--prompt", "x", "--device", "tpu"]), @r"
+    error: invalid value 'tpu' for '--device <DEVICE>': there is no such device: give auto or cpu
+
+    For more information, try '--help'.
+    ");
 }
 
 #[test]
