@@ -49,7 +49,13 @@ fn of_bytes_that_are_not_utf_8() {
 
 #[test]
 fn of_two_prompts() {
-    insta::assert_snapshot!(generate(&["--prompt", "a", "--prompt-file", "b"]));
+    insta::assert_snapshot!(generate(&["--prompt", "a", "--prompt-file", "b"]), @r"
+    error: the argument '--prompt <TEXT>' cannot be used with '--prompt-file <FILE>'
+
+    Usage: own_pipeline generate --model <NAME|PATH> --prompt <TEXT>
+
+    For more information, try '--help'.
+    ");
 }
 
 #[test]
@@ -121,8 +127,16 @@ fn of_numbers_out_of_range_or_no_numbers() {
             assert!(refusal.contains(option), "{option} {value}: {refusal}");
         }
     }
-    insta::assert_snapshot!(generate(&["--prompt", "x", "--top-p", "1.5"]));
-    insta::assert_snapshot!(generate(&["--prompt", "x", "--prefill-chunk", "100"]));
+    insta::assert_snapshot!(generate(&["--prompt", "x", "--top-p", "1.5"]), @r"
+    error: invalid value '1.5' for '--top-p <P>': it must be greater than 0 and at most 1
+
+    For more information, try '--help'.
+    ");
+    insta::assert_snapshot!(generate(&["--prompt", "x", "--prefill-chunk", "100"]), @r"
+    error: invalid value '100' for '--prefill-chunk <N>': it must be a multiple of 64 that divides 8192: 64, 128, 256, 512, 1024, 2048, 4096 or 8192
+
+    For more information, try '--help'.
+    ");
 }
 
 #[test]
