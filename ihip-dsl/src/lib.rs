@@ -13,6 +13,7 @@ pub mod ast;
 pub mod check;
 mod draft;
 pub mod error;
+pub mod emit;
 pub mod geometry;
 pub mod macro_support;
 pub mod parse;
