@@ -104,6 +104,48 @@ where
     }
 }
 
+/// The product of every row with one vector, handed to `store`: what [`row_max`] would give for a panel of one column.
+///
+/// # Panics
+/// Where a row does not lie in its data, its elements do not lie side by side, or the vector has another length.
+pub(super) fn dots<F, G>(arch: Arch, rows: Rows<'_, F>, vector: &[f32], store: G)
+where
+    F: Fn(usize) -> usize,
+    G: FnMut(usize, f32),
+{
+    arch.dispatch(Dots { rows, vector, store });
+}
+
+struct Dots<'a, F, G> {
+    rows: Rows<'a, F>,
+    vector: &'a [f32],
+    store: G,
+}
+
+impl<F, G> WithSimd for Dots<'_, F, G>
+where
+    F: Fn(usize) -> usize,
+    G: FnMut(usize, f32),
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        assert!(self.rows.step == 1 && self.vector.len() == self.rows.depth);
+        let (vectors, end) = S::as_simd_f32s(self.vector);
+        for index in self.rows.range.clone() {
+            let start = (self.rows.start)(index);
+            let row = &self.rows.data[start..start + self.rows.depth];
+            let (row, row_end) = S::as_simd_f32s(row);
+            let mut sum = simd.mul_f32s(simd.partial_load_f32s(row_end), simd.partial_load_f32s(end));
+            for (row, vector) in row.iter().zip(vectors) {
+                sum = simd.mul_add_e_f32s(*row, *vector, sum);
+            }
+            (self.store)(index, simd.reduce_sum_f32s(sum));
+        }
+    }
+}
+
 /// What becomes of a row of the result.
 trait Sink {
     fn row<S: Simd, const N: usize>(&mut self, simd: S, row: usize, vectors: [S::f32s; N]);
