@@ -2,8 +2,11 @@
 
 #![allow(unreachable_pub)]
 
+mod cli;
 mod cpu;
 mod emulator;
 mod golden;
+mod model;
 mod nvrtc;
 mod reference;
+mod weights;
