@@ -3,6 +3,7 @@
 #![allow(unreachable_pub)]
 
 mod cli;
+mod cpu;
 mod emulator;
 mod golden;
 mod model;

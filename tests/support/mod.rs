@@ -7,6 +7,7 @@ pub mod generation;
 pub mod gguf;
 pub mod golden;
 pub mod host;
+pub mod layer;
 pub mod model;
 pub mod nvrtc;
 pub mod sample;
