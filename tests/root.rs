@@ -5,4 +5,5 @@
 mod emulator;
 mod golden;
 mod nvrtc;
+mod reference;
 mod weights;

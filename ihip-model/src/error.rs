@@ -66,6 +66,9 @@ pub enum Error {
         /// The model file.
         path: PathBuf,
     },
+    /// The device failed, or has not got what was asked of it.
+    #[error(transparent)]
+    Runtime(#[from] ihip_runtime::Error),
     /// Neither a known model nor a file.
     #[error(
         "there is no model or file {name:?}: known models are {known}, or give the path of a GGUF file",
@@ -158,7 +161,7 @@ pub enum Error {
         /// Their SHA-256.
         sha256: String,
     },
-    /// The fetch was broken off.
-    #[error("fetching was broken off")]
+    /// Somebody asked to stop.
+    #[error("interrupted")]
     Interrupted,
 }

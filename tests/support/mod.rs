@@ -1,7 +1,10 @@
 //! One module for each thing that tests share.
 
+pub mod attention;
 pub mod emulator;
 pub mod gguf;
 pub mod golden;
+pub mod host;
 pub mod model;
 pub mod nvrtc;
+pub mod sample;
