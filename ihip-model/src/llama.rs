@@ -192,12 +192,7 @@ impl<D: Device> Llama<D> {
     ///
     /// # Errors
     /// Those of the device.
-    pub fn logits(
-        &self,
-        device: &mut D,
-        workspace: &mut Workspace<D>,
-        rows: Range<usize>,
-    ) -> ihip_runtime::Result<()> {
+    pub fn logits(&self, device: &mut D, workspace: &mut Workspace<D>, rows: Range<usize>) -> ihip_runtime::Result<()> {
         let output = self.output.as_ref().unwrap_or(&self.embedding);
         device.linear(&workspace.normed, rows, output, &mut workspace.logits)
     }

@@ -6,7 +6,7 @@ use ihip_tests::support::model::book;
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
 
-use super::{endless, ihip, text, file_in};
+use super::{endless, file_in, ihip, text};
 
 /// Shape and values of every tensor of a file, and its metadata.
 struct Dump {
@@ -76,7 +76,8 @@ fn of_the_paper_are_the_same_whatever_the_prefill_chunk() {
     let folder = TempDir::new().unwrap();
     let prompt = prompt(&folder);
     let dump = |chunk| {
-        dump(&["--prompt-file", &prompt, "--prefill-chunk", chunk, "--max-new-tokens", "2", "--pruning", "Paper3k"]).tensors
+        dump(&["--prompt-file", &prompt, "--prefill-chunk", chunk, "--max-new-tokens", "2", "--pruning", "Paper3k"])
+            .tensors
     };
     let small = dump("512");
     assert!(small["layer0.blocks"].0[0] > 8192 / 64, "the prompt reaches into a second segment");
@@ -89,7 +90,8 @@ fn of_shrinking_query_blocks_are_the_same_whatever_the_prefill_chunk() {
     let folder = TempDir::new().unwrap();
     let prompt = prompt(&folder);
     let dump = |chunk| {
-        dump(&["--prompt-file", &prompt, "--prefill-chunk", chunk, "--max-new-tokens", "2", "--pruning", "Small"]).tensors
+        dump(&["--prompt-file", &prompt, "--prefill-chunk", chunk, "--max-new-tokens", "2", "--pruning", "Small"])
+            .tensors
     };
     let small = dump("64");
     assert!(dump("8192") == small, "8,192 gives other masks than 64");

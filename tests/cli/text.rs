@@ -3,10 +3,10 @@
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Stdio};
 
+use ihip_model::{ModelFile, Special};
 use ihip_tests::support::command::{Outcome, command};
 use ihip_tests::support::generation::greedy;
 use ihip_tests::support::gguf::{Meta, tiny_llama};
-use ihip_model::{ModelFile, Special};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;

@@ -22,7 +22,9 @@ pub(super) enum ArgumentError {
     #[error("it must be a whole number from 1 to {}", u32::MAX)]
     Count,
     /// A prefill chunk that would move the masks.
-    #[error("it must be a multiple of {CHUNK_STEP} that divides {SEGMENT}: 64, 128, 256, 512, 1024, 2048, 4096 or 8192")]
+    #[error(
+        "it must be a multiple of {CHUNK_STEP} that divides {SEGMENT}: 64, 128, 256, 512, 1024, 2048, 4096 or 8192"
+    )]
     Chunk,
 }
 
@@ -49,7 +51,9 @@ pub(super) fn count(text: &str) -> Result<usize, ArgumentError> {
 /// Prompt tokens of one step.
 pub(super) fn chunk(text: &str) -> Result<usize, ArgumentError> {
     match text.parse::<usize>() {
-        Ok(value) if value >= CHUNK_STEP && value.is_multiple_of(CHUNK_STEP) && SEGMENT.is_multiple_of(value) => Ok(value),
+        Ok(value) if value >= CHUNK_STEP && value.is_multiple_of(CHUNK_STEP) && SEGMENT.is_multiple_of(value) => {
+            Ok(value)
+        }
         _ => Err(ArgumentError::Chunk),
     }
 }

@@ -18,9 +18,9 @@ use super::output;
 use super::progress;
 use super::prompt::Prompt;
 use super::pruning::{self, Pruning};
+use crate::Special;
 use crate::generate::{Extent, Generation, Interrupt, Sampler};
 use crate::stats::{Seconds, Stats, Tokens, keys_attended, peak_resident_bytes};
-use crate::Special;
 
 /// Writes text that continues a prompt
 ///

@@ -14,9 +14,9 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use ihip_dsl::Plan;
+use ihip_runtime::Device;
 use ihip_runtime::device::BlockLists;
 use ihip_runtime::session::Phase;
-use ihip_runtime::Device;
 use safetensors::tensor::{Dtype, View};
 use tempfile::NamedTempFile;
 
