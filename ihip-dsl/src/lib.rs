@@ -9,6 +9,7 @@
 //! nothing downstream accepts anything else. This crate knows no CUDA library and does no I/O.
 #![forbid(unsafe_code)]
 
+pub mod emit;
 pub mod geometry;
 pub mod pipeline;
 pub mod plan;
