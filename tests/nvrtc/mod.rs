@@ -2,3 +2,4 @@
 
 mod compiler;
 mod library;
+mod model;

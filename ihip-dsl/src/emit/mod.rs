@@ -1,6 +1,8 @@
 //! From a checked [`Plan`] to CUDA text and to the launches of an attention step.
 
 pub mod launch;
+pub mod model;
+mod writer;
 
 pub use launch::{Activation, Buffer, Element, Extent, Launch, Storage, Value, step};
 
