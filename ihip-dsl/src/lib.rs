@@ -13,6 +13,7 @@ pub mod emit;
 pub mod geometry;
 pub mod pipeline;
 pub mod plan;
+pub mod reference;
 
 pub use geometry::{Geometry, KvType};
 pub use pipeline::{AttendRope, LayerPruning, LayerRange, Pipeline, Pruning, Rope, ScanRope, Stage};

@@ -1,3 +1,4 @@
-//! One module for each thing that tests share.
+//! Helpers of more than one test module.
 
+pub mod golden;
 pub mod nvrtc;

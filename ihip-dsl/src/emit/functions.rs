@@ -110,32 +110,12 @@ inline unsigned ordered(float value) {
 }
 ";
 
-/// `chunks_of_stage`, `chunk_start` and, for prefill, `parent_block`: the list of chunks that enters a stage.
+/// `chunks_of_stage`, `chunk_start` and, from the second stage on, `parent_block`: the list that enters a stage.
 pub(crate) fn chunk_list(writer: &mut Writer, layer: &PrunedLayer, stage: usize) {
-    let plan = &layer.stages[stage];
-    let mut count = format!(
-        "\n// Chunks of this stage's list where the grid is laid out for t_max keys.\ninline int chunks_of_stage(int t_max) {{\n    int chunks = (max(0, t_max - SINK - WINDOW) + {} - 1) / {};\n",
-        layer.stages[0].chunk, layer.stages[0].chunk
-    );
-    for later in &layer.stages[1..=stage] {
-        let keep = later.keep_chunks.unwrap_or(0);
-        count.push_str(&format!("    chunks = min(chunks, {keep}) * {};\n", later.split));
-    }
-    count.push_str("    return chunks;\n}\n");
-    writer.text(&count);
-    if stage == 0 {
+    chunk_list_of_row(writer, layer, stage);
+    if stage > 0 {
         writer.text(
             r"
-// First token of a chunk: at the first stage, the sequence after the sinks is cut evenly.
-inline int chunk_start(int chunk) { return SINK + chunk * CHUNK; }
-",
-        );
-    } else {
-        writer.text(
-            r"
-// First token of a chunk: each chunk kept by the stage before is cut into SPLIT, and the list is ascending.
-inline int chunk_start(const int* kept, int chunk) { return kept[chunk / SPLIT] + chunk % SPLIT * CHUNK; }
-
 // The query block of the stage before that a block lies in; blocks are counted from the end of the call.
 inline int parent_block(int block, int rows) {
     const int blocks = (rows + QUERY_BLOCK - 1) / QUERY_BLOCK;
@@ -145,7 +125,35 @@ inline int parent_block(int block, int rows) {
 ",
         );
     }
-    let _ = plan;
+}
+
+/// The same where there is a single query block, as in decoding.
+pub(crate) fn chunk_list_of_row(writer: &mut Writer, layer: &PrunedLayer, stage: usize) {
+    let first = layer.stages[0].chunk;
+    let mut count = format!(
+        "
+// Chunks of this stage's list where the grid is laid out for t_max keys.
+inline int chunks_of_stage(int t_max) {{
+    int chunks = (max(0, t_max - SINK - WINDOW) + {first} - 1) / {first};
+"
+    );
+    for later in &layer.stages[1..=stage] {
+        let keep = later.keep_chunks.unwrap_or(0);
+        count.push_str(&format!("    chunks = min(chunks, {keep}) * {};\n", later.split));
+    }
+    count.push_str("    return chunks;\n}");
+    writer.text(&count);
+    writer.text(if stage == 0 {
+        r"
+// First token of a chunk: at the first stage, the sequence after the sinks is cut evenly.
+inline int chunk_start(int chunk) { return SINK + chunk * CHUNK; }
+"
+    } else {
+        r"
+// First token of a chunk: each chunk kept by the stage before is cut into SPLIT, and the list is ascending.
+inline int chunk_start(const int* kept, int chunk) { return kept[chunk / SPLIT] + chunk % SPLIT * CHUNK; }
+"
+    });
 }
 
 /// The constants that [`chunk_list`] reads.

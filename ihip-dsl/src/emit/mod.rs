@@ -1,12 +1,20 @@
-//! From a checked [`Plan`] to CUDA text and to the launches of an attention step.
+//! From a checked [`crate::Plan`] to CUDA text and to the launches of an attention step.
 
+mod append;
+mod attend;
+mod decode;
+mod functions;
 pub mod launch;
 pub mod model;
+mod program;
+mod scan;
+mod scan_row;
+mod select;
+mod visible;
 mod writer;
 
+pub use program::{EmitError, Program};
 pub use launch::{Activation, Buffer, Element, Extent, Launch, Storage, Value, step};
-
-use crate::Plan;
 
 /// A complete translation unit with one entry point.
 #[derive(Clone, Debug, PartialEq, Eq)]

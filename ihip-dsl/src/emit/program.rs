@@ -5,10 +5,13 @@ use super::attend::Attend;
 use super::decode::{Merge, SplitAttend};
 use super::functions::Shape;
 use super::launch::{Activation, Buffer, Element, Extent, Launch, Storage, Value};
-use super::scan::{Scan, ScanRow};
+use super::scan::Scan;
+use super::scan_row::ScanRow;
 use super::select::Select;
 use super::writer::snake_case;
 use super::Kernel;
+use thiserror::Error;
+
 use crate::{AttendRope, LayerPlan, Plan, PrunedLayer, ScanRope};
 
 /// The CUDA side of a [`Plan`]: its kernels, what they run over, and in which order.
@@ -58,10 +61,26 @@ impl Unit {
     }
 }
 
+/// A plan that the kernels are not made for.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum EmitError {
+    /// A head of an unusual size.
+    #[error("kernels are made for heads of 32, 64 or 128 elements, and the model's have {head_dim}: run it on the cpu device")]
+    HeadDim {
+        /// The model's head dimension.
+        head_dim: u32,
+    },
+}
+
 impl Program {
     /// Names every kernel of `plan`; their text is written by [`Program::kernels`].
-    #[must_use]
-    pub fn new(plan: &Plan, activation: Activation) -> Self {
+    ///
+    /// # Errors
+    /// [`EmitError::HeadDim`] where a head has neither 32, nor 64, nor 128 elements.
+    pub fn new(plan: &Plan, activation: Activation) -> Result<Self, EmitError> {
+        if !matches!(plan.geometry().head_dim, 32 | 64 | 128) {
+            return Err(EmitError::HeadDim { head_dim: plan.geometry().head_dim });
+        }
         let shape = Shape { geometry: *plan.geometry(), activation };
         let mut program = Self { plan: plan.clone(), shape, units: Vec::new() };
         let pipeline = snake_case(plan.name());
@@ -77,7 +96,7 @@ impl Program {
                 program.units.push((unit, name));
             }
         }
-        program
+        Ok(program)
     }
 
     /// The text of every kernel, layers that share constants sharing a kernel.
@@ -206,8 +225,7 @@ impl Program {
         let plan = &self.plan.kinds()[kind];
         let mut launches = vec![self.append(kind, 1)];
         let split = SplitAttend::new(self.shape, plan);
-        let splits = split.splits();
-        let grid = [splits as u32, self.shape.geometry.kv_heads, 1];
+        let (splits, grid) = (split.splits(), split.grid());
         let partials = [Buffer::Partials, Buffer::PartialSums];
         match plan {
             LayerPlan::Dense => {
@@ -301,7 +319,7 @@ impl Program {
         }
         let mut arguments: Vec<_> = buffers.into_iter().map(Value::Buffer).collect();
         arguments.push(Value::I32(self.score_stride(extent) as i32));
-        self.launch(Unit::Select(Select::new(self.shape, layer, stage)), [blocks as u32, 1, 1], arguments)
+        self.launch(Unit::Select(Select::new(layer, stage)), [blocks as u32, 1, 1], arguments)
     }
 
     fn launch(&self, unit: Unit, grid: [u32; 3], arguments: Vec<Value>) -> Launch {
@@ -318,7 +336,7 @@ fn units_of(shape: Shape, kind: &LayerPlan) -> Vec<Unit> {
         for stage in 0..layer.stages.len() {
             units.push(Unit::Scan(Scan::new(shape, layer, stage)));
             units.push(Unit::ScanRow(ScanRow::new(shape, layer, stage)));
-            units.push(Unit::Select(Select::new(shape, layer, stage)));
+            units.push(Unit::Select(Select::new(layer, stage)));
         }
     }
     units.push(Unit::Attend(Attend::new(shape, kind)));

@@ -1,0 +1,330 @@
+//! What a pruned layer means, in plain loops: the specification that every kernel and device is checked against.
+//!
+//! The reference is computed from the validated description ([`LayerPruning`]) alone. It shares no arithmetic with
+//! [`crate::plan`] or the emitter: counts, clamps and positions are stated here once more, in the order of the paper
+//! (InfiniteHiP, arXiv 2502.08910) and, where paper and published implementation differ, as the authors' code does it,
+//! because that is what their numbers were measured with.
+//!
+//! | file | family | paper |
+//! |---|---|---|
+//! | [`scan`] | a stage's chunks and their scores | §3.1, Algorithms 1 and 3 |
+//! | [`select`] | ranking, cuts, splitting, the final block list | §3.1, Algorithm 1 |
+//! | [`rope`] | rotation, positions of every mode | §3.3, appendix D |
+//! | [`attend`] | block sparse attention, dense attention | §3.2 |
+//! | [`decode`] | renewing the mask while decoding | §3.2, appendix F |
+//!
+//! # Precision
+//! Everything is f64 but for two roundings. Cosines and sines are rounded to f32, because every device reads them from
+//! an f32 table. A score is rounded to f32, because scores are f32 in every kernel and "equal scores" has to mean the
+//! same thing everywhere; it is accumulated in f64 so that no decision hangs on the order of the reference's own sums.
+//! Where two scores are closer than the rounding of an f32 sum, a kernel may still decide otherwise: the margins
+//! ([`select::Cut::margin`], [`scan::Scores::closest`]) tell those cases apart from mistakes.
+
+pub mod attend;
+pub mod decode;
+pub mod rope;
+pub mod scan;
+pub mod select;
+
+use std::ops::Range;
+
+use crate::LayerPruning;
+
+pub use attend::dense;
+pub use decode::{Decode, DecodeStep};
+
+/// One call of one attention layer.
+///
+/// Nothing in it is rotated or scaled, whatever the modes are: where the description says that keys are cached
+/// rotated, the reference rotates queries and keys itself, at their true positions.
+#[derive(Clone, Copy, Debug)]
+pub struct Problem<'a> {
+    /// What the layer does.
+    pub pruning: &'a LayerPruning,
+    /// Query heads `H`.
+    pub query_heads: usize,
+    /// Key-value heads; query head `h` reads key-value head `h / (query_heads / kv_heads)`.
+    pub kv_heads: usize,
+    /// Elements of one head, even.
+    pub head_dim: usize,
+    /// Factor on every query, usually 1/√head_dim.
+    pub query_scale: f32,
+    /// Rotary inverse frequencies in radians a position, `head_dim / 2` of them.
+    pub frequencies: &'a [f64],
+    /// `[queries, query_heads, head_dim]`.
+    pub queries: &'a [f32],
+    /// `[keys, kv_heads, head_dim]`, from position 0 to at least the last query's.
+    pub keys: &'a [f32],
+    /// `[keys, kv_heads, head_dim]`.
+    pub values: &'a [f32],
+    /// Position of the first query; query `i` stands at `first_position + i`.
+    pub first_position: usize,
+    /// Keys that the scan's grid is laid out for (`Tmax`), at least `first_position + queries`.
+    pub t_max: usize,
+}
+
+/// Everything that one call computes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// What happened in each stage, in order.
+    pub stages: Vec<StageOutcome>,
+    /// The block list of every query block of the attention.
+    pub lists: Vec<BlockList>,
+    /// `[queries, query_heads, head_dim]`.
+    pub out: Vec<f32>,
+}
+
+/// One stage, for each of its query blocks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StageOutcome {
+    /// First positions of the chunks that entered, ascending.
+    pub input: Vec<Vec<usize>>,
+    /// Scores of these chunks.
+    pub scores: Vec<scan::Scores>,
+    /// What the cut after the stage kept of them.
+    pub cuts: Vec<select::Cut>,
+}
+
+/// The blocks that one query block attends to besides sinks and window.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BlockList {
+    /// First positions, ascending.
+    pub blocks: Vec<usize>,
+    /// How many of them, from the front, the attention reads.
+    pub count: usize,
+}
+
+/// Computes a prefill call: every stage for every query block, then the attention.
+///
+/// # Panics
+/// Where the slices do not have the shapes that [`Problem`] states.
+#[must_use]
+pub fn prefill(problem: &Problem<'_>) -> Outcome {
+    let tensors = Tensors::new(problem);
+    let inputs = match problem.pruning.stages.first() {
+        None => Vec::new(),
+        Some(first) => {
+            let blocks = tensors.query_count().div_ceil(first.query_block as usize);
+            vec![scan::first_chunks(problem.pruning, problem.t_max); blocks]
+        }
+    };
+    let (stages, lists) = run_stages(&tensors, 0, inputs);
+    let out = attend::pruned(&tensors, &lists);
+    Outcome { stages, lists, out }
+}
+
+/// Runs the stages from number `first` on, and makes the final lists.
+///
+/// `inputs` are the chunks that enter stage `first`, a list for each of its query blocks.
+fn run_stages(
+    tensors: &Tensors<'_>,
+    first: usize,
+    inputs: Vec<Vec<usize>>,
+) -> (Vec<StageOutcome>, Vec<BlockList>) {
+    let pruning = tensors.pruning;
+    let queries = tensors.query_count();
+    let blocks = queries.div_ceil(pruning.query_block as usize);
+    if pruning.stages.is_empty() {
+        return (Vec::new(), vec![BlockList::default(); blocks]);
+    }
+
+    let mut outcomes = Vec::new();
+    let mut inputs = inputs;
+    for (index, stage) in pruning.stages.iter().enumerate().skip(first) {
+        let next = pruning.stages.get(index + 1);
+        // A stage states the tokens that *enter* it, so the cut after this one is the next one's, in chunks of this.
+        let kept_tokens = next.map_or(pruning.keep, |next| {
+            next.keep
+                .expect("every stage but the first states what it keeps")
+        });
+        let kept_chunks = (kept_tokens / stage.chunk) as usize;
+
+        let mut outcome = StageOutcome {
+            input: inputs,
+            scores: Vec::new(),
+            cuts: Vec::new(),
+        };
+        for (block, chunks) in outcome.input.iter().enumerate() {
+            let rows = query_rows(block, stage.query_block as usize, queries);
+            let scores = scan::scan(tensors, index, rows, chunks);
+            outcome
+                .cuts
+                .push(select::cut(chunks, &scores.scores, kept_chunks));
+            outcome.scores.push(scores);
+        }
+
+        inputs = match next {
+            None => Vec::new(),
+            Some(next) => {
+                let parents = outcome.cuts.len();
+                let children = queries.div_ceil(next.query_block as usize);
+                let ratio = (stage.query_block / next.query_block) as usize;
+                (0..children)
+                    .map(|child| {
+                        let parent = select::parent(child, children, parents, ratio);
+                        select::split(
+                            &outcome.cuts[parent].kept,
+                            stage.chunk as usize,
+                            next.chunk as usize,
+                        )
+                    })
+                    .collect()
+            }
+        };
+        outcomes.push(outcome);
+    }
+
+    let last = outcomes.last().expect("there is a stage");
+    let lists = last
+        .cuts
+        .iter()
+        .enumerate()
+        .map(|(block, cut)| {
+            let rows = query_rows(block, pruning.query_block as usize, queries);
+            let first_position = tensors.position(rows.start);
+            select::final_list(&cut.kept, first_position, pruning.query_block as usize)
+        })
+        .collect();
+    (outcomes, lists)
+}
+
+/// The queries of block `block`: blocks are counted from the first query of the call, and the last may be ragged.
+fn query_rows(block: usize, query_block: usize, queries: usize) -> Range<usize> {
+    block * query_block..((block + 1) * query_block).min(queries)
+}
+
+/// A problem's tensors as the kernels see them: in f64, queries scaled, and everything rotated at true positions if
+/// that is how the layer caches its keys.
+pub struct Tensors<'a> {
+    /// What the layer does.
+    pub pruning: &'a LayerPruning,
+    /// Keys that the scan's grid is laid out for.
+    pub t_max: usize,
+    /// Rotary inverse frequencies.
+    pub frequencies: &'a [f64],
+    first_position: usize,
+    query_heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    queries: Vec<f64>,
+    keys: Vec<f64>,
+    values: Vec<f64>,
+}
+
+impl<'a> Tensors<'a> {
+    /// Takes a problem in.
+    ///
+    /// # Panics
+    /// Where the slices do not have the shapes that [`Problem`] states.
+    #[must_use]
+    pub fn new(problem: &Problem<'a>) -> Self {
+        let mut tensors = Self::unrotated(problem);
+        if problem.pruning.rope.rotated_cache() {
+            tensors.rotate_at_true_positions();
+        }
+        tensors
+    }
+
+    fn unrotated(problem: &Problem<'a>) -> Self {
+        let tensors = Self {
+            pruning: problem.pruning,
+            t_max: problem.t_max,
+            frequencies: problem.frequencies,
+            first_position: problem.first_position,
+            query_heads: problem.query_heads,
+            kv_heads: problem.kv_heads,
+            head_dim: problem.head_dim,
+            queries: problem
+                .queries
+                .iter()
+                .map(|&q| f64::from(q) * f64::from(problem.query_scale))
+                .collect(),
+            keys: problem.keys.iter().map(|&k| f64::from(k)).collect(),
+            values: problem.values.iter().map(|&v| f64::from(v)).collect(),
+        };
+        let end = tensors.first_position + tensors.query_count();
+        assert_eq!(tensors.frequencies.len() * 2, tensors.head_dim);
+        assert_eq!(tensors.query_heads % tensors.kv_heads, 0);
+        assert_eq!(
+            tensors.queries.len() % (tensors.query_heads * tensors.head_dim),
+            0
+        );
+        assert_eq!(
+            tensors.keys.len() % (tensors.kv_heads * tensors.head_dim),
+            0
+        );
+        assert_eq!(tensors.keys.len(), tensors.values.len());
+        assert!(end * tensors.kv_heads * tensors.head_dim <= tensors.keys.len());
+        assert!(end <= tensors.t_max);
+        tensors
+    }
+
+    fn rotate_at_true_positions(&mut self) {
+        let (queries, keys) = (
+            self.query_heads * self.head_dim,
+            self.kv_heads * self.head_dim,
+        );
+        for (row, token) in self.queries.chunks_mut(queries).enumerate() {
+            for head in token.chunks_mut(self.head_dim) {
+                let rotated = rope::rotate(head, self.first_position + row, self.frequencies);
+                head.copy_from_slice(&rotated);
+            }
+        }
+        for (position, token) in self.keys.chunks_mut(keys).enumerate() {
+            for head in token.chunks_mut(self.head_dim) {
+                let rotated = rope::rotate(head, position, self.frequencies);
+                head.copy_from_slice(&rotated);
+            }
+        }
+    }
+
+    /// Queries of the call.
+    #[must_use]
+    pub fn query_count(&self) -> usize {
+        self.queries.len() / (self.query_heads * self.head_dim)
+    }
+
+    /// Query heads.
+    #[must_use]
+    pub fn query_heads(&self) -> usize {
+        self.query_heads
+    }
+
+    /// The key-value head that query head `head` reads.
+    #[must_use]
+    pub fn kv_head(&self, head: usize) -> usize {
+        head / (self.query_heads / self.kv_heads)
+    }
+
+    /// Position of query `row`.
+    #[must_use]
+    pub fn position(&self, row: usize) -> usize {
+        self.first_position + row
+    }
+
+    /// Query `row` of query head `head`, scaled.
+    #[must_use]
+    pub fn query(&self, row: usize, head: usize) -> &[f64] {
+        let start = (row * self.query_heads + head) * self.head_dim;
+        &self.queries[start..start + self.head_dim]
+    }
+
+    /// The key at `position`, of key-value head `head`.
+    #[must_use]
+    pub fn key(&self, position: usize, head: usize) -> &[f64] {
+        let start = (position * self.kv_heads + head) * self.head_dim;
+        &self.keys[start..start + self.head_dim]
+    }
+
+    /// The value at `position`, of key-value head `head`.
+    #[must_use]
+    pub fn value(&self, position: usize, head: usize) -> &[f64] {
+        let start = (position * self.kv_heads + head) * self.head_dim;
+        &self.values[start..start + self.head_dim]
+    }
+}
+
+/// Dot product.
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}

@@ -1,0 +1,3 @@
+//! Every implementation against the authors' kernels.
+
+mod reference;
