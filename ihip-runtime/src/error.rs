@@ -41,4 +41,61 @@ pub enum Error {
     /// A kernel does not compile, or the compiler is missing.
     #[error(transparent)]
     Jit(#[from] crate::jit::JitError),
+    /// The emitter has no kernels for the model.
+    #[error(transparent)]
+    Emit(#[from] ihip_dsl::emit::EmitError),
+    /// A call of the CUDA driver failed.
+    #[error("{call} failed: {source}")]
+    Cuda {
+        /// Function of the driver.
+        call: &'static str,
+        /// Its result.
+        source: cudarc::driver::DriverError,
+    },
+    /// A call of cuBLASLt failed.
+    #[error("{call} failed: {source}")]
+    Cublas {
+        /// Function of the library.
+        call: &'static str,
+        /// Its result.
+        source: cudarc::cublaslt::result::CublasError,
+    },
+    /// A launch whose arguments are not the kernel's: the launch list and the kernel disagree.
+    #[error("kernel {kernel} takes {takes} and was given {given}")]
+    ArgumentMismatch {
+        /// The kernel.
+        kernel: String,
+        /// Types of its arguments.
+        takes: String,
+        /// What the launch list gave.
+        given: String,
+    },
+    /// A launch list names something that is not there.
+    #[error("the launch list names {name}, which this plan does not have")]
+    NotInPlan {
+        /// A kernel or a buffer.
+        name: String,
+    },
+    /// A tensor that does not hold what an operation reads.
+    #[error("{operation} reads {needed} columns of {element:?}, and its input holds {held} columns of {held_element:?}")]
+    TensorMismatch {
+        /// The operation.
+        operation: &'static str,
+        /// Columns it reads.
+        needed: usize,
+        /// Element type it reads.
+        element: ihip_dsl::emit::Element,
+        /// Columns of the tensor.
+        held: usize,
+        /// Element type that was last written to it.
+        held_element: ihip_dsl::emit::Element,
+    },
+    /// A token that the embedding does not have.
+    #[error("token {token} is beyond the embedding's {vocabulary} rows: tokenizer and weights do not belong together")]
+    NoSuchToken {
+        /// The token.
+        token: u32,
+        /// Rows of the embedding.
+        vocabulary: usize,
+    },
 }

@@ -3,3 +3,4 @@
 mod compiler;
 mod library;
 mod model;
+mod scratch;

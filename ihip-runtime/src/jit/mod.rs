@@ -15,6 +15,7 @@ mod resources;
 
 pub use diagnostics::{Diagnostic, Diagnostics};
 pub use error::{JitError, Saved};
+pub(crate) use library::{folders as library_folders, preload};
 pub use nvrtc::{Architecture, Cubin, Nvrtc};
 pub use resources::Resources;
 

@@ -224,7 +224,7 @@ impl Nvrtc {
         JitError::Rejected {
             kernel: kernel.to_owned(),
             architecture,
-            diagnostics: Diagnostics::read(&log, text),
+            diagnostics: Box::new(Diagnostics::read(&log, text)),
             options: options.to_vec(),
             saved,
         }

@@ -175,7 +175,8 @@ impl Description {
         let description = result::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F)
             .map_err(failed("cublasLtMatmulDescCreate"))?;
         let description = Self(description);
-        let transpose = sys::cublasOperation_t::CUBLAS_OP_T as i32;
+        // `CUBLAS_OP_T` of `cublasOperation_t`.
+        let transpose = 1_i32;
         // SAFETY: the attribute is a 32-bit integer, read before the call returns.
         unsafe {
             result::set_matmul_desc_attribute(

@@ -1,0 +1,291 @@
+//! Keys, values, block lists and recorded graphs of one request.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cudarc::driver::safe::CudaGraph;
+use cudarc::driver::CudaStream;
+use cudarc::driver::sys::CUdeviceptr;
+use ihip_dsl::emit::{self, Extent, Launch, Program, Value, step};
+use ihip_dsl::LayerPlan;
+
+use super::launch::{Function, Operand};
+use super::memory::Buffer;
+use crate::device::BlockLists;
+use crate::session::{Phase, SEGMENT};
+use crate::{Error, Result, Step};
+
+/// Calls that a step's attention is split into, at most.
+const CALLS: usize = 2;
+
+/// Keys, values, block lists and recorded graphs of one request.
+pub struct CudaCache {
+    pub(super) program: Program,
+    pub(super) kernels: HashMap<String, Arc<Function>>,
+    pub(super) extent: Extent,
+    pub(super) capacity: usize,
+    /// Keys and values of each layer, `[physical page][kv_head][page token][head_dim]`.
+    layers: Vec<[Arc<Buffer>; 2]>,
+    /// The physical page of each logical one. Nothing is offloaded: every page is where it was first put.
+    page_table: Arc<Buffer>,
+    rope_table: Arc<Buffer>,
+    frequencies: Arc<Buffer>,
+    /// i32 `[kind][call][step::WORDS]`.
+    steps: Arc<Buffer>,
+    workspace: HashMap<emit::Buffer, Arc<Buffer>>,
+    /// What each layer keeps from one decoding step to the next.
+    states: Vec<HashMap<emit::Buffer, Arc<Buffer>>>,
+    /// The step at hand.
+    pub(super) step: Step,
+    /// Block lists of each layer's last prefill step, where they are asked for.
+    pub(super) recorded: Option<Vec<Option<BlockLists>>>,
+    /// What each pattern of restart stages recorded.
+    pub(super) graphs: HashMap<Vec<Option<usize>>, Recording>,
+}
+
+/// What became of one pattern of restart stages so far.
+pub(super) enum Recording {
+    /// It ran once, unrecorded: libraries load their kernels at the first launch, which no recording may contain.
+    Ran,
+    /// It can be replayed.
+    Recorded {
+        graph: CudaGraph,
+        /// Every buffer that the graph names.
+        _buffers: Vec<Arc<Buffer>>,
+    },
+}
+
+/// One call of a step's attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Call {
+    first_row: usize,
+    rows: usize,
+}
+
+/// The extent of a request of `capacity` tokens. A step never leaves its segment, so that `t_max` is a segment's end.
+pub(super) fn extent(capacity: usize) -> Extent {
+    let tokens = capacity.next_multiple_of(SEGMENT).max(SEGMENT);
+    Extent { rows: capacity.clamp(1, SEGMENT), tokens }
+}
+
+/// Bytes of each buffer that a cache allocates, in order.
+fn sizes(program: &Program, extent: Extent, capacity: usize) -> Sizes {
+    let plan = program.plan();
+    let geometry = plan.geometry();
+    let pages = capacity.div_ceil(geometry.page as usize);
+    let page = geometry.kv_heads as usize * geometry.page as usize * geometry.head_dim as usize;
+    Sizes {
+        pages,
+        region: pages * page * geometry.kv_type.bytes(),
+        rope_positions: program.rope_positions(extent),
+        workspace: program.workspace(extent),
+        states: (0..plan.kinds().len()).map(|kind| program.layer_state(kind)).collect(),
+    }
+}
+
+struct Sizes {
+    pages: usize,
+    region: usize,
+    rope_positions: usize,
+    workspace: Vec<emit::Storage>,
+    /// Of each kind of layer.
+    states: Vec<Vec<emit::Storage>>,
+}
+
+/// Bytes that a cache of `capacity` tokens allocates.
+pub(super) fn bytes(program: &Program, capacity: usize) -> u64 {
+    let plan = program.plan();
+    let sizes = sizes(program, extent(capacity), capacity);
+    let half = plan.geometry().head_dim as usize / 2;
+    let states: usize = (0..plan.layers())
+        .map(|layer| sizes.states[plan.kind_of(layer)].iter().map(emit::Storage::bytes).sum::<usize>())
+        .sum();
+    let total = 2 * plan.layers() * sizes.region
+        + sizes.pages * size_of::<u32>()
+        + sizes.rope_positions * half * size_of::<[f32; 2]>()
+        + half * size_of::<f64>()
+        + plan.kinds().len() * CALLS * step::WORDS * size_of::<i32>()
+        + sizes.workspace.iter().map(emit::Storage::bytes).sum::<usize>()
+        + states;
+    total as u64
+}
+
+impl CudaCache {
+    pub(super) fn new(
+        stream: &Arc<CudaStream>,
+        program: Program,
+        kernels: HashMap<String, Arc<Function>>,
+        capacity: usize,
+    ) -> Result<Self> {
+        let plan = program.plan();
+        let extent = extent(capacity);
+        let sizes = sizes(&program, extent, capacity);
+        let what = "the key-value cache";
+        let allocate = |bytes, zeroed| Buffer::new(stream, what, bytes, zeroed);
+        let allocate_all = |storage: &[emit::Storage]| {
+            storage
+                .iter()
+                .map(|storage| Ok((storage.buffer, allocate(storage.bytes(), storage.zeroed)?)))
+                .collect::<Result<HashMap<_, _>>>()
+        };
+        let table: Vec<u32> = (0..sizes.pages as u32).collect();
+        Ok(Self {
+            layers: (0..plan.layers())
+                .map(|_| Ok([allocate(sizes.region, false)?, allocate(sizes.region, false)?]))
+                .collect::<Result<_>>()?,
+            page_table: Buffer::with(stream, what, &table)?,
+            rope_table: Buffer::with(stream, what, &rope_table(plan.frequencies(), sizes.rope_positions))?,
+            frequencies: Buffer::with(stream, what, plan.frequencies())?,
+            steps: allocate(plan.kinds().len() * CALLS * step::WORDS * size_of::<i32>(), true)?,
+            workspace: allocate_all(&sizes.workspace)?,
+            states: (0..plan.layers())
+                .map(|layer| allocate_all(&sizes.states[plan.kind_of(layer)]))
+                .collect::<Result<_>>()?,
+            step: Step { start: 0, rows: 0, t_max: 0, phase: Phase::Prefill },
+            recorded: None,
+            graphs: HashMap::new(),
+            program,
+            kernels,
+            extent,
+            capacity,
+        })
+    }
+
+    /// Puts a step's positions where the kernels of each kind of layer read them.
+    pub(super) fn begin(&mut self, step: &Step) -> Result<()> {
+        if step.start + step.rows > self.capacity {
+            let position = step.start.max(self.capacity);
+            return Err(Error::CapacityExceeded { capacity: self.capacity, position });
+        }
+        let plan = self.program.plan();
+        let mut words = vec![0_i32; plan.kinds().len() * CALLS * step::WORDS];
+        let mut block = words.chunks_exact_mut(step::WORDS);
+        for kind in plan.kinds() {
+            let calls = calls(kind, step.rows);
+            for call in (0..CALLS).map(|index| calls.get(index)) {
+                let (Some(call), Some(words)) = (call, block.next()) else { continue };
+                let word = |value: usize| i32::try_from(value).unwrap_or(i32::MAX);
+                words[step::START] = word(step.start + call.first_row);
+                words[step::ROWS] = word(call.rows);
+                words[step::T_MAX] = word(step.t_max);
+                words[step::FIRST_ROW] = word(call.first_row);
+            }
+        }
+        self.steps.write(&words)?;
+        self.step = step.clone();
+        Ok(())
+    }
+
+    /// The launches of the step at hand in `layer`, with the call that each belongs to.
+    pub(super) fn launches(&self, layer: usize) -> Vec<(usize, Vec<Launch>)> {
+        let plan = self.program.plan();
+        let kind = plan.kind_of(layer);
+        match &self.step.phase {
+            Phase::Prefill => calls(&plan.kinds()[kind], self.step.rows)
+                .iter()
+                .enumerate()
+                .map(|(index, call)| {
+                    (index, self.program.prefill(kind, self.extent, call.rows, self.step.t_max))
+                })
+                .collect(),
+            Phase::Decode { restart } => vec![(0, self.program.decode(kind, self.extent, restart[kind]))],
+        }
+    }
+
+    /// A value of the launch list, for `call` of the step in `layer`.
+    pub(super) fn operand(
+        &self,
+        value: Value,
+        layer: usize,
+        call: usize,
+        [qkv, out]: [CUdeviceptr; 2],
+    ) -> Result<Operand> {
+        let buffer = match value {
+            Value::I32(value) => return Ok(Operand::I32(value)),
+            Value::Buffer(buffer) => buffer,
+        };
+        let address = match buffer {
+            emit::Buffer::Step => {
+                let kind = self.program.plan().kind_of(layer);
+                let words = (kind * CALLS + call) * step::WORDS;
+                self.steps.address() + (words * size_of::<i32>()) as CUdeviceptr
+            }
+            emit::Buffer::Qkv => qkv,
+            emit::Buffer::Out => out,
+            emit::Buffer::Keys => self.layers[layer][0].address(),
+            emit::Buffer::Values => self.layers[layer][1].address(),
+            emit::Buffer::PageTable => self.page_table.address(),
+            emit::Buffer::RopeTable => self.rope_table.address(),
+            emit::Buffer::Frequencies => self.frequencies.address(),
+            other => self
+                .states[layer]
+                .get(&other)
+                .or_else(|| self.workspace.get(&other))
+                .ok_or_else(|| Error::NotInPlan { name: format!("buffer {other:?}") })?
+                .address(),
+        };
+        Ok(Operand::Address(address))
+    }
+
+    /// Every buffer that a recorded step may name.
+    pub(super) fn buffers(&self) -> Vec<Arc<Buffer>> {
+        let shared = [&self.page_table, &self.rope_table, &self.frequencies, &self.steps];
+        shared
+            .into_iter()
+            .chain(self.layers.iter().flatten())
+            .chain(self.workspace.values())
+            .chain(self.states.iter().flat_map(HashMap::values))
+            .cloned()
+            .collect()
+    }
+
+    /// The lists with which `call` of the step just attended in `layer`; `None` where the layer keeps none.
+    pub(super) fn lists(&self, layer: usize, call: usize) -> Result<Option<BlockLists>> {
+        let plan = self.program.plan();
+        let LayerPlan::Pruned(pruned) = plan.layer(layer) else { return Ok(None) };
+        if pruned.stages.is_empty() {
+            return Ok(Some(BlockLists::default()));
+        }
+        let kind = &plan.kinds()[plan.kind_of(layer)];
+        let (storage, names, blocks) = match &self.step.phase {
+            Phase::Prefill => {
+                let rows = calls(kind, self.step.rows)[call].rows;
+                let names = [emit::Buffer::Blocks, emit::Buffer::Counts];
+                (&self.workspace, names, rows.div_ceil(pruned.query_block))
+            }
+            Phase::Decode { .. } => {
+                (&self.states[layer], [emit::Buffer::CachedBlocks, emit::Buffer::CachedCount], 1)
+            }
+        };
+        let read = |name: emit::Buffer, count| {
+            let buffer = storage.get(&name).ok_or_else(|| Error::NotInPlan { name: format!("buffer {name:?}") })?;
+            buffer.read::<i32>(count)
+        };
+        Ok(Some(BlockLists {
+            width: pruned.keep_blocks,
+            blocks: read(names[0], blocks * pruned.keep_blocks)?,
+            counts: read(names[1], blocks)?,
+        }))
+    }
+}
+
+/// How a step's rows are cut: where query blocks shrink from stage to stage, blocks are counted from the end of the
+/// call, so that a call is either a multiple of the largest block or shorter than one.
+fn calls(kind: &LayerPlan, rows: usize) -> Vec<Call> {
+    let whole = vec![Call { first_row: 0, rows }];
+    let LayerPlan::Pruned(layer) = kind else { return whole };
+    let Some(largest) = layer.stages.first().map(|stage| stage.query_block) else { return whole };
+    let rest = rows % largest;
+    if largest == layer.query_block || rest == 0 || rest == rows {
+        return whole;
+    }
+    vec![Call { first_row: 0, rows: rows - rest }, Call { first_row: rows - rest, rows: rest }]
+}
+
+/// Cosine and sine of every position's angles, `[positions][head_dim / 2]`.
+fn rope_table(frequencies: &[f64], positions: usize) -> Vec<[f32; 2]> {
+    (0..positions)
+        .flat_map(|position| frequencies.iter().map(move |frequency| position as f64 * frequency))
+        .map(|angle| [angle.cos() as f32, angle.sin() as f32])
+        .collect()
+}
