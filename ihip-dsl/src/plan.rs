@@ -106,19 +106,10 @@ impl Plan {
     ///
     /// # Errors
     /// [`PlanError::NoSuchLayer`] where an override reaches beyond the model.
-    pub fn new(
-        pipeline: &Pipeline,
-        geometry: Geometry,
-        frequencies: Vec<f64>,
-        layers: u32,
-    ) -> Result<Self, PlanError> {
+    pub fn new(pipeline: &Pipeline, geometry: Geometry, frequencies: Vec<f64>, layers: u32) -> Result<Self, PlanError> {
         for range in pipeline.overrides() {
             if range.last >= layers {
-                return Err(PlanError::NoSuchLayer {
-                    pipeline: pipeline.name().to_owned(),
-                    layer: range.last,
-                    layers,
-                });
+                return Err(PlanError::NoSuchLayer { pipeline: pipeline.name().to_owned(), layer: range.last, layers });
             }
         }
         let mut plan = Self {

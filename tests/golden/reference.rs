@@ -10,9 +10,7 @@ impl Engine for Reference {
         let outcome = reference::prefill(&case.problem());
         let inputs = outcome.stages.into_iter().map(|stage| stage.input);
         Answer {
-            stage_inputs: inputs
-                .map(|lists| lists.iter().map(|list| integers(list)).collect())
-                .collect(),
+            stage_inputs: inputs.map(|lists| lists.iter().map(|list| integers(list)).collect()).collect(),
             lists: outcome.lists.iter().map(counted).collect(),
             out: outcome.out,
         }
@@ -24,17 +22,9 @@ impl Engine for Reference {
             .map(|number| {
                 let step = decode.step(&case.step(number));
                 if let Kind::Steps(restart) = &case.kind {
-                    assert_eq!(
-                        step.restart, restart[number],
-                        "{}: step {number}",
-                        case.name
-                    );
+                    assert_eq!(step.restart, restart[number], "{}: step {number}", case.name);
                 }
-                Answer {
-                    stage_inputs: Vec::new(),
-                    lists: vec![counted(&step.list)],
-                    out: step.out,
-                }
+                Answer { stage_inputs: Vec::new(), lists: vec![counted(&step.list)], out: step.out }
             })
             .collect()
     }

@@ -20,15 +20,9 @@ const SUM: &str = r#"extern "C" __global__ void __launch_bounds__(128) sum(float
 fn cubins_for_every_tested_architecture_report_their_resources() {
     for architecture in Architecture::TESTED {
         let cubin = nvrtc().compile("sum", SUM, architecture).unwrap();
-        assert!(
-            cubin.image.starts_with(b"\x7fELF"),
-            "{architecture}: not an ELF file"
-        );
+        assert!(cubin.image.starts_with(b"\x7fELF"), "{architecture}: not an ELF file");
         let resources = cubin.resources;
-        assert!(
-            (8..=255).contains(&resources.registers),
-            "{architecture}: {resources:?}"
-        );
+        assert!((8..=255).contains(&resources.registers), "{architecture}: {resources:?}");
         assert_eq!(resources.stack_bytes, 256, "{architecture}");
         assert_eq!(resources.shared_bytes, 308, "{architecture}");
     }
@@ -48,14 +42,8 @@ fn spills_are_reported() {
     out[threadIdx.x] = total;
 }
 "#;
-    let resources = nvrtc()
-        .compile("hoard", text, Architecture::SM_90)
-        .unwrap()
-        .resources;
-    assert!(
-        resources.spill_store_bytes > 0 && resources.spill_load_bytes > 0,
-        "{resources:?}"
-    );
+    let resources = nvrtc().compile("hoard", text, Architecture::SM_90).unwrap().resources;
+    assert!(resources.spill_store_bytes > 0 && resources.spill_load_bytes > 0, "{resources:?}");
 }
 
 #[test]
@@ -67,15 +55,8 @@ fn the_same_text_gives_the_same_cubin() {
 #[test]
 fn a_rejected_text_is_shown_with_three_lines_around_the_error() {
     let text = "// one\n// two\n#line 7 \"Paper3k\"\nextern \"C\" __global__ void bad(float* a) {\n    float b = 1;\n    a[0] = c;\n    a[1] = b;\n}\n// nine\n// ten\n";
-    let error = nvrtc()
-        .compile("bad", text, Architecture::SM_90)
-        .unwrap_err();
-    let JitError::Rejected {
-        diagnostics,
-        saved: Saved::At(path),
-        ..
-    } = &error
-    else {
+    let error = nvrtc().compile("bad", text, Architecture::SM_90).unwrap_err();
+    let JitError::Rejected { diagnostics, saved: Saved::At(path), .. } = &error else {
         panic!("{error:?}");
     };
     assert_eq!(diagnostics.errors.len(), 1);
@@ -103,56 +84,30 @@ fn errors_beyond_the_first_few_are_counted() {
         text.push_str(&format!("    a[{index}] = missing{index};\n"));
     }
     text.push_str("}\n");
-    let message = nvrtc()
-        .compile("many", &text, Architecture::SM_90)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        message.contains("missing3") && message.contains("\nand 5 more errors\n"),
-        "{message}"
-    );
+    let message = nvrtc().compile("many", &text, Architecture::SM_90).unwrap_err().to_string();
+    assert!(message.contains("missing3") && message.contains("\nand 5 more errors\n"), "{message}");
     assert!(!message.contains("identifier \"missing4\""), "{message}");
 }
 
 #[test]
 fn an_architecture_beyond_the_library_is_refused_with_those_it_knows() {
-    let error = nvrtc()
-        .compile("sum", SUM, Architecture::new(99, 9))
-        .unwrap_err();
+    let error = nvrtc().compile("sum", SUM, Architecture::new(99, 9)).unwrap_err();
     let message = error.to_string();
-    assert!(
-        matches!(error, JitError::UnsupportedArchitecture { .. }),
-        "{message}"
-    );
-    assert!(
-        message.contains("does not compile for sm_999") && message.contains("sm_90"),
-        "{message}"
-    );
+    assert!(matches!(error, JitError::UnsupportedArchitecture { .. }), "{message}");
+    assert!(message.contains("does not compile for sm_999") && message.contains("sm_90"), "{message}");
 }
 
 #[test]
 fn a_text_without_the_entry_is_an_error_that_names_it() {
-    let error = nvrtc()
-        .compile("product", SUM, Architecture::SM_90)
-        .unwrap_err();
+    let error = nvrtc().compile("product", SUM, Architecture::SM_90).unwrap_err();
     assert!(matches!(error, JitError::NoResources { .. }), "{error}");
-    assert!(
-        error
-            .to_string()
-            .contains("reports no registers for product on sm_90"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("reports no registers for product on sm_90"), "{error}");
 }
 
 #[test]
 fn a_nul_byte_in_the_text_is_refused() {
-    let error = nvrtc()
-        .compile("sum", "int a;\0int b;", Architecture::SM_90)
-        .unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "the text of sum has a NUL byte at offset 6"
-    );
+    let error = nvrtc().compile("sum", "int a;\0int b;", Architecture::SM_90).unwrap_err();
+    assert_eq!(error.to_string(), "the text of sum has a NUL byte at offset 6");
 }
 
 #[test]
@@ -161,8 +116,5 @@ fn architectures_are_read_and_written_alike() {
         assert_eq!(word.parse::<Architecture>().unwrap().to_string(), word);
     }
     let error = "90".parse::<Architecture>().unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "90 is no architecture: write sm_ and a compute capability, such as sm_90"
-    );
+    assert_eq!(error.to_string(), "90 is no architecture: write sm_ and a compute capability, such as sm_90");
 }

@@ -24,12 +24,7 @@ fn a_file_that_is_no_library_is_named_with_the_loaders_words() {
     std::fs::write(&file, "not a library").unwrap();
     let error = Nvrtc::open(&file).unwrap_err();
     assert!(matches!(error, JitError::LibraryUnusable { .. }), "{error}");
-    assert!(
-        error
-            .to_string()
-            .starts_with(&format!("{} is no usable NVRTC (", file.display())),
-        "{error}"
-    );
+    assert!(error.to_string().starts_with(&format!("{} is no usable NVRTC (", file.display())), "{error}");
 }
 
 #[test]
@@ -37,10 +32,6 @@ fn the_library_compiles_for_every_tested_architecture() {
     let (major, _) = nvrtc().version();
     assert!(major >= 12, "{:?}", nvrtc().version());
     for architecture in ihip_runtime::jit::Architecture::TESTED {
-        assert!(
-            nvrtc().architectures().contains(&architecture),
-            "{:?}",
-            nvrtc().architectures()
-        );
+        assert!(nvrtc().architectures().contains(&architecture), "{:?}", nvrtc().architectures());
     }
 }

@@ -88,29 +88,19 @@ pub fn check_all(engine: &mut dyn Engine) {
     let mut failures = Vec::new();
     for case in &cases {
         let problems = case.check(engine);
-        let verdict = if problems.is_empty() {
-            "equal"
-        } else {
-            "DIFFERS"
-        };
+        let verdict = if problems.is_empty() { "equal" } else { "DIFFERS" };
         eprintln!("golden {}: {verdict}", case.name);
         failures.extend(problems);
     }
     eprintln!("golden: {} cases", cases.len());
-    assert!(
-        failures.is_empty(),
-        "golden cases differ:\n{}",
-        failures.join("\n")
-    );
+    assert!(failures.is_empty(), "golden cases differ:\n{}", failures.join("\n"));
 }
 
 /// The folder that golden files are read from.
 #[must_use]
 pub fn folder() -> PathBuf {
-    std::env::var_os("IHIP_GOLDEN").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden"),
-        PathBuf::from,
-    )
+    std::env::var_os("IHIP_GOLDEN")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden"), PathBuf::from)
 }
 
 /// Every golden file of [`folder`], by name.
@@ -120,22 +110,15 @@ pub fn folder() -> PathBuf {
 #[must_use]
 pub fn load_all() -> Vec<Case> {
     let folder = folder();
-    let entries = std::fs::read_dir(&folder)
-        .unwrap_or_else(|error| panic!("no golden folder {}: {error}", folder.display()));
+    let entries =
+        std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("no golden folder {}: {error}", folder.display()));
     let mut paths: Vec<PathBuf> = entries
         .map(|entry| entry.expect("a readable folder").path())
         .filter(|path| path.extension().is_some_and(|end| end == "safetensors"))
         .collect();
     paths.sort();
-    assert!(
-        !paths.is_empty(),
-        "no .safetensors file in golden folder {}",
-        folder.display()
-    );
-    paths
-        .iter()
-        .map(|path| Case::load(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
-        .collect()
+    assert!(!paths.is_empty(), "no .safetensors file in golden folder {}", folder.display());
+    paths.iter().map(|path| Case::load(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))).collect()
 }
 
 impl Case {
@@ -146,16 +129,12 @@ impl Case {
     pub fn load(path: &Path) -> Result<Self, String> {
         let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
         let file = File::new(&bytes)?;
-        let name = path
-            .file_stem()
-            .map(|stem| stem.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
 
         let head_dim: usize = file.number("head_dim")?;
         let theta: f64 = file.number("rope_theta")?;
-        let frequencies: Vec<f64> = (0..head_dim / 2)
-            .map(|pair| theta.powf(-2.0 * pair as f64 / head_dim as f64))
-            .collect();
+        let frequencies: Vec<f64> =
+            (0..head_dim / 2).map(|pair| theta.powf(-2.0 * pair as f64 / head_dim as f64)).collect();
         let pruning = file.pruning()?;
 
         let (kind, first_position) = if file.metadata.contains_key("steps") {
@@ -170,19 +149,14 @@ impl Case {
         };
 
         let counts = file.integers("block_count")?;
-        let lists: Vec<Vec<i32>> = file
-            .rows("blocks")?
-            .into_iter()
-            .zip(&counts)
-            .map(|(row, &count)| row[..count as usize].to_vec())
-            .collect();
+        let lists: Vec<Vec<i32>> =
+            file.rows("blocks")?.into_iter().zip(&counts).map(|(row, &count)| row[..count as usize].to_vec()).collect();
         let strict = match file.integers("strict") {
             Ok(strict) => strict.iter().map(|&flag| flag != 0).collect(),
             Err(_) => vec![true; lists.len()],
         };
-        let stage_inputs = (0..pruning.stages.len())
-            .map(|stage| file.rows(&format!("stage{stage}_input_left")).ok())
-            .collect();
+        let stage_inputs =
+            (0..pruning.stages.len()).map(|stage| file.rows(&format!("stage{stage}_input_left")).ok()).collect();
 
         let mut case = Self {
             name,
@@ -212,11 +186,7 @@ impl Case {
 
     fn unrotate(&mut self, heads: usize, first: usize, tensor: fn(&mut Self) -> &mut Vec<f32>) {
         let head_dim = self.head_dim;
-        let backwards: Vec<f64> = self
-            .frequencies
-            .iter()
-            .map(|frequency| -frequency)
-            .collect();
+        let backwards: Vec<f64> = self.frequencies.iter().map(|frequency| -frequency).collect();
         for (row, head) in tensor(self).chunks_mut(head_dim).enumerate() {
             let rotated: Vec<f64> = head.iter().map(|&x| f64::from(x)).collect();
             let original = rope::rotate(&rotated, first + row / heads, &backwards);
@@ -259,10 +229,7 @@ impl Case {
     /// Step `step` of the case for the reference: one query, and the keys that are there by then.
     #[must_use]
     pub fn step(&self, step: usize) -> Problem<'_> {
-        let (query, key) = (
-            self.query_heads * self.head_dim,
-            self.kv_heads * self.head_dim,
-        );
+        let (query, key) = (self.query_heads * self.head_dim, self.kv_heads * self.head_dim);
         let position = self.first_position + step;
         Problem {
             queries: &self.queries[step * query..(step + 1) * query],
@@ -316,17 +283,13 @@ impl Case {
             };
             if got.len() != expected.len() {
                 let (got, expected) = (got.len(), expected.len());
-                report(format!(
-                    "{got} query blocks enter stage {stage} where {expected} are expected"
-                ));
+                report(format!("{got} query blocks enter stage {stage} where {expected} are expected"));
                 continue;
             }
             for (block, (expected, got)) in expected.iter().zip(got).enumerate() {
                 if self.stage_block_is_strict(stage, block) && expected != got {
                     let differences = differences(expected, got);
-                    report(format!(
-                        "query block {block} enters stage {stage} with {differences}"
-                    ));
+                    report(format!("query block {block} enters stage {stage} with {differences}"));
                 }
             }
         }
@@ -343,10 +306,7 @@ impl Case {
                 continue;
             }
             if sorted(expected) != sorted(got) {
-                report(format!(
-                    "query block {block} has {}",
-                    differences(expected, got)
-                ));
+                report(format!("query block {block} has {}", differences(expected, got)));
             }
             let error = largest_difference(expected_out, got_out);
             if error.is_nan() || error > TOLERANCE {
@@ -389,13 +349,12 @@ fn differences(expected: &[i32], got: &[i32]) -> String {
 /// The largest difference of two elements; NaN where one is.
 fn largest_difference(expected: &[f32], got: &[f32]) -> f32 {
     let differences = expected.iter().zip(got).map(|(a, b)| (a - b).abs());
-    differences.fold(0.0, |largest, difference| {
-        if difference.is_nan() || difference > largest {
-            difference
-        } else {
-            largest
-        }
-    })
+    differences.fold(
+        0.0,
+        |largest, difference| {
+            if difference.is_nan() || difference > largest { difference } else { largest }
+        },
+    )
 }
 
 /// An opened file with its settings.
@@ -414,27 +373,18 @@ impl<'a> File<'a> {
 
     fn setting(&self, key: &str) -> Result<&str, String> {
         let value = self.metadata.get(key);
-        value
-            .map(String::as_str)
-            .ok_or_else(|| format!("no setting {key}"))
+        value.map(String::as_str).ok_or_else(|| format!("no setting {key}"))
     }
 
     fn number<T: FromStr<Err: Display>>(&self, key: &str) -> Result<T, String> {
         let text = self.setting(key)?;
-        text.parse()
-            .map_err(|error| format!("setting {key} is {text}: {error}"))
+        text.parse().map_err(|error| format!("setting {key} is {text}: {error}"))
     }
 
     fn bytes(&self, name: &str, dtype: Dtype) -> Result<(&[u8], Vec<usize>), String> {
-        let tensor = self
-            .tensors
-            .tensor(name)
-            .map_err(|error| error.to_string())?;
+        let tensor = self.tensors.tensor(name).map_err(|error| error.to_string())?;
         if tensor.dtype() != dtype {
-            return Err(format!(
-                "{name} has type {:?}, not {dtype:?}",
-                tensor.dtype()
-            ));
+            return Err(format!("{name} has type {:?}, not {dtype:?}", tensor.dtype()));
         }
         Ok((tensor.data(), tensor.shape().to_vec()))
     }
@@ -458,9 +408,7 @@ impl<'a> File<'a> {
             return Err(format!("{name} has shape {shape:?}, not two dimensions"));
         };
         let values = self.integers(name)?;
-        Ok((0..rows)
-            .map(|row| values[row * columns..(row + 1) * columns].to_vec())
-            .collect())
+        Ok((0..rows).map(|row| values[row * columns..(row + 1) * columns].to_vec()).collect())
     }
 
     fn pruning(&self) -> Result<LayerPruning, String> {
@@ -474,13 +422,7 @@ impl<'a> File<'a> {
             .iter()
             .zip(refresh)
             .map(|(stage, refresh)| {
-                let number = |key: &str| {
-                    stage
-                        .get(key)
-                        .copied()
-                        .flatten()
-                        .ok_or(format!("a stage has no {key}"))
-                };
+                let number = |key: &str| stage.get(key).copied().flatten().ok_or(format!("a stage has no {key}"));
                 Ok(Stage {
                     keep: number("keep_in").ok(),
                     chunk: number("chunk")?,

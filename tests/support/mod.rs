@@ -1,4 +1,4 @@
-//! Helpers of more than one test module.
+//! One module for each thing that tests share.
 
 pub mod golden;
 pub mod nvrtc;

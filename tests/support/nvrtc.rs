@@ -17,9 +17,9 @@ pub fn nvrtc() -> &'static Nvrtc {
     static FOUND: OnceLock<Nvrtc> = OnceLock::new();
     FOUND.get_or_init(|| match Nvrtc::find() {
         Ok(found) => found,
-        Err(missing @ JitError::LibraryNotFound { .. }) => fetch().unwrap_or_else(|reason| {
-            panic!("{missing}\nand {WHEEL} could not be fetched: {reason}")
-        }),
+        Err(missing @ JitError::LibraryNotFound { .. }) => {
+            fetch().unwrap_or_else(|reason| panic!("{missing}\nand {WHEEL} could not be fetched: {reason}"))
+        }
         Err(unusable) => panic!("{unusable}"),
     })
 }
@@ -30,19 +30,10 @@ fn fetch() -> Result<Nvrtc, String> {
     let cache = cache_folder().ok_or("set IHIP_CACHE or HOME to name a folder for it")?;
     let target = cache.join("nvrtc");
     std::fs::create_dir_all(&cache).map_err(|error| format!("{}: {error}", cache.display()))?;
-    let work =
-        tempfile::tempdir_in(&cache).map_err(|error| format!("{}: {error}", cache.display()))?;
+    let work = tempfile::tempdir_in(&cache).map_err(|error| format!("{}: {error}", cache.display()))?;
     let wheel = work.path().join("wheel");
     run(Command::new("python3")
-        .args([
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--only-binary=:all:",
-            "--dest",
-        ])
+        .args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest"])
         .arg(&wheel)
         .arg(WHEEL))?;
     let file = std::fs::read_dir(&wheel)
@@ -52,17 +43,11 @@ fn fetch() -> Result<Nvrtc, String> {
         .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
         .ok_or("pip reported success and left no wheel")?;
     let unpacked = work.path().join("unpacked");
-    run(Command::new("python3")
-        .args(["-m", "zipfile", "--extract"])
-        .arg(&file)
-        .arg(&unpacked))?;
+    run(Command::new("python3").args(["-m", "zipfile", "--extract"]).arg(&file).arg(&unpacked))?;
     let libraries = unpacked.join("nvidia/cu13/lib");
     for name in ["libnvrtc.so.13", "libnvrtc-builtins.so.13.0"] {
         if !libraries.join(name).is_file() {
-            return Err(format!(
-                "{} holds no nvidia/cu13/lib/{name}",
-                file.display()
-            ));
+            return Err(format!("{} holds no nvidia/cu13/lib/{name}", file.display()));
         }
     }
     match std::fs::rename(&libraries, &target) {
@@ -77,15 +62,9 @@ fn open(folder: &Path) -> Result<Nvrtc, String> {
 }
 
 fn run(command: &mut Command) -> Result<(), String> {
-    let output = command
-        .output()
-        .map_err(|error| format!("{command:?}: {error}"))?;
+    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
     if output.status.success() {
         return Ok(());
     }
-    Err(format!(
-        "{command:?}: {}: {}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr).trim()
-    ))
+    Err(format!("{command:?}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim()))
 }

@@ -30,13 +30,11 @@ fn pruned_block(tensors: &Tensors<'_>, rows: Range<usize>, list: &BlockList) -> 
         // that no key is counted twice.
         let visible: Vec<&Candidate> = candidates
             .iter()
-            .filter(
-                |candidate| match (position.checked_sub(candidate.position), candidate.group) {
-                    (None, _) => false,
-                    (Some(distance), Group::Window(_)) => distance < window,
-                    (Some(distance), _) => distance >= window,
-                },
-            )
+            .filter(|candidate| match (position.checked_sub(candidate.position), candidate.group) {
+                (None, _) => false,
+                (Some(distance), Group::Window(_)) => distance < window,
+                (Some(distance), _) => distance >= window,
+            })
             .collect();
         for head in 0..tensors.query_heads() {
             let kv_head = tensors.kv_head(head);
@@ -44,13 +42,8 @@ fn pruned_block(tensors: &Tensors<'_>, rows: Range<usize>, list: &BlockList) -> 
                 true => tensors.query(row, head).to_vec(),
                 false => rope::rotate(tensors.query(row, head), position, tensors.frequencies),
             };
-            let logits: Vec<f64> = visible
-                .iter()
-                .map(|candidate| dot(&query, &candidate.keys[kv_head]))
-                .collect();
-            let values = visible
-                .iter()
-                .map(|candidate| tensors.value(candidate.position, kv_head));
+            let logits: Vec<f64> = visible.iter().map(|candidate| dot(&query, &candidate.keys[kv_head])).collect();
+            let values = visible.iter().map(|candidate| tensors.value(candidate.position, kv_head));
             out.extend(softmax_average(&logits, values, query.len()));
         }
     }
@@ -82,12 +75,7 @@ fn candidates(tensors: &Tensors<'_>, rows: Range<usize>, list: &BlockList) -> Ve
     let recent = ((first_position + 1).saturating_sub(window)..=last_position)
         .map(|position| (position, Group::Window(position)));
 
-    let packing = Packing {
-        first_position,
-        window,
-        sink,
-        selected: list.count * block,
-    };
+    let packing = Packing { first_position, window, sink, selected: list.count * block };
     selected
         .chain(sinks)
         .chain(recent)
@@ -103,11 +91,7 @@ fn candidates(tensors: &Tensors<'_>, rows: Range<usize>, list: &BlockList) -> Ve
                     }
                 })
                 .collect();
-            Candidate {
-                position,
-                group,
-                keys,
-            }
+            Candidate { position, group, keys }
         })
         .collect()
 }
@@ -127,13 +111,8 @@ pub fn dense(problem: &Problem<'_>) -> Vec<f32> {
         for head in 0..tensors.query_heads() {
             let kv_head = tensors.kv_head(head);
             let query = tensors.query(row, head);
-            let logits: Vec<f64> = visible
-                .clone()
-                .map(|position| dot(query, tensors.key(position, kv_head)))
-                .collect();
-            let values = visible
-                .clone()
-                .map(|position| tensors.value(position, kv_head));
+            let logits: Vec<f64> = visible.clone().map(|position| dot(query, tensors.key(position, kv_head))).collect();
+            let values = visible.clone().map(|position| tensors.value(position, kv_head));
             out.extend(softmax_average(&logits, values, query.len()));
         }
     }
@@ -141,11 +120,7 @@ pub fn dense(problem: &Problem<'_>) -> Vec<f32> {
 }
 
 /// The average of `values`, weighted by the softmax of `logits`; 0 where there are none.
-fn softmax_average<'a>(
-    logits: &[f64],
-    values: impl Iterator<Item = &'a [f64]>,
-    head_dim: usize,
-) -> Vec<f32> {
+fn softmax_average<'a>(logits: &[f64], values: impl Iterator<Item = &'a [f64]>, head_dim: usize) -> Vec<f32> {
     let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let mut sum = vec![0.0; head_dim];
     let mut total = 0.0;
@@ -156,13 +131,5 @@ fn softmax_average<'a>(
             *sum += weight * v;
         }
     }
-    sum.into_iter()
-        .map(|sum| {
-            if total > 0.0 {
-                (sum / total) as f32
-            } else {
-                0.0
-            }
-        })
-        .collect()
+    sum.into_iter().map(|sum| if total > 0.0 { (sum / total) as f32 } else { 0.0 }).collect()
 }

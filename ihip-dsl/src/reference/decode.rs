@@ -45,9 +45,7 @@ impl Decode {
         let tensors = Tensors::new(problem);
         assert_eq!(tensors.query_count(), 1);
         let stages = &problem.pruning.stages;
-        let restart = stages
-            .iter()
-            .position(|stage| self.steps.is_multiple_of(stage.refresh as usize));
+        let restart = stages.iter().position(|stage| self.steps.is_multiple_of(stage.refresh as usize));
         self.steps += 1;
 
         let mut outcomes = Vec::new();
@@ -59,17 +57,11 @@ impl Decode {
             };
             let (ran, lists) = run_stages(&tensors, restart, vec![input]);
             self.inputs.truncate(restart);
-            self.inputs
-                .extend(ran.iter().map(|stage| stage.input[0].clone()));
+            self.inputs.extend(ran.iter().map(|stage| stage.input[0].clone()));
             self.list = lists[0].clone();
             outcomes = ran;
         }
         let out = attend::pruned(&tensors, std::slice::from_ref(&self.list));
-        DecodeStep {
-            restart,
-            stages: outcomes,
-            list: self.list.clone(),
-            out,
-        }
+        DecodeStep { restart, stages: outcomes, list: self.list.clone(), out }
     }
 }

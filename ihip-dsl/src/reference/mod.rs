@@ -116,11 +116,7 @@ pub fn prefill(problem: &Problem<'_>) -> Outcome {
 /// Runs the stages from number `first` on, and makes the final lists.
 ///
 /// `inputs` are the chunks that enter stage `first`, a list for each of its query blocks.
-fn run_stages(
-    tensors: &Tensors<'_>,
-    first: usize,
-    inputs: Vec<Vec<usize>>,
-) -> (Vec<StageOutcome>, Vec<BlockList>) {
+fn run_stages(tensors: &Tensors<'_>, first: usize, inputs: Vec<Vec<usize>>) -> (Vec<StageOutcome>, Vec<BlockList>) {
     let pruning = tensors.pruning;
     let queries = tensors.query_count();
     let blocks = queries.div_ceil(pruning.query_block as usize);
@@ -133,23 +129,15 @@ fn run_stages(
     for (index, stage) in pruning.stages.iter().enumerate().skip(first) {
         let next = pruning.stages.get(index + 1);
         // A stage states the tokens that *enter* it, so the cut after this one is the next one's, in chunks of this.
-        let kept_tokens = next.map_or(pruning.keep, |next| {
-            next.keep
-                .expect("every stage but the first states what it keeps")
-        });
+        let kept_tokens =
+            next.map_or(pruning.keep, |next| next.keep.expect("every stage but the first states what it keeps"));
         let kept_chunks = (kept_tokens / stage.chunk) as usize;
 
-        let mut outcome = StageOutcome {
-            input: inputs,
-            scores: Vec::new(),
-            cuts: Vec::new(),
-        };
+        let mut outcome = StageOutcome { input: inputs, scores: Vec::new(), cuts: Vec::new() };
         for (block, chunks) in outcome.input.iter().enumerate() {
             let rows = query_rows(block, stage.query_block as usize, queries);
             let scores = scan::scan(tensors, index, rows, chunks);
-            outcome
-                .cuts
-                .push(select::cut(chunks, &scores.scores, kept_chunks));
+            outcome.cuts.push(select::cut(chunks, &scores.scores, kept_chunks));
             outcome.scores.push(scores);
         }
 
@@ -162,11 +150,7 @@ fn run_stages(
                 (0..children)
                     .map(|child| {
                         let parent = select::parent(child, children, parents, ratio);
-                        select::split(
-                            &outcome.cuts[parent].kept,
-                            stage.chunk as usize,
-                            next.chunk as usize,
-                        )
+                        select::split(&outcome.cuts[parent].kept, stage.chunk as usize, next.chunk as usize)
                     })
                     .collect()
             }
@@ -234,25 +218,15 @@ impl<'a> Tensors<'a> {
             query_heads: problem.query_heads,
             kv_heads: problem.kv_heads,
             head_dim: problem.head_dim,
-            queries: problem
-                .queries
-                .iter()
-                .map(|&q| f64::from(q) * f64::from(problem.query_scale))
-                .collect(),
+            queries: problem.queries.iter().map(|&q| f64::from(q) * f64::from(problem.query_scale)).collect(),
             keys: problem.keys.iter().map(|&k| f64::from(k)).collect(),
             values: problem.values.iter().map(|&v| f64::from(v)).collect(),
         };
         let end = tensors.first_position + tensors.query_count();
         assert_eq!(tensors.frequencies.len() * 2, tensors.head_dim);
         assert_eq!(tensors.query_heads % tensors.kv_heads, 0);
-        assert_eq!(
-            tensors.queries.len() % (tensors.query_heads * tensors.head_dim),
-            0
-        );
-        assert_eq!(
-            tensors.keys.len() % (tensors.kv_heads * tensors.head_dim),
-            0
-        );
+        assert_eq!(tensors.queries.len() % (tensors.query_heads * tensors.head_dim), 0);
+        assert_eq!(tensors.keys.len() % (tensors.kv_heads * tensors.head_dim), 0);
         assert_eq!(tensors.keys.len(), tensors.values.len());
         assert!(end * tensors.kv_heads * tensors.head_dim <= tensors.keys.len());
         assert!(end <= tensors.t_max);
@@ -260,10 +234,7 @@ impl<'a> Tensors<'a> {
     }
 
     fn rotate_at_true_positions(&mut self) {
-        let (queries, keys) = (
-            self.query_heads * self.head_dim,
-            self.kv_heads * self.head_dim,
-        );
+        let (queries, keys) = (self.query_heads * self.head_dim, self.kv_heads * self.head_dim);
         for (row, token) in self.queries.chunks_mut(queries).enumerate() {
             for head in token.chunks_mut(self.head_dim) {
                 let rotated = rope::rotate(head, self.first_position + row, self.frequencies);

@@ -34,12 +34,7 @@ pub fn rotate(x: &[f64], position: usize, frequencies: &[f64]) -> Vec<f64> {
 /// chunks of the whole grid, visible or not, as the authors' code does: the paper's own text
 /// (appendix D) has the chunk size in that place, which would not leave the query behind the last chunk.
 #[must_use]
-pub fn scan_query(
-    mode: ScanRope,
-    position: usize,
-    chunks: usize,
-    scan_window: usize,
-) -> Option<usize> {
+pub fn scan_query(mode: ScanRope, position: usize, chunks: usize, scan_window: usize) -> Option<usize> {
     match mode {
         ScanRope::Relative => Some(1 + scan_window),
         ScanRope::ChunkIndexed => Some(position.min(chunks + scan_window)),
@@ -94,9 +89,7 @@ pub fn attend_key(mode: AttendRope, group: Group, packing: Packing) -> Option<us
     let packed = |number: usize| {
         // The last of all packed tokens lies at first_position − window.
         let after = packing.sink + packing.selected - 1 - number;
-        packing
-            .first_position
-            .saturating_sub(packing.window + after)
+        packing.first_position.saturating_sub(packing.window + after)
     };
     match (mode, group) {
         (AttendRope::None, _) => None,

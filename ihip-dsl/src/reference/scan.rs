@@ -43,18 +43,13 @@ pub fn first_chunks(pruning: &LayerPruning, t_max: usize) -> Vec<usize> {
     let (sink, window) = (pruning.sink as usize, pruning.window as usize);
     let tokens = t_max.saturating_sub(sink + window);
     let count = tokens.div_ceil(first.chunk as usize);
-    (0..count)
-        .map(|chunk| sink + chunk * first.chunk as usize)
-        .collect()
+    (0..count).map(|chunk| sink + chunk * first.chunk as usize).collect()
 }
 
 /// Scores `chunks`, given by their first positions in ascending order, against the queries `rows` in stage `stage`.
 #[must_use]
 pub fn scan(tensors: &Tensors<'_>, stage: usize, rows: Range<usize>, chunks: &[usize]) -> Scores {
-    let mut result = Scores {
-        scores: vec![NEVER_SCORED; chunks.len()],
-        closest: vec![f32::INFINITY; chunks.len()],
-    };
+    let mut result = Scores { scores: vec![NEVER_SCORED; chunks.len()], closest: vec![f32::INFINITY; chunks.len()] };
     for head in 0..tensors.query_heads() {
         let queries = averaged_queries(tensors, stage, rows.clone(), head, chunks.len());
         for (index, &start) in chunks.iter().enumerate() {
@@ -172,10 +167,7 @@ impl Descent<'_> {
         let tensors = self.tensors;
         let rotary = rope::scan_key(tensors.pruning.rope.scan, branch, self.index);
         let key = rotate_if(tensors, tensors.key(position, self.kv_head), rotary);
-        self.queries
-            .iter()
-            .map(|query| dot(query, &key) as f32)
-            .fold(f32::NEG_INFINITY, f32::max)
+        self.queries.iter().map(|query| dot(query, &key) as f32).fold(f32::NEG_INFINITY, f32::max)
     }
 }
 

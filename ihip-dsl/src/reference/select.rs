@@ -19,15 +19,12 @@ pub struct Cut {
 /// Chunks of equal score, and so the ones never scored, rank by position, lower first.
 #[must_use]
 pub fn cut(chunks: &[usize], scores: &[f32], count: usize) -> Cut {
-    let mut ranking: Vec<(usize, f32)> =
-        chunks.iter().copied().zip(scores.iter().copied()).collect();
+    let mut ranking: Vec<(usize, f32)> = chunks.iter().copied().zip(scores.iter().copied()).collect();
     ranking.sort_by(|(a, a_score), (b, b_score)| {
         let higher_first = b_score.partial_cmp(a_score).unwrap_or(Ordering::Equal);
         higher_first.then(a.cmp(b))
     });
-    let margin = (1..ranking.len())
-        .contains(&count)
-        .then(|| ranking[count - 1].1 - ranking[count].1);
+    let margin = (1..ranking.len()).contains(&count).then(|| ranking[count - 1].1 - ranking[count].1);
     ranking.truncate(count);
     let mut kept: Vec<usize> = ranking.into_iter().map(|(chunk, _)| chunk).collect();
     kept.sort_unstable();
@@ -40,10 +37,7 @@ pub fn cut(chunks: &[usize], scores: &[f32], count: usize) -> Cut {
 /// chunk-indexed positions their meaning.
 #[must_use]
 pub fn split(chunks: &[usize], from: usize, into: usize) -> Vec<usize> {
-    chunks
-        .iter()
-        .flat_map(|&start| (start..start + from).step_by(into))
-        .collect()
+    chunks.iter().flat_map(|&start| (start..start + from).step_by(into)).collect()
 }
 
 /// Whose list query block `child` of a stage starts from, where the stage before had query blocks `ratio` times as
@@ -62,12 +56,6 @@ pub fn parent(child: usize, children: usize, parents: usize, ratio: usize) -> us
 /// count: their tokens are masked one by one, yet they take up rotary positions (as the authors' code does).
 #[must_use]
 pub fn final_list(kept: &[usize], first_position: usize, query_block: usize) -> BlockList {
-    let count = kept
-        .iter()
-        .filter(|&&block| block < first_position + query_block)
-        .count();
-    BlockList {
-        blocks: kept.to_vec(),
-        count,
-    }
+    let count = kept.iter().filter(|&&block| block < first_position + query_block).count();
+    BlockList { blocks: kept.to_vec(), count }
 }

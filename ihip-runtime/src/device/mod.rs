@@ -101,15 +101,25 @@ pub trait Device: Sized {
     ///
     /// # Errors
     /// A failed launch.
-    fn linear(&mut self, x: &Self::Tensor, rows: Range<usize>, weight: &Self::Matrix, out: &mut Self::Tensor)
-    -> Result<()>;
+    fn linear(
+        &mut self,
+        x: &Self::Tensor,
+        rows: Range<usize>,
+        weight: &Self::Matrix,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
 
     /// `out[i] += weight · x[i]`.
     ///
     /// # Errors
     /// A failed launch.
-    fn linear_add(&mut self, x: &Self::Tensor, rows: usize, weight: &Self::Matrix, out: &mut Self::Tensor)
-    -> Result<()>;
+    fn linear_add(
+        &mut self,
+        x: &Self::Tensor,
+        rows: usize,
+        weight: &Self::Matrix,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
 
     /// `out[i][j] = silu(gate_up[i][j]) · gate_up[i][columns + j]`, where `out` has `columns` columns.
     ///

@@ -34,14 +34,8 @@ impl Diagnostics {
     /// Reads a log whose line numbers count the lines of `text`.
     pub(super) fn read(log: &str, text: &str) -> Self {
         let lines: Vec<&str> = text.lines().collect();
-        let errors = log
-            .lines()
-            .filter_map(|line| Diagnostic::read(line, &lines))
-            .collect();
-        Self {
-            errors,
-            log: log.trim_end().to_owned(),
-        }
+        let errors = log.lines().filter_map(|line| Diagnostic::read(line, &lines)).collect();
+        Self { errors, log: log.trim_end().to_owned() }
     }
 }
 
@@ -61,9 +55,7 @@ impl Diagnostic {
             line,
             declared: declared_line(lines, line),
             message: message.to_owned(),
-            context: (first..=last)
-                .map(|number| (number, lines[number - 1].to_owned()))
-                .collect(),
+            context: (first..=last).map(|number| (number, lines[number - 1].to_owned())).collect(),
         })
     }
 }
@@ -71,27 +63,18 @@ impl Diagnostic {
 /// What `#line` makes of a line.
 fn declared_line(lines: &[&str], line: usize) -> Option<String> {
     let before = lines.get(..line.checked_sub(1)?)?;
-    let (index, directive) = before
-        .iter()
-        .enumerate()
-        .rev()
-        .find_map(|(index, text)| Some((index, text.strip_prefix("#line ")?)))?;
+    let (index, directive) =
+        before.iter().enumerate().rev().find_map(|(index, text)| Some((index, text.strip_prefix("#line ")?)))?;
     let (number, file) = directive.split_once(' ')?;
     let number: usize = number.parse().ok()?;
-    Some(format!(
-        "{}:{}",
-        file.trim_matches('"'),
-        number + line - index - 2
-    ))
+    Some(format!("{}:{}", file.trim_matches('"'), number + line - index - 2))
 }
 
 impl fmt::Display for Diagnostics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for error in self.errors.iter().take(SHOWN) {
             match &error.declared {
-                Some(declared) => {
-                    writeln!(f, "line {} ({declared}): {}", error.line, error.message)?
-                }
+                Some(declared) => writeln!(f, "line {} ({declared}): {}", error.line, error.message)?,
                 None => writeln!(f, "line {}: {}", error.line, error.message)?,
             }
             for (number, text) in &error.context {

@@ -88,6 +88,14 @@ pub enum JitError {
         /// The whole log.
         log: String,
     },
+    /// Compiling is switched off, and the kernel is not in the store.
+    #[error("IHIP_NO_JIT is set and {kernel} for {architecture} is not in the cache: compile it ahead, or unset it")]
+    Disabled {
+        /// The kernel.
+        kernel: String,
+        /// The architecture.
+        architecture: Architecture,
+    },
     /// A NUL byte in the text, which the library takes as its end.
     #[error("the text of {kernel} has a NUL byte at offset {offset}")]
     NulByte {

@@ -1,18 +1,22 @@
 //! From CUDA text to cubins, with nothing but libnvrtc: no GPU, no driver, no toolkit.
 //!
 //! ```text
-//! text, architecture ─► Nvrtc::compile ─► Cubin { image, resources }   or   the compiler's lines, with context
+//! text, architecture ─► Compiler ─► memory, else store, else Nvrtc ─► Cubin { image, resources }
+//!                                                                 or the compiler's lines, with context
 //! ```
 //!
 //! Cubins rather than PTX: the driver then compiles nothing when a module is loaded, registers and spills are the
 //! ones that will run, and a compiler newer than the driver is no obstacle.
 
+pub mod cache;
+mod compiler;
 mod diagnostics;
 mod error;
 mod library;
 mod nvrtc;
 mod resources;
 
+pub use compiler::Compiler;
 pub use diagnostics::{Diagnostic, Diagnostics};
 pub use error::{JitError, Saved};
 pub(crate) use library::{folders as library_folders, preload};
@@ -25,11 +29,7 @@ use std::path::PathBuf;
 /// `~/.cache/ihip`; `None` where none of the three variables is set.
 #[must_use]
 pub fn cache_folder() -> Option<PathBuf> {
-    let folder = |name: &str| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
+    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     folder("IHIP_CACHE")
         .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("ihip")))
         .or_else(|| folder("HOME").map(|home| home.join(".cache").join("ihip")))

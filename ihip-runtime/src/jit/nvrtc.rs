@@ -33,9 +33,7 @@ impl Architecture {
     /// The architecture of a compute capability, such as (9, 0).
     #[must_use]
     pub const fn new(major: u32, minor: u32) -> Self {
-        Self {
-            capability: major * 10 + minor,
-        }
+        Self { capability: major * 10 + minor }
     }
 }
 
@@ -53,9 +51,7 @@ impl FromStr for Architecture {
             .and_then(|capability| capability.parse().ok())
             .filter(|capability| *capability >= 10)
             .map(|capability| Self { capability })
-            .ok_or_else(|| JitError::NoSuchArchitecture {
-                word: word.to_owned(),
-            })
+            .ok_or_else(|| JitError::NoSuchArchitecture { word: word.to_owned() })
     }
 }
 
@@ -100,30 +96,15 @@ impl Nvrtc {
         let check = |call, code| check(&functions, call, &path.display().to_string(), &[], code);
         let (mut major, mut minor, mut count) = (0, 0, 0);
         // SAFETY: both pointers are valid for one integer each.
-        check("nvrtcVersion", unsafe {
-            (functions.version)(&raw mut major, &raw mut minor)
-        })?;
+        check("nvrtcVersion", unsafe { (functions.version)(&raw mut major, &raw mut minor) })?;
         // SAFETY: the pointer is valid for one integer.
-        check("nvrtcGetNumSupportedArchs", unsafe {
-            (functions.architecture_count)(&raw mut count)
-        })?;
+        check("nvrtcGetNumSupportedArchs", unsafe { (functions.architecture_count)(&raw mut count) })?;
         let mut capabilities = vec![0; count.unsigned_abs() as usize];
         // SAFETY: the buffer holds as many integers as the library just said it writes.
-        check("nvrtcGetSupportedArchs", unsafe {
-            (functions.architectures)(capabilities.as_mut_ptr())
-        })?;
-        let architectures = capabilities
-            .iter()
-            .map(|value| Architecture {
-                capability: value.unsigned_abs(),
-            })
-            .collect();
-        Ok(Self {
-            path,
-            version: (major.unsigned_abs(), minor.unsigned_abs()),
-            architectures,
-            functions,
-        })
+        check("nvrtcGetSupportedArchs", unsafe { (functions.architectures)(capabilities.as_mut_ptr()) })?;
+        let architectures =
+            capabilities.iter().map(|value| Architecture { capability: value.unsigned_abs() }).collect();
+        Ok(Self { path, version: (major.unsigned_abs(), minor.unsigned_abs()), architectures, functions })
     }
 
     /// Major and minor version.
@@ -162,12 +143,7 @@ impl Nvrtc {
     /// # Errors
     /// [`JitError::Rejected`] with the compiler's lines, [`JitError::UnsupportedArchitecture`], or a failure of the
     /// library itself.
-    pub fn compile(
-        &self,
-        kernel: &str,
-        text: &str,
-        architecture: Architecture,
-    ) -> Result<Cubin, JitError> {
+    pub fn compile(&self, kernel: &str, text: &str, architecture: Architecture) -> Result<Cubin, JitError> {
         if !self.architectures.contains(&architecture) {
             return Err(JitError::UnsupportedArchitecture {
                 architecture,
@@ -192,31 +168,16 @@ impl Nvrtc {
             }
         }
         match Resources::read(&log, kernel) {
-            Some(resources) => Ok(Cubin {
-                image: compilation.cubin()?,
-                resources,
-            }),
-            None => Err(JitError::NoResources {
-                kernel: kernel.to_owned(),
-                architecture,
-                log,
-            }),
+            Some(resources) => Ok(Cubin { image: compilation.cubin()?, resources }),
+            None => Err(JitError::NoResources { kernel: kernel.to_owned(), architecture, log }),
         }
     }
 
     /// Why the text was rejected. It is compiled once more without its `#line` directives: the compiler's line
     /// numbers then find the text that is really there, which a directive's numbers need not.
-    fn rejected(
-        &self,
-        kernel: &str,
-        text: &str,
-        architecture: Architecture,
-        options: &[String],
-    ) -> JitError {
+    fn rejected(&self, kernel: &str, text: &str, architecture: Architecture, options: &[String]) -> JitError {
         let plain = without_line_directives(text);
-        let log = match Compilation::run(self.functions, kernel, &plain, options)
-            .and_then(|again| again.log())
-        {
+        let log = match Compilation::run(self.functions, kernel, &plain, options).and_then(|again| again.log()) {
             Ok(log) => log,
             Err(error) => return error,
         };
@@ -253,47 +214,22 @@ struct Compilation<'a> {
 }
 
 impl<'a> Compilation<'a> {
-    fn run(
-        functions: Functions,
-        kernel: &'a str,
-        text: &str,
-        options: &'a [String],
-    ) -> Result<Self, JitError> {
-        let nul = |offset| JitError::NulByte {
-            kernel: kernel.to_owned(),
-            offset,
-        };
+    fn run(functions: Functions, kernel: &'a str, text: &str, options: &'a [String]) -> Result<Self, JitError> {
+        let nul = |offset| JitError::NulByte { kernel: kernel.to_owned(), offset };
         let text = CString::new(text).map_err(|error| nul(error.nul_position()))?;
-        let name =
-            CString::new(format!("{kernel}.cu")).map_err(|error| nul(error.nul_position()))?;
+        let name = CString::new(format!("{kernel}.cu")).map_err(|error| nul(error.nul_position()))?;
         let mut program = ptr::null_mut();
         // SAFETY: both strings end in NUL and outlive the call, which copies them; there are no headers.
-        let code = unsafe {
-            (functions.create)(
-                &raw mut program,
-                text.as_ptr(),
-                name.as_ptr(),
-                0,
-                ptr::null(),
-                ptr::null(),
-            )
-        };
+        let code =
+            unsafe { (functions.create)(&raw mut program, text.as_ptr(), name.as_ptr(), 0, ptr::null(), ptr::null()) };
         check(&functions, "nvrtcCreateProgram", kernel, options, code)?;
-        let strings: Vec<CString> = options
-            .iter()
-            .map(|option| CString::new(option.as_str()).unwrap_or_default())
-            .collect();
+        let strings: Vec<CString> =
+            options.iter().map(|option| CString::new(option.as_str()).unwrap_or_default()).collect();
         let pointers: Vec<*const c_char> = strings.iter().map(|option| option.as_ptr()).collect();
         let count = c_int::try_from(pointers.len()).unwrap_or(c_int::MAX);
         // SAFETY: the program is live, and the pointers are `count` strings that outlive the call.
         let code = unsafe { (functions.compile)(program, count, pointers.as_ptr()) };
-        Ok(Self {
-            functions,
-            program,
-            code,
-            kernel,
-            options,
-        })
+        Ok(Self { functions, program, code, kernel, options })
     }
 
     fn check(&self, call: &'static str, code: c_int) -> Result<(), JitError> {
@@ -304,34 +240,21 @@ impl<'a> Compilation<'a> {
     fn log(&self) -> Result<String, JitError> {
         let mut size = 0;
         // SAFETY: the program is live and the pointer valid for one integer.
-        self.check("nvrtcGetProgramLogSize", unsafe {
-            (self.functions.log_size)(self.program, &raw mut size)
-        })?;
+        self.check("nvrtcGetProgramLogSize", unsafe { (self.functions.log_size)(self.program, &raw mut size) })?;
         let mut bytes = vec![0_u8; size];
         // SAFETY: the buffer is as long as the library just said the log is.
-        self.check("nvrtcGetProgramLog", unsafe {
-            (self.functions.log)(self.program, bytes.as_mut_ptr().cast())
-        })?;
-        bytes.truncate(
-            bytes
-                .iter()
-                .position(|byte| *byte == 0)
-                .unwrap_or(bytes.len()),
-        );
+        self.check("nvrtcGetProgramLog", unsafe { (self.functions.log)(self.program, bytes.as_mut_ptr().cast()) })?;
+        bytes.truncate(bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len()));
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
     fn cubin(&self) -> Result<Vec<u8>, JitError> {
         let mut size = 0;
         // SAFETY: the program is live and the pointer valid for one integer.
-        self.check("nvrtcGetCUBINSize", unsafe {
-            (self.functions.cubin_size)(self.program, &raw mut size)
-        })?;
+        self.check("nvrtcGetCUBINSize", unsafe { (self.functions.cubin_size)(self.program, &raw mut size) })?;
         let mut image = vec![0_u8; size];
         // SAFETY: the buffer is as long as the library just said the cubin is.
-        self.check("nvrtcGetCUBIN", unsafe {
-            (self.functions.cubin)(self.program, image.as_mut_ptr().cast())
-        })?;
+        self.check("nvrtcGetCUBIN", unsafe { (self.functions.cubin)(self.program, image.as_mut_ptr().cast()) })?;
         Ok(image)
     }
 }
@@ -354,18 +277,10 @@ fn check(
         return Ok(());
     }
     let meaning = meaning(functions, code);
-    Err(JitError::Failed {
-        call,
-        kernel: kernel.to_owned(),
-        code,
-        meaning,
-        options: options.to_vec(),
-    })
+    Err(JitError::Failed { call, kernel: kernel.to_owned(), code, meaning, options: options.to_vec() })
 }
 
 fn meaning(functions: &Functions, code: c_int) -> String {
     // SAFETY: the function accepts any integer and returns a static string.
-    unsafe { CStr::from_ptr((functions.error_string)(code)) }
-        .to_string_lossy()
-        .into_owned()
+    unsafe { CStr::from_ptr((functions.error_string)(code)) }.to_string_lossy().into_owned()
 }

@@ -25,9 +25,7 @@ impl Resources {
     /// ```
     pub(super) fn read(log: &str, entry: &str) -> Option<Self> {
         let mut lines = log.lines().skip_while(|line| {
-            !line
-                .split_once("Function properties for ")
-                .is_some_and(|(_, name)| name.trim() == entry)
+            !line.split_once("Function properties for ").is_some_and(|(_, name)| name.trim() == entry)
         });
         let frame = lines.find(|line| line.contains("bytes stack frame"))?;
         let used = lines.find(|line| line.contains("Used "))?;
@@ -44,8 +42,6 @@ impl Resources {
 
 fn number_before(line: &str, words: &str) -> Option<u32> {
     let end = line.find(words)?;
-    let start = line[..end]
-        .rfind(|c: char| !c.is_ascii_digit())
-        .map_or(0, |index| index + 1);
+    let start = line[..end].rfind(|c: char| !c.is_ascii_digit()).map_or(0, |index| index + 1);
     line[start..end].parse().ok()
 }

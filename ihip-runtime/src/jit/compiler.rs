@@ -1,0 +1,102 @@
+//! One compilation a kernel, however many ask for it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use rayon::prelude::*;
+
+use super::cache::{CacheKey, CubinStore, Entry};
+use super::{Architecture, Cubin, JitError, Nvrtc};
+
+/// Compiles for one architecture: a kernel comes from memory, else from the store, else from NVRTC.
+///
+/// Threads that ask for the same kernel at once wait for one compilation.
+#[derive(Debug)]
+pub struct Compiler {
+    nvrtc: Nvrtc,
+    architecture: Architecture,
+    store: Option<CubinStore>,
+    may_compile: bool,
+    flights: Mutex<HashMap<CacheKey, Flight>>,
+}
+
+/// A compilation that is under way or done.
+type Flight = Arc<OnceLock<Result<Arc<Cubin>, Arc<JitError>>>>;
+
+impl Compiler {
+    /// A compiler for `architecture` that keeps cubins in `store`, if there is one.
+    ///
+    /// With `may_compile` false, as `IHIP_NO_JIT=1` asks, a kernel that is not in the store is an error.
+    #[must_use]
+    pub fn new(nvrtc: Nvrtc, architecture: Architecture, store: Option<CubinStore>, may_compile: bool) -> Self {
+        Self { nvrtc, architecture, store, may_compile, flights: Mutex::default() }
+    }
+
+    /// What it compiles for.
+    #[must_use]
+    pub const fn architecture(&self) -> Architecture {
+        self.architecture
+    }
+
+    /// The store, if there is one.
+    #[must_use]
+    pub const fn store(&self) -> Option<&CubinStore> {
+        self.store.as_ref()
+    }
+
+    /// The cubin of `text`, whose entry point is called `kernel`.
+    ///
+    /// # Errors
+    /// Those of [`Nvrtc::compile`], shared by all who asked; [`JitError::Disabled`].
+    pub fn cubin(&self, kernel: &str, text: &str) -> Result<Arc<Cubin>, Arc<JitError>> {
+        let options = Nvrtc::options(self.architecture);
+        let key = CacheKey::new(text, &options, &self.architecture.to_string(), self.nvrtc.version());
+        let flight = {
+            let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(flights.entry(key).or_default())
+        };
+        flight.get_or_init(|| self.find(key, kernel, text).map(Arc::new).map_err(Arc::new)).clone()
+    }
+
+    /// The cubins of `kernels` (name and text), in their order, compiled side by side on rayon's threads.
+    /// `done` is told the name of each as it is ready.
+    ///
+    /// # Errors
+    /// Those of [`Compiler::cubin`], of the first kernel in order that fails.
+    pub fn cubins(
+        &self,
+        kernels: &[(&str, &str)],
+        done: &(dyn Fn(&str) + Sync),
+    ) -> Result<Vec<Arc<Cubin>>, Arc<JitError>> {
+        let cubins: Vec<_> = kernels
+            .par_iter()
+            .map(|(kernel, text)| {
+                let cubin = self.cubin(kernel, text);
+                done(kernel);
+                cubin
+            })
+            .collect();
+        cubins.into_iter().collect()
+    }
+
+    fn find(&self, key: CacheKey, kernel: &str, text: &str) -> Result<Cubin, JitError> {
+        if let Some(entry) = self.store.as_ref().and_then(|store| store.get(&key)) {
+            return Ok(Cubin { image: entry.image, resources: entry.resources });
+        }
+        if !self.may_compile {
+            return Err(JitError::Disabled { kernel: kernel.to_owned(), architecture: self.architecture });
+        }
+        let cubin = self.nvrtc.compile(kernel, text, self.architecture)?;
+        if let Some(store) = &self.store {
+            store.put(&Entry {
+                key,
+                architecture: self.architecture.to_string(),
+                kernel: kernel.to_owned(),
+                nvrtc: self.nvrtc.version(),
+                resources: cubin.resources,
+                image: cubin.image.clone(),
+            });
+        }
+        Ok(cubin)
+    }
+}
