@@ -111,13 +111,13 @@ impl Attend {
             "KERNEL(THREADS) {name}(\n    const int* step, const Activation* qkv, const Cached* keys, const Cached* values,\n    const unsigned* page_table,{} Activation* out) {{",
             self.visible.parameters()
         ));
-        writer.more(PLACE);
+        writer.more(&PLACE.replace("$POSITIONS", self.visible.position_array()));
         if family == Family::Attend {
             writer.more("    const int first_position = start + block * QUERY_BLOCK;");
         }
         writer.more(&self.visible.origin());
         let turn = if self.visible.rotates() {
-            "        rotate(x, y, rope_table[(max(0, position) - origin) * HALF + element]);\n"
+            "        rotate(x, y, rope_table[(tile_first + query - origin) * HALF + element]);\n"
         } else {
             ""
         };
@@ -167,7 +167,7 @@ impl Attend {
                             r"            if (tile_index < listed_tiles) {{
                 const int slot = tile_index * TILE_KEYS + thread;
                 if (slot < count * BLOCK) token = list[slot / BLOCK] + slot % BLOCK;
-                if (token < SINK) token = NOWHERE;  // a sink is seen as a sink{}
+                if (token < SINK || token > last) token = NOWHERE;  // sinks are seen as sinks{}
             }} else ",
                             position(self.visible.listed_position("slot"))
                         ),
@@ -224,8 +224,7 @@ const PLACE: &str = r"
     float* const tile = queries + TILE_ROWS * STRIDE;        // [TILE_KEYS][STRIDE]: keys, then values
     float* const weights = tile + TILE_KEYS * STRIDE;        // [TILE_ROWS][WEIGHT_STRIDE]
     SHARED(int, slot_token, TILE_KEYS);
-    SHARED(int, slot_position, TILE_KEYS);
-    SHARED(unsigned, slot_row, TILE_KEYS);
+$POSITIONS    SHARED(unsigned, slot_row, TILE_KEYS);
 
     const int start = step[0], rows = step[1], first_row = step[3];
     const int thread = threadIdx.x, across = thread % ACROSS, down = thread / ACROSS;
@@ -244,7 +243,7 @@ const QUERIES: &str = r"
         const int row = item / HALF, element = item % HALF, query = row % TILE_QUERIES;
         float x = 0.0f, y = 0.0f;
         if (row < TILE_HEADS * TILE_QUERIES && query < queries_here) {
-            const int position = tile_first + query, head = first_head + row / TILE_QUERIES;
+            const int head = first_head + row / TILE_QUERIES;
             const Activation* const from =
                 &qkv[static_cast<unsigned long long>(first_row + first + query) * QKV_ROW + head * HEAD_DIM + element];
             x = to_float(from[0]) * QUERY_SCALE;

@@ -132,7 +132,7 @@ impl SplitAttend {
             "KERNEL(THREADS) {name}(\n    const int* step, const Activation* qkv, const Cached* keys, const Cached* values,\n    const unsigned* page_table,{} float* partials, float* partial_sums) {{",
             self.visible.parameters()
         ));
-        writer.more(PLACE);
+        writer.more(&PLACE.replace("$POSITIONS", self.visible.position_array()));
         if !dense {
             let origin = self.visible.origin().replace("first_position", "position");
             writer.more(&origin.replace("blocks + block * KEEP", "blocks").replace("counts[block]", "counts[0]"));
@@ -218,8 +218,7 @@ const PLACE: &str = r"
     float* const queries = value_tile + TILE_KEYS * STRIDE;     // [HEADS][STRIDE]
     float* const weights = queries + HEADS * STRIDE;            // [HEADS][TILE_KEYS]
     SHARED(int, slot_token, TILE_KEYS);
-    SHARED(int, slot_position, TILE_KEYS);
-    SHARED(unsigned, slot_row, TILE_KEYS);
+$POSITIONS    SHARED(unsigned, slot_row, TILE_KEYS);
     SHARED(float, largest, HEADS);
     SHARED(float, total, HEADS);
     SHARED(float, scale, HEADS);

@@ -110,9 +110,9 @@ inline unsigned ordered(float value) {
 }
 ";
 
-/// `chunks_of_stage`, `chunk_start` and, from the second stage on, `parent_block`: the list that enters a stage.
-pub(crate) fn chunk_list(writer: &mut Writer, layer: &PrunedLayer, stage: usize) {
-    chunk_list_of_row(writer, layer, stage);
+/// `chunk_count`, `chunk_start` and, from the second stage on, `parent_block`: the list that enters a stage.
+pub(crate) fn chunk_list(writer: &mut Writer, stage: usize) {
+    chunk_list_of_row(writer, stage);
     if stage > 0 {
         writer.text(
             r"
@@ -128,29 +128,21 @@ inline int parent_block(int block, int rows) {
 }
 
 /// The same where there is a single query block, as in decoding.
-pub(crate) fn chunk_list_of_row(writer: &mut Writer, layer: &PrunedLayer, stage: usize) {
-    let first = layer.stages[0].chunk;
-    let mut count = format!(
-        "
-// Chunks of this stage's list where the grid is laid out for t_max keys.
-inline int chunks_of_stage(int t_max) {{
-    int chunks = (max(0, t_max - SINK - WINDOW) + {first} - 1) / {first};
-"
-    );
-    for later in &layer.stages[1..=stage] {
-        let keep = later.keep_chunks.unwrap_or(0);
-        count.push_str(&format!("    chunks = min(chunks, {keep}) * {};\n", later.split));
-    }
-    count.push_str("    return chunks;\n}");
-    writer.text(&count);
+pub(crate) fn chunk_list_of_row(writer: &mut Writer, stage: usize) {
     writer.text(if stage == 0 {
         r"
-// First token of a chunk: at the first stage, the sequence after the sinks is cut evenly.
+// Chunks of the list where the grid is laid out for t_max keys, and the first token of each: the sequence after the
+// sinks is cut evenly.
+inline int chunk_count(int t_max) { return (max(0, t_max - SINK - WINDOW) + CHUNK - 1) / CHUNK; }
+
 inline int chunk_start(int chunk) { return SINK + chunk * CHUNK; }
 "
     } else {
         r"
-// First token of a chunk: each chunk kept by the stage before is cut into SPLIT, and the list is ascending.
+// Chunks of the list, and the first token of each: what the stage before kept, ascending, each cut into SPLIT. A kept
+// list is KEPT entries and how many of them there are.
+inline int chunk_count(const int* kept) { return kept[KEPT] * SPLIT; }
+
 inline int chunk_start(const int* kept, int chunk) { return kept[chunk / SPLIT] + chunk % SPLIT * CHUNK; }
 "
     });

@@ -119,8 +119,9 @@ pub enum Buffer {
     /// u32 `[query blocks][chunks]`: a chunk's score over all heads as an ordered integer, 0 where there is none.
     /// Zero before the first launch and after every `select`.
     Scores,
-    /// i32 `[query blocks of the stage before][keep_chunks]`: first positions of the chunks that enter `stage`,
-    /// before they are split, ascending. Of the prefill call at hand.
+    /// i32 `[query blocks of the stage before][keep_chunks + 1]`: first positions of the chunks that enter `stage`,
+    /// before they are split, ascending, −1 where there is none, and last how many there are. Of the prefill call at
+    /// hand.
     Lists {
         /// The stage that reads it, at least 1.
         stage: usize,
@@ -129,7 +130,7 @@ pub enum Buffer {
     Blocks,
     /// i32 `[query blocks]`: how many entries of [`Buffer::Blocks`] count.
     Counts,
-    /// i32 `[keep_chunks]`, one a layer: what decoding keeps of the stage before, the cached input of `stage`.
+    /// i32 `[keep_chunks + 1]`, one a layer: what decoding keeps of the stage before, the cached input of `stage`.
     CachedLists {
         /// The stage that reads it, at least 1.
         stage: usize,

@@ -158,7 +158,7 @@ impl Program {
         let stages = self.pruned().map(|layer| layer.stages.len()).max().unwrap_or(0);
         for stage in 1..stages {
             let lists = self.pruned().filter(|layer| layer.stages.len() > stage).map(|layer| {
-                extent.rows.div_ceil(layer.stages[stage - 1].query_block) * layer.stages[stage].keep_chunks.unwrap_or(0)
+                extent.rows.div_ceil(layer.stages[stage - 1].query_block) * (layer.stages[stage].keep_chunks.unwrap_or(0) + 1)
             });
             push(Buffer::Lists { stage }, Element::I32, lists.max().unwrap_or(0), false);
         }
@@ -185,7 +185,7 @@ impl Program {
         }
         let state = |buffer, count| Storage { buffer, element: Element::I32, count, zeroed: true };
         let mut storage: Vec<_> = (layer.stages[1..].iter())
-            .map(|stage| state(Buffer::CachedLists { stage: stage.index }, stage.keep_chunks.unwrap_or(0)))
+            .map(|stage| state(Buffer::CachedLists { stage: stage.index }, stage.keep_chunks.unwrap_or(0) + 1))
             .collect();
         storage.push(state(Buffer::CachedBlocks, layer.keep_blocks));
         storage.push(state(Buffer::CachedCount, 1));

@@ -124,19 +124,17 @@ impl Scan {
         if rotation != Rotation::None {
             writer.text(ROTATE);
         }
-        functions::chunk_list(&mut writer, &self.layer, self.stage);
+        functions::chunk_list(&mut writer, self.stage);
         let rope = if rotation == Rotation::None { "" } else { "\n    const float2* rope_table," };
         let parents = if self.stage == 0 { "" } else { " const int* parents," };
         writer.text(&format!(
             "KERNEL(THREADS) {name}(\n    const int* step, const Activation* qkv, const Cached* keys, const unsigned* page_table,{rope}\n   {parents} unsigned* scores, int score_stride) {{"
         ));
         writer.more(&PLACE.replace("$COPIES", if copies == 2 { "COPIES * " } else { "" }));
-        if self.stage > 0 {
-            writer.more("    const int* const kept = parents + parent_block(block, rows) * KEPT;");
-        }
+        writer.more(chunks_here(self.stage));
         writer.text(&queries(rotation));
         let start = if self.stage == 0 { "chunk_start(" } else { "chunk_start(kept, " };
-        let clamp = if self.stage == 0 { "min(left[thread] + CHUNK, t_max - SCAN_WINDOW)" } else { "left[thread] + CHUNK" };
+        let clamp = if self.stage == 0 { "min(left[thread] + CHUNK, step[2] - SCAN_WINDOW)" } else { "left[thread] + CHUNK" };
         writer.text(&GROUPS.replace("$START(", start).replace("$RIGHT", clamp));
         writer.more(&probes(rotation));
         writer.more(if rotation == Rotation::QueriesTwice { PRODUCT_OF_TWO } else { PRODUCT });
@@ -159,6 +157,15 @@ pub(super) fn scan_constants(layer: &PrunedLayer, stage: usize) -> PrunedLayer {
         stage.refresh = 1;
     }
     PrunedLayer { stages, keep_blocks: 0, query_block: 0, block: 1, attend_rope: crate::AttendRope::None, ..layer.clone() }
+}
+
+/// Defines `chunks`, and `kept` from the second stage on, for the query block `block`.
+pub(super) const fn chunks_here(stage: usize) -> &'static str {
+    if stage == 0 {
+        "    const int chunks = chunk_count(step[2]);"
+    } else {
+        "    const int* const kept = parents + parent_block(block, rows) * (KEPT + 1);\n    const int chunks = chunk_count(kept);"
+    }
 }
 
 pub(super) fn rope_word(rope: ScanRope) -> &'static str {
@@ -208,13 +215,12 @@ const PLACE: &str = r"
     SHARED(unsigned, probe_row, PROBES);
     SHARED(float, largest, ROW_WARPS * PROBES);
 
-    const int start = step[0], rows = step[1], t_max = step[2], first_row = step[3];
+    const int start = step[0], rows = step[1], first_row = step[3];
     const int head = blockIdx.y, kv_head = head / GROUP, block = blockIdx.z, thread = threadIdx.x;
     const int first = block * QUERY_BLOCK;
     if (first >= rows) return;
     // The one causal test of the scan is on a chunk's left edge, against the block's first query.
-    const int limit = max(0, start + first - SCAN_WINDOW);
-    const int chunks = chunks_of_stage(t_max);
+    const int limit = start + first - SCAN_WINDOW;
     const int queries_here = min(QUERY_BLOCK, rows - first);
     const int live_rows = (queries_here + QUERY_STRIDE - 1) / QUERY_STRIDE;
 ";

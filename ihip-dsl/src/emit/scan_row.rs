@@ -64,21 +64,22 @@ impl ScanRow {
         if rope != ScanRope::None && rope != ScanRope::ChunkIndexed {
             writer.text(ROTATE);
         }
-        functions::chunk_list_of_row(&mut writer, &self.layer, self.stage);
+        functions::chunk_list_of_row(&mut writer, self.stage);
         let table = if rope == ScanRope::None { "" } else { "\n    const float2* rope_table," };
         let parents = if self.stage == 0 { "" } else { " const int* kept," };
         writer.text(&format!(
             "KERNEL(THREADS) {name}(\n    const int* step, const Activation* qkv, const Cached* keys, const unsigned* page_table,{table}\n   {parents} unsigned* scores, int score_stride) {{"
         ));
         let copies = if rope == ScanRope::Relative { "2 * " } else { "" };
-        writer.more(&PLACE.replace("$COPIES", copies));
+        let list = if self.stage == 0 { "step[2]" } else { "kept" };
+        writer.more(&PLACE.replace("$COPIES", copies).replace("$LIST", list));
         writer.text(&QUERIES.replace("$TURN\n", match rope {
             ScanRope::Relative => TURN_TWICE,
             ScanRope::Infllm => "        rotate(x, y, rope_table[SCAN_WINDOW * HALF + element]);\n",
             ScanRope::ChunkIndexed | ScanRope::None => "",
         }));
         let start = if self.stage == 0 { "chunk_start(" } else { "chunk_start(kept, " };
-        let clamp = if self.stage == 0 { "min(left[i] + CHUNK, t_max - SCAN_WINDOW)" } else { "left[i] + CHUNK" };
+        let clamp = if self.stage == 0 { "min(left[i] + CHUNK, step[2] - SCAN_WINDOW)" } else { "left[i] + CHUNK" };
         let (fragments, load, for_right) = match rope {
             ScanRope::Relative => ("float left_query[DESCENTS][VECTOR], right_query[DESCENTS][VECTOR];", LOAD_TWO, "right_query"),
             ScanRope::ChunkIndexed => ("float left_query[DESCENTS][VECTOR];", LOAD_TURNED, "left_query"),
@@ -111,10 +112,10 @@ struct alignas(16) Vector {
 
 const PLACE: &str = r"
     SHARED(float, queries, $COPIESGROUP * HEAD_DIM);
-    const int position = step[0], t_max = step[2], first_row = step[3];
+    const int position = step[0], first_row = step[3];
     const int kv_head = blockIdx.y, thread = threadIdx.x;
-    const int limit = max(0, position - SCAN_WINDOW);
-    const int chunks = chunks_of_stage(t_max);
+    const int limit = position - SCAN_WINDOW;
+    const int chunks = chunk_count($LIST);
 ";
 
 const QUERIES: &str = r"

@@ -2,7 +2,7 @@
 
 use super::functions;
 use super::launch::Element;
-use super::scan::scan_constants;
+use super::scan::{chunks_here, scan_constants};
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel};
 use crate::PrunedLayer;
@@ -54,27 +54,26 @@ impl Select {
             writer.constant("BLOCK", block, "tokens of a block of the final list");
         }
         writer.text(NEVER);
-        functions::chunk_list(&mut writer, &self.layer, self.stage);
+        functions::chunk_list(&mut writer, self.stage);
         let parents = if self.stage == 0 { "" } else { " const int* parents," };
         let outputs = if self.block.is_some() { "int* blocks, int* counts" } else { "int* kept_chunks" };
         writer.text(&format!(
             "KERNEL(THREADS) {name}(\n    const int* step,{parents} unsigned* scores, {outputs}, int score_stride) {{"
         ));
         writer.more(PLACE);
-        if self.stage > 0 {
-            writer.more("    const int* const kept = parents + parent_block(block, rows) * KEPT;");
-        }
+        writer.more(chunks_here(self.stage));
+        writer.more("    const int keep = min(KEEP, chunks);");
         writer.text(THRESHOLD);
         let start = if self.stage == 0 { "chunk_start(chunk)" } else { "chunk_start(kept, chunk)" };
         let (row, store, visible) = if self.block.is_some() {
-            ("blocks", "entry = entry / BLOCK * BLOCK;\n            ", VISIBLE)
+            ("blocks + block * KEEP", "entry = entry / BLOCK * BLOCK;\n            ", VISIBLE)
         } else {
-            ("kept_chunks", "", "")
+            ("kept_chunks + block * (KEEP + 1)", "", "")
         };
         writer.text(
             &COMPACT.replace("$ROW", row).replace("$START", start).replace("$FLOOR", store).replace("$DECLARED", if self.block.is_some() { "    int visible = 0;\n" } else { "" }).replace("$VISIBLE\n", visible.trim_start_matches('\n')),
         );
-        writer.more(if self.block.is_some() { COUNT } else { "}" });
+        writer.more(if self.block.is_some() { COUNT } else { "    if (thread == 0) list[KEEP] = keep;\n}" });
         let mut arguments = vec![Argument { name: "step", kind: ArgumentKind::Input(Element::I32) }];
         if self.stage > 0 {
             arguments.push(Argument { name: "parents", kind: ArgumentKind::Input(Element::I32) });
@@ -109,10 +108,9 @@ const PLACE: &str = r"
     SHARED(unsigned, warp_above, WARPS);       // a tile's chunks above the threshold, warp by warp
     SHARED(unsigned, warp_ties, WARPS);        // and those at the threshold
 
-    const int start = step[0], rows = step[1], t_max = step[2];
+    const int rows = step[1];
     const int block = blockIdx.x, thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     if (block * QUERY_BLOCK >= rows) return;
-    const int chunks = chunks_of_stage(t_max), keep = min(KEEP, chunks);
     unsigned* const score = scores + block * score_stride;
 ";
 
@@ -155,7 +153,7 @@ const THRESHOLD: &str = r"
 
 const COMPACT: &str = r"
     // The list is ascending, so taking chunks in order keeps it so, and takes the lower position in a tie.
-    int* const list = $ROW + block * KEEP;
+    int* const list = $ROW;
 $DECLARED    unsigned above = 0, tied = 0;
     for (int base = 0; base < chunks; base += THREADS) {
         const int chunk = base + thread;
@@ -191,7 +189,7 @@ $VISIBLE
 ";
 
 const VISIBLE: &str = r"
-            if (entry < start + block * QUERY_BLOCK + QUERY_BLOCK) ++visible;
+            if (entry < step[0] + block * QUERY_BLOCK + QUERY_BLOCK) ++visible;
 ";
 
 const COUNT: &str = r"

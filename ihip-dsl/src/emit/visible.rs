@@ -44,15 +44,20 @@ impl Visible {
         matches!(self, Self::Pruned { rope: AttendRope::Streaming | AttendRope::Infllm, .. })
     }
 
+    /// Declares the rotary positions of a tile's slots, where there are any.
+    pub(crate) fn position_array(&self) -> &'static str {
+        if self.rotates() { "    SHARED(int, slot_position, TILE_KEYS);\n" } else { "" }
+    }
+
     pub(crate) fn has_list(&self) -> bool {
         matches!(self, Self::Pruned { keep_blocks: 1.., .. })
     }
 
-    /// The middle of a kernel's name: `dense`, `dense_decode`, `attend_streaming_k2048`, …
+    /// The middle of a kernel's name: `attend_all`, `attend_decode_streaming_k2048`, …
     pub(crate) fn stem(&self, pipeline: &str, phase: &str, shape: Shape) -> String {
         let suffix = shape.suffix();
         match self {
-            Self::All => format!("ihip_{pipeline}_dense{phase}_{suffix}"),
+            Self::All => format!("ihip_{pipeline}_attend_all{phase}_{suffix}"),
             Self::Pruned { block, keep_blocks, rope, .. } => {
                 let rope = match rope {
                     AttendRope::Streaming => "streaming",
