@@ -1,6 +1,10 @@
 //! What can go wrong while a plan runs.
 
+use std::sync::Arc;
+
 use thiserror::Error;
+
+use crate::jit::JitError;
 
 /// Shorthand for this crate's results.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -40,7 +44,7 @@ pub enum Error {
     },
     /// A kernel does not compile, or the compiler is missing.
     #[error(transparent)]
-    Jit(#[from] crate::jit::JitError),
+    Jit(#[from] Arc<JitError>),
     /// The emitter has no kernels for the model.
     #[error(transparent)]
     Emit(#[from] ihip_dsl::emit::EmitError),
@@ -77,7 +81,9 @@ pub enum Error {
         name: String,
     },
     /// A tensor that does not hold what an operation reads.
-    #[error("{operation} reads {needed} columns of {element:?}, and its input holds {held} columns of {held_element:?}")]
+    #[error(
+        "{operation} reads {needed} columns of {element:?}, and its input holds {held} columns of {held_element:?}"
+    )]
     TensorMismatch {
         /// The operation.
         operation: &'static str,
@@ -98,4 +104,10 @@ pub enum Error {
         /// Rows of the embedding.
         vocabulary: usize,
     },
+}
+
+impl From<JitError> for Error {
+    fn from(error: JitError) -> Self {
+        Self::Jit(Arc::new(error))
+    }
 }

@@ -11,9 +11,8 @@ fn every_model_kernel_compiles_without_spills() {
         for kernel in ModelKernel::all(weights) {
             let kernel = kernel.emit(weights);
             for architecture in Architecture::TESTED {
-                let cubin = nvrtc()
-                    .compile(&kernel.name, &kernel.text, architecture)
-                    .unwrap_or_else(|error| panic!("{error}"));
+                let cubin =
+                    nvrtc().compile(&kernel.name, &kernel.text, architecture).unwrap_or_else(|error| panic!("{error}"));
                 let resources = cubin.resources;
                 assert_eq!(resources.spill_store_bytes, 0, "{} on {architecture}: {resources:?}", kernel.name);
                 assert!(

@@ -83,15 +83,9 @@ pub(super) fn find() -> Result<(PathBuf, Functions), JitError> {
 
 /// Opens the library at `path`, a file or the folder that holds it.
 pub(super) fn open(path: &Path) -> Result<(PathBuf, Functions), JitError> {
-    let file = if path.is_dir() {
-        library_in(path)
-    } else {
-        Some(path.to_owned()).filter(|file| file.is_file())
-    };
+    let file = if path.is_dir() { library_in(path) } else { Some(path.to_owned()).filter(|file| file.is_file()) };
     let Some(file) = file else {
-        return Err(JitError::LibraryNotFound {
-            looked_in: vec![path.display().to_string()],
-        });
+        return Err(JitError::LibraryNotFound { looked_in: vec![path.display().to_string()] });
     };
     // The library opens its builtins by name when it first compiles and has no search path of its own. Once they
     // are loaded, the loader answers that name with them wherever they lie.
@@ -99,23 +93,15 @@ pub(super) fn open(path: &Path) -> Result<(PathBuf, Functions), JitError> {
         preload(&builtins);
     }
     // SAFETY: opening runs the initialisers of NVIDIA's library, which have no preconditions.
-    let library =
-        unsafe { Library::open(Some(&file), RTLD_NOW | RTLD_GLOBAL) }.map_err(|source| {
-            JitError::LibraryUnusable {
-                path: file.clone(),
-                source,
-            }
-        })?;
+    let library = unsafe { Library::open(Some(&file), RTLD_NOW | RTLD_GLOBAL) }
+        .map_err(|source| JitError::LibraryUnusable { path: file.clone(), source })?;
     functions(&file, library)
 }
 
 fn functions(path: &Path, library: Library) -> Result<(PathBuf, Functions), JitError> {
     // SAFETY: the file carries NVRTC's name; its functions have kept their signatures since CUDA 11.3.
-    let functions =
-        unsafe { Functions::load(&library) }.map_err(|source| JitError::LibraryUnusable {
-            path: path.to_owned(),
-            source,
-        })?;
+    let functions = unsafe { Functions::load(&library) }
+        .map_err(|source| JitError::LibraryUnusable { path: path.to_owned(), source })?;
     // Never unloaded: the function pointers are copied out, and the library keeps threads and exit handlers.
     std::mem::forget(library);
     Ok((path.to_owned(), functions))
@@ -143,10 +129,7 @@ pub(crate) fn folders() -> Vec<PathBuf> {
         .into_iter()
         .flatten()
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| {
-            path.file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with("cuda"))
-        })
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("cuda")))
         .collect();
     installed.sort_by(|a, b| b.cmp(a));
     roots.append(&mut installed);
@@ -161,26 +144,16 @@ pub(crate) fn folders() -> Vec<PathBuf> {
 
 /// Where the Python on the path looks for packages; nothing where there is none.
 fn python_path() -> Vec<PathBuf> {
-    let program =
-        "import sys; print('\\n'.join(path for path in sys.path if path.endswith('-packages')))";
-    let output = Command::new("python3")
-        .args(["-c", program])
-        .stdin(Stdio::null())
-        .output();
+    let program = "import sys; print('\\n'.join(path for path in sys.path if path.endswith('-packages')))";
+    let output = Command::new("python3").args(["-c", program]).stdin(Stdio::null()).output();
     let Ok(output) = output else {
         return Vec::new();
     };
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .map(PathBuf::from)
-        .collect()
+    String::from_utf8_lossy(&output.stdout).lines().map(PathBuf::from).collect()
 }
 
 fn library_in(folder: &Path) -> Option<PathBuf> {
-    NAMES
-        .iter()
-        .map(|name| folder.join(name))
-        .find(|file| file.is_file())
+    NAMES.iter().map(|name| folder.join(name)).find(|file| file.is_file())
 }
 
 fn files_named(folder: &Path, prefix: &str) -> Vec<PathBuf> {
@@ -188,10 +161,7 @@ fn files_named(folder: &Path, prefix: &str) -> Vec<PathBuf> {
         .into_iter()
         .flatten()
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| {
-            path.file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with(prefix))
-        })
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)))
         .collect();
     files.sort();
     files

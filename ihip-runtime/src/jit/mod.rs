@@ -16,7 +16,7 @@ mod library;
 mod nvrtc;
 mod resources;
 
-pub use compiler::Compiler;
+pub use compiler::{Compiler, STORE_BYTES};
 pub use diagnostics::{Diagnostic, Diagnostics};
 pub use error::{JitError, Saved};
 pub(crate) use library::{folders as library_folders, preload};

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use cudarc::driver::safe::CudaGraph;
 use cudarc::driver::CudaStream;
+use cudarc::driver::safe::CudaGraph;
 use cudarc::driver::sys::CUdeviceptr;
-use ihip_dsl::emit::{self, Extent, Launch, Program, Value, step};
 use ihip_dsl::LayerPlan;
+use ihip_dsl::emit::{self, Extent, Launch, Program, Value, step};
 
 use super::launch::{Function, Operand};
 use super::memory::Buffer;
@@ -33,12 +33,10 @@ pub struct CudaCache {
     /// i32 `[kind][call][step::WORDS]`.
     steps: Arc<Buffer>,
     workspace: HashMap<emit::Buffer, Arc<Buffer>>,
-    /// What each layer keeps from one decoding step to the next.
+    /// What each layer has of its own: the block lists of the last prefill step, and what decoding keeps.
     states: Vec<HashMap<emit::Buffer, Arc<Buffer>>>,
     /// The step at hand.
     pub(super) step: Step,
-    /// Block lists of each layer's last prefill step, where they are asked for.
-    pub(super) recorded: Option<Vec<Option<BlockLists>>>,
     /// What each pattern of restart stages recorded.
     pub(super) graphs: HashMap<Vec<Option<usize>>, Recording>,
 }
@@ -78,9 +76,28 @@ fn sizes(program: &Program, extent: Extent, capacity: usize) -> Sizes {
         pages,
         region: pages * page * geometry.kv_type.bytes(),
         rope_positions: program.rope_positions(extent),
-        workspace: program.workspace(extent),
-        states: (0..plan.kinds().len()).map(|kind| program.layer_state(kind)).collect(),
+        workspace: program.workspace(extent).into_iter().filter(|storage| !is_list(storage.buffer)).collect(),
+        states: (0..plan.kinds().len()).map(|kind| state(program, extent, kind)).collect(),
     }
+}
+
+/// Whether a buffer holds the final block lists of a prefill step. Each layer has its own, so that they can be read
+/// after the step.
+const fn is_list(buffer: emit::Buffer) -> bool {
+    matches!(buffer, emit::Buffer::Blocks | emit::Buffer::Counts)
+}
+
+/// Buffers of which a layer of `kind` has its own.
+fn state(program: &Program, extent: Extent, kind: usize) -> Vec<emit::Storage> {
+    let mut storage = program.layer_state(kind);
+    let LayerPlan::Pruned(layer) = &program.plan().kinds()[kind] else { return storage };
+    if !layer.stages.is_empty() {
+        let blocks = extent.rows.div_ceil(layer.query_block);
+        let list = |buffer, count| emit::Storage { buffer, element: emit::Element::I32, count, zeroed: false };
+        storage.push(list(emit::Buffer::Blocks, blocks * layer.keep_blocks));
+        storage.push(list(emit::Buffer::Counts, blocks));
+    }
+    storage
 }
 
 struct Sizes {
@@ -142,7 +159,6 @@ impl CudaCache {
                 .map(|layer| allocate_all(&sizes.states[plan.kind_of(layer)]))
                 .collect::<Result<_>>()?,
             step: Step { start: 0, rows: 0, t_max: 0, phase: Phase::Prefill },
-            recorded: None,
             graphs: HashMap::new(),
             program,
             kernels,
@@ -184,9 +200,7 @@ impl CudaCache {
             Phase::Prefill => calls(&plan.kinds()[kind], self.step.rows)
                 .iter()
                 .enumerate()
-                .map(|(index, call)| {
-                    (index, self.program.prefill(kind, self.extent, call.rows, self.step.t_max))
-                })
+                .map(|(index, call)| (index, self.program.prefill(kind, self.extent, call.rows, self.step.t_max)))
                 .collect(),
             Phase::Decode { restart } => vec![(0, self.program.decode(kind, self.extent, restart[kind]))],
         }
@@ -217,12 +231,11 @@ impl CudaCache {
             emit::Buffer::PageTable => self.page_table.address(),
             emit::Buffer::RopeTable => self.rope_table.address(),
             emit::Buffer::Frequencies => self.frequencies.address(),
-            other => self
-                .states[layer]
-                .get(&other)
-                .or_else(|| self.workspace.get(&other))
-                .ok_or_else(|| Error::NotInPlan { name: format!("buffer {other:?}") })?
-                .address(),
+            other => {
+                let own = self.states[layer].get(&other).or_else(|| self.workspace.get(&other));
+                let own = own.ok_or_else(|| Error::NotInPlan { name: format!("buffer {other:?}") })?;
+                own.address() + self.list_offset(other, layer, call)
+            }
         };
         Ok(Operand::Address(address))
     }
@@ -239,27 +252,34 @@ impl CudaCache {
             .collect()
     }
 
-    /// The lists with which `call` of the step just attended in `layer`; `None` where the layer keeps none.
-    pub(super) fn lists(&self, layer: usize, call: usize) -> Result<Option<BlockLists>> {
+    /// Where the lists of `call` begin in the layer's buffer, in bytes: after those of the calls before.
+    fn list_offset(&self, buffer: emit::Buffer, layer: usize, call: usize) -> CUdeviceptr {
         let plan = self.program.plan();
-        let LayerPlan::Pruned(pruned) = plan.layer(layer) else { return Ok(None) };
-        if pruned.stages.is_empty() {
-            return Ok(Some(BlockLists::default()));
-        }
-        let kind = &plan.kinds()[plan.kind_of(layer)];
-        let (storage, names, blocks) = match &self.step.phase {
-            Phase::Prefill => {
-                let rows = calls(kind, self.step.rows)[call].rows;
-                let names = [emit::Buffer::Blocks, emit::Buffer::Counts];
-                (&self.workspace, names, rows.div_ceil(pruned.query_block))
-            }
-            Phase::Decode { .. } => {
-                (&self.states[layer], [emit::Buffer::CachedBlocks, emit::Buffer::CachedCount], 1)
-            }
+        let LayerPlan::Pruned(pruned) = plan.layer(layer) else { return 0 };
+        let width = match buffer {
+            emit::Buffer::Blocks => pruned.keep_blocks,
+            emit::Buffer::Counts => 1,
+            _ => return 0,
         };
-        let read = |name: emit::Buffer, count| {
-            let buffer = storage.get(&name).ok_or_else(|| Error::NotInPlan { name: format!("buffer {name:?}") })?;
-            buffer.read::<i32>(count)
+        let first_row = calls(plan.layer(layer), self.step.rows)[call].first_row;
+        (first_row / pruned.query_block * width * size_of::<i32>()) as CUdeviceptr
+    }
+
+    /// The lists with which the last step attended in `layer`; `None` where the layer keeps none.
+    pub(super) fn lists(&self, layer: usize) -> Result<Option<BlockLists>> {
+        let LayerPlan::Pruned(pruned) = self.program.plan().layer(layer) else { return Ok(None) };
+        let (names, blocks) = match &self.step.phase {
+            Phase::Prefill => {
+                ([emit::Buffer::Blocks, emit::Buffer::Counts], self.step.rows.div_ceil(pruned.query_block))
+            }
+            Phase::Decode { .. } => ([emit::Buffer::CachedBlocks, emit::Buffer::CachedCount], 1),
+        };
+        if pruned.stages.is_empty() {
+            return Ok(Some(BlockLists { width: 0, blocks: Vec::new(), counts: vec![0; blocks] }));
+        }
+        let read = |name, count| {
+            let buffer = self.states[layer].get(&name);
+            buffer.ok_or_else(|| Error::NotInPlan { name: format!("buffer {name:?}") })?.read::<i32>(count)
         };
         Ok(Some(BlockLists {
             width: pruned.keep_blocks,

@@ -17,7 +17,9 @@ const CUBLASLT: [&str; 3] = ["libcublasLt.so.13", "libcublasLt.so.12", "libcubla
 pub(super) fn open(ordinal: usize) -> Result<Arc<CudaContext>> {
     let missing = |reason: String| Error::NoSuchDevice { name: format!("cuda:{ordinal}"), reason };
     let describe = |error: DriverError| match error.0 {
-        CUresult::CUDA_ERROR_NO_DEVICE => "the driver sees no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES".to_owned(),
+        CUresult::CUDA_ERROR_NO_DEVICE => {
+            "the driver sees no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES".to_owned()
+        }
         _ => format!("the driver says {error}"),
     };
     // SAFETY: opening a library of that name runs NVIDIA's initialisers, which have no preconditions.

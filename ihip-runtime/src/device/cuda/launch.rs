@@ -8,10 +8,9 @@ use cudarc::driver::sys::{CUdeviceptr, CUfunction_attribute};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, result};
 use cudarc::nvrtc::Ptx;
 use ihip_dsl::emit::{ArgumentKind, Kernel};
-use rayon::prelude::*;
 
 use super::memory::failed;
-use crate::jit::{Architecture, Nvrtc};
+use crate::jit::Compiler;
 use crate::{Error, Result};
 
 /// Shared memory that a block may use without being allowed to.
@@ -87,37 +86,27 @@ impl Function {
 #[derive(Debug)]
 pub(super) struct Loader {
     context: Arc<CudaContext>,
-    compiler: Nvrtc,
-    architecture: Architecture,
+    compiler: Compiler,
     /// By text: kernels of two plans may share a name and differ in a constant.
     loaded: HashMap<String, Arc<Function>>,
 }
 
 impl Loader {
-    pub(super) fn new(context: Arc<CudaContext>, compiler: Nvrtc, architecture: Architecture) -> Self {
-        Self { context, compiler, architecture, loaded: HashMap::new() }
+    pub(super) fn new(context: Arc<CudaContext>, compiler: Compiler) -> Self {
+        Self { context, compiler, loaded: HashMap::new() }
     }
 
-    /// Loads `kernels`; those that were not loaded before are compiled in parallel.
+    /// Loads `kernels`; those that were not loaded before are compiled side by side.
     pub(super) fn load(&mut self, kernels: Vec<Kernel>) -> Result<HashMap<String, Arc<Function>>> {
-        let missing: Vec<&Kernel> =
-            kernels.iter().filter(|kernel| !self.loaded.contains_key(&kernel.text)).collect();
-        let compiled = missing
-            .par_iter()
-            .map(|kernel| self.compiler.compile(&kernel.name, &kernel.text, self.architecture))
-            .collect::<std::result::Result<Vec<_>, _>>()?;
-        let mut added = Vec::with_capacity(missing.len());
+        let missing: Vec<&Kernel> = kernels.iter().filter(|kernel| !self.loaded.contains_key(&kernel.text)).collect();
+        let texts: Vec<(&str, &str)> = missing.iter().map(|kernel| (&*kernel.name, &*kernel.text)).collect();
+        let compiled = self.compiler.cubins(&texts, &|_| ())?;
         for (kernel, cubin) in missing.into_iter().zip(compiled) {
-            added.push((kernel.text.clone(), Arc::new(self.load_one(kernel, cubin.image)?)));
+            let function = Arc::new(self.load_one(kernel, cubin.image.clone())?);
+            self.loaded.insert(kernel.text.clone(), function);
         }
-        self.loaded.extend(added);
-        Ok(kernels
-            .into_iter()
-            .filter_map(|kernel| {
-                let function = self.loaded.get(&kernel.text)?.clone();
-                Some((kernel.name, function))
-            })
-            .collect())
+        let function = |kernel: Kernel| self.loaded.get(&kernel.text).map(|function| (kernel.name, function.clone()));
+        Ok(kernels.into_iter().filter_map(function).collect())
     }
 
     fn load_one(&self, kernel: &Kernel, image: Vec<u8>) -> Result<Function> {

@@ -228,10 +228,8 @@ impl Preference {
     fn set<T: Copy>(&self, attribute: sys::cublasLtMatmulPreferenceAttributes_t, value: T) -> Result<()> {
         // SAFETY: callers pass each attribute in the type that the library documents for it; it is read before the
         // call returns.
-        unsafe {
-            result::set_matmul_pref_attribute(self.0, attribute, (&raw const value).cast(), size_of::<T>())
-        }
-        .map_err(failed("cublasLtMatmulPreferenceSetAttribute"))
+        unsafe { result::set_matmul_pref_attribute(self.0, attribute, (&raw const value).cast(), size_of::<T>()) }
+            .map_err(failed("cublasLtMatmulPreferenceSetAttribute"))
     }
 }
 

@@ -30,7 +30,7 @@ use self::launch::{Function, Loader, Operand};
 use self::linear::{Products, Shape};
 use self::memory::{Buffer, failed};
 use super::{BlockLists, Device, Sampling};
-use crate::jit::{Architecture, Nvrtc};
+use crate::jit::{Architecture, Compiler};
 use crate::session::{Phase, SEGMENT};
 use crate::{Error, Result, Step};
 
@@ -107,7 +107,7 @@ impl CudaDevice {
         let architecture = Architecture::new(major.unsigned_abs(), minor.unsigned_abs());
         let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
         let product = context.name().map_err(failed("cuDeviceGetName"))?;
-        let mut loader = Loader::new(context.clone(), Nvrtc::find()?, architecture);
+        let mut loader = Loader::new(context.clone(), Compiler::from_environment(architecture)?);
         let weights = precision.weights();
         let kernels = ModelKernel::all(weights).into_iter().map(|kernel| kernel.emit(weights)).collect();
         Ok(Self {
@@ -124,11 +124,6 @@ impl CudaDevice {
             stream,
             loader,
         })
-    }
-
-    /// Keeps the block lists of every prefill step for [`Device::block_lists`], at the price of waiting for each layer.
-    pub fn record_masks(&mut self, cache: &mut CudaCache) {
-        cache.recorded = Some(vec![None; cache.program.plan().layers()]);
     }
 
     /// The address of a buffer that the launch at hand names.
@@ -337,13 +332,7 @@ impl Device for CudaDevice {
         self.launch(ModelKernel::RmsNorm, [rows as u32, 1, 1], &operands)
     }
 
-    fn linear(
-        &mut self,
-        x: &CudaTensor,
-        rows: Range<usize>,
-        weight: &CudaMatrix,
-        out: &mut CudaTensor,
-    ) -> Result<()> {
+    fn linear(&mut self, x: &CudaTensor, rows: Range<usize>, weight: &CudaMatrix, out: &mut CudaTensor) -> Result<()> {
         self.product(x, rows, weight, out, false)
     }
 
@@ -361,16 +350,9 @@ impl Device for CudaDevice {
         self.launch(ModelKernel::Swiglu, [rows as u32, columns.div_ceil(BLOCK_ELEMENTS) as u32, 1], &operands)
     }
 
-    fn attention(
-        &mut self,
-        cache: &mut CudaCache,
-        layer: usize,
-        qkv: &CudaTensor,
-        out: &mut CudaTensor,
-    ) -> Result<()> {
+    fn attention(&mut self, cache: &mut CudaCache, layer: usize, qkv: &CudaTensor, out: &mut CudaTensor) -> Result<()> {
         let activations = [self.single(qkv, qkv.columns, "the attention")?, self.named(&out.single)];
         out.held = Element::F32;
-        let mut recorded: Option<BlockLists> = None;
         for (call, launches) in cache.launches(layer) {
             for launch in launches {
                 let operands = launch
@@ -378,41 +360,24 @@ impl Device for CudaDevice {
                     .iter()
                     .map(|value| cache.operand(*value, layer, call, activations))
                     .collect::<Result<Vec<_>>>()?;
-                let function = cache.kernels.get(&launch.kernel).ok_or_else(|| Error::NotInPlan {
-                    name: format!("kernel {}", launch.kernel),
-                })?;
+                let function = cache
+                    .kernels
+                    .get(&launch.kernel)
+                    .ok_or_else(|| Error::NotInPlan { name: format!("kernel {}", launch.kernel) })?;
                 function.launch(&self.stream, launch.grid, &operands)?;
             }
-            // The lists of a prefill call lie in a workspace that the next layer overwrites.
-            if cache.recorded.is_some() && cache.step.phase == Phase::Prefill {
-                if let Some(lists) = cache.lists(layer, call)? {
-                    let all = recorded.get_or_insert_with(BlockLists::default);
-                    all.width = lists.width;
-                    all.blocks.extend(lists.blocks);
-                    all.counts.extend(lists.counts);
-                }
-            }
-        }
-        if let Some(masks) = &mut cache.recorded {
-            masks[layer] = recorded;
         }
         Ok(())
     }
 
     fn block_lists(&mut self, cache: &CudaCache, layer: usize) -> Result<Option<BlockLists>> {
-        match (&cache.step.phase, &cache.recorded) {
-            (Phase::Prefill, Some(recorded)) => Ok(recorded[layer].clone()),
-            (Phase::Prefill, None) => Ok(None),
-            (Phase::Decode { .. }, _) => cache.lists(layer, 0),
-        }
+        cache.lists(layer)
     }
 
     fn read(&mut self, x: &CudaTensor, rows: usize) -> Result<Vec<f32>> {
         let count = rows.min(x.rows) * x.columns;
         match (&x.rounded, x.held) {
-            (Some(rounded), Element::Bf16) => {
-                Ok(rounded.read::<bf16>(count)?.into_iter().map(bf16::to_f32).collect())
-            }
+            (Some(rounded), Element::Bf16) => Ok(rounded.read::<bf16>(count)?.into_iter().map(bf16::to_f32).collect()),
             _ => x.single.read(count),
         }
     }
