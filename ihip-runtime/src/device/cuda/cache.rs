@@ -1,6 +1,7 @@
 //! Keys, values, block lists and recorded graphs of one request.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
@@ -39,6 +40,16 @@ pub struct CudaCache {
     pub(super) step: Step,
     /// What each pattern of restart stages recorded.
     pub(super) graphs: HashMap<Vec<Option<usize>>, Recording>,
+}
+
+impl fmt::Debug for CudaCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CudaCache")
+            .field("capacity", &self.capacity)
+            .field("step", &self.step)
+            .field("graphs", &self.graphs.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// What became of one pattern of restart stages so far.

@@ -10,6 +10,7 @@ mod driver;
 mod launch;
 mod linear;
 mod memory;
+mod runner;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -24,6 +25,7 @@ use ihip_dsl::emit::{Activation, Element, Program};
 use rayon::prelude::*;
 
 pub use cache::CudaCache;
+pub use runner::{KernelArgument, KernelBuffer, KernelRunner};
 
 use self::cache::Recording;
 use self::launch::{Function, Loader, Operand};
@@ -54,6 +56,7 @@ impl Precision {
 }
 
 /// One GPU.
+#[derive(Debug)]
 pub struct CudaDevice {
     name: String,
     precision: Precision,
@@ -74,6 +77,7 @@ pub struct CudaDevice {
 }
 
 /// Activations `[rows, columns]`, of the type that was last written to them.
+#[derive(Debug)]
 pub struct CudaTensor {
     rows: usize,
     columns: usize,
@@ -84,12 +88,14 @@ pub struct CudaTensor {
 }
 
 /// Weights of a linear map, `[outputs, inputs]`.
+#[derive(Debug)]
 pub struct CudaMatrix {
     shape: Shape,
     values: Arc<Buffer>,
 }
 
 /// Weights of a norm.
+#[derive(Debug)]
 pub struct CudaVector {
     length: usize,
     values: Arc<Buffer>,
@@ -103,11 +109,9 @@ impl CudaDevice {
     /// [`Error::Jit`] where NVRTC is.
     pub fn new(ordinal: usize, precision: Precision) -> Result<Self> {
         let context = driver::open(ordinal)?;
-        let (major, minor) = context.compute_capability().map_err(failed("cuDeviceGetAttribute"))?;
-        let architecture = Architecture::new(major.unsigned_abs(), minor.unsigned_abs());
         let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
         let product = context.name().map_err(failed("cuDeviceGetName"))?;
-        let mut loader = Loader::new(context.clone(), Compiler::from_environment(architecture)?);
+        let mut loader = Loader::new(context.clone(), Compiler::from_environment(architecture(&context)?)?);
         let weights = precision.weights();
         let kernels = ModelKernel::all(weights).into_iter().map(|kernel| kernel.emit(weights)).collect();
         Ok(Self {
@@ -394,6 +398,12 @@ impl Device for CudaDevice {
         }
         Ok(self.chosen.read::<u32>(1)?[0])
     }
+}
+
+/// What the compiler calls the GPU.
+fn architecture(context: &CudaContext) -> Result<Architecture> {
+    let (major, minor) = context.compute_capability().map_err(failed("cuDeviceGetAttribute"))?;
+    Ok(Architecture::new(major.unsigned_abs(), minor.unsigned_abs()))
 }
 
 /// Fails where `x` does not hold `columns` columns of `element`.
