@@ -20,6 +20,7 @@ pub mod parse;
 pub mod pipeline;
 pub mod plan;
 pub mod reference;
+pub mod rope;
 pub mod words;
 
 pub use error::{Errors, Position, Rule};

@@ -96,13 +96,31 @@ pub enum Error {
         /// Element type that was last written to it.
         held_element: ihip_dsl::emit::Element,
     },
-    /// A token that the embedding does not have.
-    #[error("token {token} is beyond the embedding's {vocabulary} rows: tokenizer and weights do not belong together")]
+    /// A token that the model does not have.
+    #[error("token {token} is beyond the vocabulary of {vocabulary} tokens")]
     NoSuchToken {
         /// The token.
         token: u32,
-        /// Rows of the embedding.
+        /// Tokens of the vocabulary.
         vocabulary: usize,
+    },
+    /// A prefill chunk with which masks would depend on where chunks end.
+    #[error("a prefill chunk of {chunk} tokens does not do: take a multiple of {block} that divides {segment}")]
+    PrefillChunk {
+        /// Tokens asked for.
+        chunk: usize,
+        /// Queries of the largest query block.
+        block: usize,
+        /// Tokens of a segment.
+        segment: usize,
+    },
+    /// Threads that cannot be started.
+    #[error("cannot start {threads} threads for the CPU device: {source}")]
+    Threads {
+        /// Threads asked for, 0 for one a core.
+        threads: usize,
+        /// Why.
+        source: rayon::ThreadPoolBuildError,
     },
 }
 

@@ -16,9 +16,6 @@ use crate::device::BlockLists;
 use crate::session::{Phase, SEGMENT};
 use crate::{Error, Result, Step};
 
-/// Calls that a step's attention is split into, at most.
-const CALLS: usize = 2;
-
 /// Keys, values, block lists and recorded graphs of one request.
 pub struct CudaCache {
     pub(super) program: Program,
@@ -31,13 +28,15 @@ pub struct CudaCache {
     page_table: Arc<Buffer>,
     rope_table: Arc<Buffer>,
     frequencies: Arc<Buffer>,
-    /// i32 `[kind][call][step::WORDS]`.
-    steps: Arc<Buffer>,
+    /// i32 `[step::WORDS]`: what differs from step to step.
+    step_words: Arc<Buffer>,
     workspace: HashMap<emit::Buffer, Arc<Buffer>>,
     /// What each layer has of its own: the block lists of the last prefill step, and what decoding keeps.
     states: Vec<HashMap<emit::Buffer, Arc<Buffer>>>,
     /// The step at hand.
     pub(super) step: Step,
+    /// Whether block lists are wanted. They are there in any case: every layer has its own.
+    pub(super) record: bool,
     /// What each pattern of restart stages recorded.
     pub(super) graphs: HashMap<Vec<Option<usize>>, Recording>,
 }
@@ -62,13 +61,6 @@ pub(super) enum Recording {
         /// Every buffer that the graph names.
         _buffers: Vec<Arc<Buffer>>,
     },
-}
-
-/// One call of a step's attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Call {
-    first_row: usize,
-    rows: usize,
 }
 
 /// The extent of a request of `capacity` tokens. A step never leaves its segment, so that `t_max` is a segment's end.
@@ -132,7 +124,7 @@ pub(super) fn bytes(program: &Program, capacity: usize) -> u64 {
         + sizes.pages * size_of::<u32>()
         + sizes.rope_positions * half * size_of::<[f32; 2]>()
         + half * size_of::<f64>()
-        + plan.kinds().len() * CALLS * step::WORDS * size_of::<i32>()
+        + step::WORDS * size_of::<i32>()
         + sizes.workspace.iter().map(emit::Storage::bytes).sum::<usize>()
         + states;
     total as u64
@@ -164,12 +156,13 @@ impl CudaCache {
             page_table: Buffer::with(stream, what, &table)?,
             rope_table: Buffer::with(stream, what, &rope_table(plan.frequencies(), sizes.rope_positions))?,
             frequencies: Buffer::with(stream, what, plan.frequencies())?,
-            steps: allocate(plan.kinds().len() * CALLS * step::WORDS * size_of::<i32>(), true)?,
+            step_words: allocate(step::WORDS * size_of::<i32>(), true)?,
             workspace: allocate_all(&sizes.workspace)?,
             states: (0..plan.layers())
                 .map(|layer| allocate_all(&sizes.states[plan.kind_of(layer)]))
                 .collect::<Result<_>>()?,
             step: Step { start: 0, rows: 0, t_max: 0, phase: Phase::Prefill },
+            record: false,
             graphs: HashMap::new(),
             program,
             kernels,
@@ -178,63 +171,39 @@ impl CudaCache {
         })
     }
 
-    /// Puts a step's positions where the kernels of each kind of layer read them.
+    /// Puts a step's positions where the kernels read them.
     pub(super) fn begin(&mut self, step: &Step) -> Result<()> {
         if step.start + step.rows > self.capacity {
             let position = step.start.max(self.capacity);
             return Err(Error::CapacityExceeded { capacity: self.capacity, position });
         }
-        let plan = self.program.plan();
-        let mut words = vec![0_i32; plan.kinds().len() * CALLS * step::WORDS];
-        let mut block = words.chunks_exact_mut(step::WORDS);
-        for kind in plan.kinds() {
-            let calls = calls(kind, step.rows);
-            for call in (0..CALLS).map(|index| calls.get(index)) {
-                let (Some(call), Some(words)) = (call, block.next()) else { continue };
-                let word = |value: usize| i32::try_from(value).unwrap_or(i32::MAX);
-                words[step::START] = word(step.start + call.first_row);
-                words[step::ROWS] = word(call.rows);
-                words[step::T_MAX] = word(step.t_max);
-                words[step::FIRST_ROW] = word(call.first_row);
-            }
-        }
-        self.steps.write(&words)?;
+        let word = |value: usize| i32::try_from(value).unwrap_or(i32::MAX);
+        let mut words = [0_i32; step::WORDS];
+        words[step::START] = word(step.start);
+        words[step::ROWS] = word(step.rows);
+        words[step::T_MAX] = word(step.t_max);
+        self.step_words.write(&words)?;
         self.step = step.clone();
         Ok(())
     }
 
-    /// The launches of the step at hand in `layer`, with the call that each belongs to.
-    pub(super) fn launches(&self, layer: usize) -> Vec<(usize, Vec<Launch>)> {
-        let plan = self.program.plan();
-        let kind = plan.kind_of(layer);
+    /// The launches of the step at hand in `layer`.
+    pub(super) fn launches(&self, layer: usize) -> Vec<Launch> {
+        let kind = self.program.plan().kind_of(layer);
         match &self.step.phase {
-            Phase::Prefill => calls(&plan.kinds()[kind], self.step.rows)
-                .iter()
-                .enumerate()
-                .map(|(index, call)| (index, self.program.prefill(kind, self.extent, call.rows, self.step.t_max)))
-                .collect(),
-            Phase::Decode { restart } => vec![(0, self.program.decode(kind, self.extent, restart[kind]))],
+            Phase::Prefill => self.program.prefill(kind, self.extent, self.step.rows, self.step.t_max),
+            Phase::Decode { restart } => self.program.decode(kind, self.extent, restart[kind]),
         }
     }
 
-    /// A value of the launch list, for `call` of the step in `layer`.
-    pub(super) fn operand(
-        &self,
-        value: Value,
-        layer: usize,
-        call: usize,
-        [qkv, out]: [CUdeviceptr; 2],
-    ) -> Result<Operand> {
+    /// What a value of the launch list stands for in `layer`.
+    pub(super) fn operand(&self, value: Value, layer: usize, [qkv, out]: [CUdeviceptr; 2]) -> Result<Operand> {
         let buffer = match value {
             Value::I32(value) => return Ok(Operand::I32(value)),
             Value::Buffer(buffer) => buffer,
         };
         let address = match buffer {
-            emit::Buffer::Step => {
-                let kind = self.program.plan().kind_of(layer);
-                let words = (kind * CALLS + call) * step::WORDS;
-                self.steps.address() + (words * size_of::<i32>()) as CUdeviceptr
-            }
+            emit::Buffer::Step => self.step_words.address(),
             emit::Buffer::Qkv => qkv,
             emit::Buffer::Out => out,
             emit::Buffer::Keys => self.layers[layer][0].address(),
@@ -242,18 +211,18 @@ impl CudaCache {
             emit::Buffer::PageTable => self.page_table.address(),
             emit::Buffer::RopeTable => self.rope_table.address(),
             emit::Buffer::Frequencies => self.frequencies.address(),
-            other => {
-                let own = self.states[layer].get(&other).or_else(|| self.workspace.get(&other));
-                let own = own.ok_or_else(|| Error::NotInPlan { name: format!("buffer {other:?}") })?;
-                own.address() + self.list_offset(other, layer, call)
-            }
+            other => self.states[layer]
+                .get(&other)
+                .or_else(|| self.workspace.get(&other))
+                .ok_or_else(|| Error::NotInPlan { name: format!("buffer {other:?}") })?
+                .address(),
         };
         Ok(Operand::Address(address))
     }
 
     /// Every buffer that a recorded step may name.
     pub(super) fn buffers(&self) -> Vec<Arc<Buffer>> {
-        let shared = [&self.page_table, &self.rope_table, &self.frequencies, &self.steps];
+        let shared = [&self.page_table, &self.rope_table, &self.frequencies, &self.step_words];
         shared
             .into_iter()
             .chain(self.layers.iter().flatten())
@@ -261,19 +230,6 @@ impl CudaCache {
             .chain(self.states.iter().flat_map(HashMap::values))
             .cloned()
             .collect()
-    }
-
-    /// Where the lists of `call` begin in the layer's buffer, in bytes: after those of the calls before.
-    fn list_offset(&self, buffer: emit::Buffer, layer: usize, call: usize) -> CUdeviceptr {
-        let plan = self.program.plan();
-        let LayerPlan::Pruned(pruned) = plan.layer(layer) else { return 0 };
-        let width = match buffer {
-            emit::Buffer::Blocks => pruned.keep_blocks,
-            emit::Buffer::Counts => 1,
-            _ => return 0,
-        };
-        let first_row = calls(plan.layer(layer), self.step.rows)[call].first_row;
-        (first_row / pruned.query_block * width * size_of::<i32>()) as CUdeviceptr
     }
 
     /// The lists with which the last step attended in `layer`; `None` where the layer keeps none.
@@ -298,19 +254,6 @@ impl CudaCache {
             counts: read(names[1], blocks)?,
         }))
     }
-}
-
-/// How a step's rows are cut: where query blocks shrink from stage to stage, blocks are counted from the end of the
-/// call, so that a call is either a multiple of the largest block or shorter than one.
-fn calls(kind: &LayerPlan, rows: usize) -> Vec<Call> {
-    let whole = vec![Call { first_row: 0, rows }];
-    let LayerPlan::Pruned(layer) = kind else { return whole };
-    let Some(largest) = layer.stages.first().map(|stage| stage.query_block) else { return whole };
-    let rest = rows % largest;
-    if largest == layer.query_block || rest == 0 || rest == rows {
-        return whole;
-    }
-    vec![Call { first_row: 0, rows: rows - rest }, Call { first_row: rows - rest, rows: rest }]
 }
 
 /// Cosine and sine of every position's angles, `[positions][head_dim / 2]`.

@@ -33,7 +33,7 @@ use self::linear::{Products, Shape};
 use self::memory::{Buffer, failed};
 use super::{BlockLists, Device, Sampling};
 use crate::jit::{Architecture, Compiler};
-use crate::session::{Phase, SEGMENT};
+use crate::session::SEGMENT;
 use crate::{Error, Result, Step};
 
 /// Element type of weights and of the inputs of matrix products. Sums, the residual stream, scores and logits are
@@ -232,8 +232,8 @@ impl Device for CudaDevice {
         self.name.clone()
     }
 
-    fn available_bytes(&self) -> Result<u64> {
-        self.context.mem_get_info().map(|(free, _)| free as u64).map_err(failed("cuMemGetInfo"))
+    fn available_bytes(&self) -> Result<Option<u64>> {
+        self.context.mem_get_info().map(|(free, _)| Some(free as u64)).map_err(failed("cuMemGetInfo"))
     }
 
     fn matrix(&mut self, outputs: usize, inputs: usize, values: Vec<f32>) -> Result<CudaMatrix> {
@@ -268,13 +268,17 @@ impl Device for CudaDevice {
 
     fn cache(&mut self, plan: &Arc<Plan>, capacity: usize) -> Result<CudaCache> {
         let program = Program::new(plan, Activation::F32)?;
-        let (needed, available) = (cache::bytes(&program, capacity), self.available_bytes()?);
-        if needed > available {
+        let needed = cache::bytes(&program, capacity);
+        if let Some(available) = self.available_bytes()?.filter(|available| needed > *available) {
             let what = format!("the key-value cache of {capacity} tokens");
             return Err(Error::OutOfMemory { what, device: self.name(), needed, available });
         }
         let kernels = self.loader.load(program.kernels())?;
         CudaCache::new(&self.stream, program, kernels, capacity)
+    }
+
+    fn record_masks(&mut self, cache: &mut CudaCache, record: bool) {
+        cache.record = record;
     }
 
     fn begin(&mut self, cache: &mut CudaCache, step: &Step, tokens: &[u32]) -> Result<()> {
@@ -290,8 +294,8 @@ impl Device for CudaDevice {
         step: &Step,
         operations: &mut dyn FnMut(&mut Self, &mut CudaCache) -> Result<()>,
     ) -> Result<()> {
-        let Phase::Decode { restart } = &step.phase else { return operations(self, cache) };
-        let recording = match cache.graphs.get(restart) {
+        let Some(pattern) = step.graph_key() else { return operations(self, cache) };
+        let recording = match cache.graphs.get(pattern) {
             Some(Recording::Recorded { graph, .. }) => return graph.launch().map_err(failed("cuGraphLaunch")),
             Some(Recording::Ran) => self.record(cache, operations)?,
             None => {
@@ -299,7 +303,7 @@ impl Device for CudaDevice {
                 Recording::Ran
             }
         };
-        cache.graphs.insert(restart.clone(), recording);
+        cache.graphs.insert(pattern.to_vec(), recording);
         Ok(())
     }
 
@@ -357,25 +361,23 @@ impl Device for CudaDevice {
     fn attention(&mut self, cache: &mut CudaCache, layer: usize, qkv: &CudaTensor, out: &mut CudaTensor) -> Result<()> {
         let activations = [self.single(qkv, qkv.columns, "the attention")?, self.named(&out.single)];
         out.held = Element::F32;
-        for (call, launches) in cache.launches(layer) {
-            for launch in launches {
-                let operands = launch
-                    .arguments
-                    .iter()
-                    .map(|value| cache.operand(*value, layer, call, activations))
-                    .collect::<Result<Vec<_>>>()?;
-                let function = cache
-                    .kernels
-                    .get(&launch.kernel)
-                    .ok_or_else(|| Error::NotInPlan { name: format!("kernel {}", launch.kernel) })?;
-                function.launch(&self.stream, launch.grid, &operands)?;
-            }
+        for launch in cache.launches(layer) {
+            let operands = launch
+                .arguments
+                .iter()
+                .map(|value| cache.operand(*value, layer, activations))
+                .collect::<Result<Vec<_>>>()?;
+            let function = cache
+                .kernels
+                .get(&launch.kernel)
+                .ok_or_else(|| Error::NotInPlan { name: format!("kernel {}", launch.kernel) })?;
+            function.launch(&self.stream, launch.grid, &operands)?;
         }
         Ok(())
     }
 
     fn block_lists(&mut self, cache: &CudaCache, layer: usize) -> Result<Option<BlockLists>> {
-        cache.lists(layer)
+        if cache.record { cache.lists(layer) } else { Ok(None) }
     }
 
     fn read(&mut self, x: &CudaTensor, rows: usize) -> Result<Vec<f32>> {
