@@ -1,3 +1,4 @@
 //! Every implementation against the authors' kernels.
 
+mod emulator;
 mod reference;

@@ -1,5 +1,7 @@
 //! One module for each thing that tests share.
 
+pub mod attention;
 pub mod emulator;
 pub mod golden;
+pub mod host;
 pub mod nvrtc;

@@ -4,8 +4,6 @@ use super::launch::Activation;
 use super::writer::Writer;
 use crate::{Geometry, KvType, PrunedLayer};
 
-/// Largest dynamic shared memory of a block that every architecture from sm_80 on allows.
-pub(crate) const SHARED_LIMIT: usize = 99 * 1024;
 
 /// What kernels of every family depend on: the geometry and the type of activations.
 #[derive(Clone, Copy, Debug, PartialEq)]

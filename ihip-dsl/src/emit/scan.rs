@@ -3,7 +3,7 @@
 //! A block of threads takes one query head of one query block. It keeps the averaged queries in shared memory, gathers
 //! the two probes of each chunk of a group beside them, and multiplies both as a register-tiled product.
 
-use super::functions::{self, CACHE_ROW, ORDERED, QUADS, ROTATE, SHARED_LIMIT, Shape};
+use super::functions::{self, CACHE_ROW, ORDERED, QUADS, ROTATE, Shape};
 use super::launch::Element;
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel};
@@ -34,8 +34,6 @@ enum Rotation {
     Queries,
     /// A copy of the queries for left probes and one for right ones: probes stay as they are.
     QueriesTwice,
-    /// Queries and probes, the probes by their branch: where two copies of the queries do not fit.
-    Branches,
     /// Queries and probes, the probes by the index of their chunk.
     Chunks,
 }
@@ -69,6 +67,11 @@ impl Scan {
         self.rows().next_multiple_of(WARP_ROWS * self.row_warps())
     }
 
+    /// Rows in shared memory at a time.
+    fn tile_rows(&self) -> usize {
+        self.padded_rows().min(WARP_ROWS * WARPS)
+    }
+
     fn probes(&self) -> usize {
         WARP_PROBES * WARPS / self.row_warps()
     }
@@ -78,7 +81,7 @@ impl Scan {
     }
 
     fn shared_floats(&self, copies: usize) -> usize {
-        (copies * self.padded_rows() + self.probes()) * (self.shape.head_dim() + 4)
+        (copies * self.tile_rows() + self.probes()) * (self.shape.head_dim() + 4)
     }
 
     fn rotation(&self) -> Rotation {
@@ -86,8 +89,7 @@ impl Scan {
             ScanRope::None => Rotation::None,
             ScanRope::Infllm => Rotation::Queries,
             ScanRope::ChunkIndexed => Rotation::Chunks,
-            ScanRope::Relative if self.shared_floats(2) * 4 <= SHARED_LIMIT - 4096 => Rotation::QueriesTwice,
-            ScanRope::Relative => Rotation::Branches,
+            ScanRope::Relative => Rotation::QueriesTwice,
         }
     }
 
@@ -109,6 +111,7 @@ impl Scan {
             .constant("HALVINGS", stage.halvings, "two probes each")
             .constant("QUERY_STRIDE", stage.query_stride, "neighbouring queries averaged into a row")
             .constant("ROWS", self.padded_rows(), "rows of a block, padded for the product")
+            .constant("TILE_ROWS", self.tile_rows(), "of which this many are in shared memory at a time")
             .float("QUERY_SCALE", self.shape.geometry.query_scale, "factor of every query")
             .float("NEVER", -32000.0, "score of a chunk without a probe")
             .float("LOWEST", f32::MIN, "below every product")
@@ -132,12 +135,26 @@ impl Scan {
         ));
         writer.more(&PLACE.replace("$COPIES", if copies == 2 { "COPIES * " } else { "" }));
         writer.more(chunks_here(self.stage));
-        writer.text(&queries(rotation));
+        let whole = self.tile_rows() == self.padded_rows();
+        if whole {
+            writer.text(&queries(rotation, "slot"));
+        }
         let start = if self.stage == 0 { "chunk_start(" } else { "chunk_start(kept, " };
         let clamp = if self.stage == 0 { "min(left[thread] + CHUNK, step[2] - SCAN_WINDOW)" } else { "left[thread] + CHUNK" };
         writer.text(&GROUPS.replace("$START(", start).replace("$RIGHT", clamp));
         writer.more(&probes(rotation));
-        writer.more(if rotation == Rotation::QueriesTwice { PRODUCT_OF_TWO } else { PRODUCT });
+        let product = if rotation == Rotation::QueriesTwice { PRODUCT_OF_TWO } else { PRODUCT };
+        writer.more(PLACE_IN_PRODUCT);
+        if whole {
+            writer.more(product);
+        } else {
+            writer.more("            // More rows than fit into shared memory: they take turns.");
+            writer.more("            for (int tile = 0; tile < ROWS; tile += TILE_ROWS) {\n            sync_block();");
+            writer.more(&queries(rotation, "tile + slot"));
+            writer.more("            sync_block();");
+            writer.more(&product.replace("< live_rows", "< live_rows - tile"));
+            writer.more("            }");
+        }
         writer.more(DESCEND);
         Kernel {
             name: name.to_owned(),
@@ -207,8 +224,8 @@ pub(super) fn scan_arguments(shape: Shape, rope: ScanRope, stage: usize) -> Vec<
 }
 
 const PLACE: &str = r"
-    SHARED_DYNAMIC(float, queries);                       // [$COPIESROWS][STRIDE]
-    float* const probes = queries + $COPIESROWS * STRIDE;  // [PROBES][STRIDE]
+    SHARED_DYNAMIC(float, queries);                       // [$COPIESTILE_ROWS][STRIDE]
+    float* const probes = queries + $COPIESTILE_ROWS * STRIDE;  // [PROBES][STRIDE]
     SHARED(int, left, CHUNKS);
     SHARED(int, right, CHUNKS);
     SHARED(float, best, CHUNKS);
@@ -226,18 +243,17 @@ const PLACE: &str = r"
 ";
 
 /// Averages and rotates the block's queries.
-fn queries(rotation: Rotation) -> String {
+fn queries(rotation: Rotation, row: &str) -> String {
     let store = match rotation {
         Rotation::None => String::new(),
         Rotation::Queries => turn("SCAN_WINDOW"),
-        Rotation::Branches => turn("SCAN_WINDOW + 1"),
         Rotation::Chunks => turn("min(start + first + row * QUERY_STRIDE, chunks + SCAN_WINDOW)"),
         Rotation::QueriesTwice => r"
         // Left probes are at position 0, right ones at 1, queries at SCAN_WINDOW + 1: what counts is the distance.
         float right_x = x, right_y = y;
         rotate(right_x, right_y, rope_table[SCAN_WINDOW * HALF + element]);
-        queries[(ROWS + row) * STRIDE + element] = right_x;
-        queries[(ROWS + row) * STRIDE + element + HALF] = right_y;
+        queries[(TILE_ROWS + slot) * STRIDE + element] = right_x;
+        queries[(TILE_ROWS + slot) * STRIDE + element + HALF] = right_y;
         rotate(x, y, rope_table[(SCAN_WINDOW + 1) * HALF + element]);"
             .to_owned(),
     };
@@ -246,8 +262,8 @@ fn queries(rotation: Rotation) -> String {
     format!(
         r"
     // A row is the mean of QUERY_STRIDE neighbours; those beyond the call are left out of it.
-    for (int item = thread; item < ROWS * HALF; item += THREADS) {{
-        const int row = item / HALF, element = item % HALF;
+    for (int item = thread; item < TILE_ROWS * HALF; item += THREADS) {{
+        const int slot = item / HALF, row = {row}, element = item % HALF;
         const int neighbours = min(QUERY_STRIDE, queries_here - row * QUERY_STRIDE);
         float x = 0.0f, y = 0.0f;
         for (int neighbour = 0; neighbour < neighbours; ++neighbour) {{
@@ -259,8 +275,8 @@ fn queries(rotation: Rotation) -> String {
         const float scale = neighbours > 0 ? QUERY_SCALE / static_cast<float>(neighbours) : 0.0f;
         x *= scale;
         y *= scale;
-{store}        queries[row * STRIDE + element] = x;
-        queries[row * STRIDE + element + HALF] = y;
+{store}        queries[slot * STRIDE + element] = x;
+        queries[slot * STRIDE + element + HALF] = y;
     }}
 "
     )
@@ -305,39 +321,35 @@ fn probes(rotation: Rotation) -> String {
             sync_block();
 "
         .to_owned(),
-        Rotation::Branches | Rotation::Chunks => {
-            let (reason, position) = if rotation == Rotation::Chunks {
-                ("A key's position is the index of its chunk in the list.", "group * CHUNKS + slot / 32 * 16 + slot % 16")
-            } else {
-                ("Left probes are at position 0, right ones at 1.", "slot / 16 % 2")
-            };
-            format!(
-                r"
-            // {reason}
+        Rotation::Chunks => r"
+            // A key's position is the index of its chunk in the list.
 #pragma unroll 4
-            for (int item = thread; item < PROBES * HALF / 4; item += THREADS) {{
+            for (int item = thread; item < PROBES * HALF / 4; item += THREADS) {
                 const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
+                const int chunk = group * CHUNKS + slot / 32 * 16 + slot % 16;
                 const unsigned long long row = probe_row[slot];
-                const float2* const angles = &rope_table[({position}) * HALF + element];
+                const float2* const angles = &rope_table[chunk * HALF + element];
                 Quad<float> x = load_quad(&keys[row * HEAD_DIM + element]);
                 Quad<float> y = load_quad(&keys[row * HEAD_DIM + element + HALF]);
                 for (int i = 0; i < 4; ++i) rotate(x.at[i], y.at[i], angles[i]);
                 store_quad(&probes[slot * STRIDE + element], x);
                 store_quad(&probes[slot * STRIDE + element + HALF], y);
-            }}
+            }
             sync_block();
 "
-            )
-        }
+        .to_owned(),
     }
 }
 
-const PRODUCT: &str = r"
-            // 4 x 4 products a thread: rows down + 4 * i, probes across + 8 * j.
+const PLACE_IN_PRODUCT: &str = r"
             const int lane = thread % 32, warp = thread / 32, across = lane % 8, down = lane / 8;
             const float* const warp_probes = &probes[warp / ROW_WARPS * 32 * STRIDE];
             float product[4] = {LOWEST, LOWEST, LOWEST, LOWEST};
-            for (int row = warp % ROW_WARPS * 16; row < ROWS; row += ROW_WARPS * 16) {
+";
+
+const PRODUCT: &str = r"
+            // 4 x 4 products a thread: rows down + 4 * i, probes across + 8 * j.
+            for (int row = warp % ROW_WARPS * 16; row < TILE_ROWS; row += ROW_WARPS * 16) {
                 float sum[4][4] = {};
 #pragma unroll 4
                 for (int element = 0; element < HEAD_DIM; element += 4) {
@@ -356,10 +368,7 @@ const PRODUCT: &str = r"
 
 const PRODUCT_OF_TWO: &str = r"
             // 4 x 4 products a thread: rows down + 4 * i, probes across + 8 * j, the first two left and the others right.
-            const int lane = thread % 32, warp = thread / 32, across = lane % 8, down = lane / 8;
-            const float* const warp_probes = &probes[warp / ROW_WARPS * 32 * STRIDE];
-            float product[4] = {LOWEST, LOWEST, LOWEST, LOWEST};
-            for (int row = warp % ROW_WARPS * 16; row < ROWS; row += ROW_WARPS * 16) {
+            for (int row = warp % ROW_WARPS * 16; row < TILE_ROWS; row += ROW_WARPS * 16) {
                 float sum[4][4] = {};
 #pragma unroll 4
                 for (int element = 0; element < HEAD_DIM; element += 4) {
@@ -367,7 +376,7 @@ const PRODUCT_OF_TWO: &str = r"
                     for (int j = 0; j < 4; ++j) probe[j] = load_quad(&warp_probes[(across + 8 * j) * STRIDE + element]);
                     for (int i = 0; i < 4; ++i) {
                         const float* const query = &queries[(row + down + 4 * i) * STRIDE + element];
-                        const Quad<float> for_left = load_quad(query), for_right = load_quad(query + ROWS * STRIDE);
+                        const Quad<float> for_left = load_quad(query), for_right = load_quad(query + TILE_ROWS * STRIDE);
                         for (int j = 0; j < 4; ++j)
                             for (int e = 0; e < 4; ++e)
                                 sum[i][j] += (j < 2 ? for_left : for_right).at[e] * probe[j].at[e];
