@@ -132,7 +132,13 @@ impl Attention {
     }
 
     /// A decoding step: `qkv` is one row. Returns the output and the list in force.
-    pub fn decode(&mut self, position: usize, t_max: usize, restart: Option<usize>, qkv: &[f32]) -> (Vec<f32>, Vec<i32>) {
+    pub fn decode(
+        &mut self,
+        position: usize,
+        t_max: usize,
+        restart: Option<usize>,
+        qkv: &[f32],
+    ) -> (Vec<f32>, Vec<i32>) {
         self.begin(position, 1, t_max, qkv);
         let launches = self.program.decode(0, self.extent, restart);
         self.launch(&launches);

@@ -182,7 +182,7 @@ impl CudaCache {
         words[step::START] = word(step.start);
         words[step::ROWS] = word(step.rows);
         words[step::T_MAX] = word(step.t_max);
-        self.step_words.write(&words)?;
+        self.step_words.write(0, &words)?;
         self.step = step.clone();
         Ok(())
     }
@@ -246,7 +246,7 @@ impl CudaCache {
         }
         let read = |name, count| {
             let buffer = self.states[layer].get(&name);
-            buffer.ok_or_else(|| Error::NotInPlan { name: format!("buffer {name:?}") })?.read::<i32>(count)
+            buffer.ok_or_else(|| Error::NotInPlan { name: format!("buffer {name:?}") })?.read::<i32>(0, count)
         };
         Ok(Some(BlockLists {
             width: pruned.keep_blocks,

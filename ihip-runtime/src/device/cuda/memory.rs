@@ -49,7 +49,7 @@ impl Buffer {
     /// Allocates and fills a buffer.
     pub(super) fn with<T: Pod>(stream: &Arc<CudaStream>, what: &str, values: &[T]) -> Result<Arc<Self>> {
         let buffer = Self::new(stream, what, size_of_val(values), false)?;
-        buffer.write(values)?;
+        buffer.write(0, values)?;
         Ok(buffer)
     }
 
@@ -58,30 +58,32 @@ impl Buffer {
         self.address
     }
 
-    /// Replaces what is at the beginning.
-    pub(super) fn write<T: Pod>(&self, values: &[T]) -> Result<()> {
-        self.check(size_of_val(values), "written");
+    /// Replaces what is there from byte `offset` on.
+    pub(super) fn write<T: Pod>(&self, offset: usize, values: &[T]) -> Result<()> {
+        self.check(offset + size_of_val(values), "written");
         self.stream.context().bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
         // SAFETY: the destination is long enough. The source is pageable memory, which the driver copies to a buffer
         // of its own before it returns.
-        unsafe { result::memcpy_htod_async(self.address, values, self.stream.cu_stream()) }
+        unsafe { result::memcpy_htod_async(self.address + offset as CUdeviceptr, values, self.stream.cu_stream()) }
             .map_err(failed("cuMemcpyHtoDAsync"))
     }
 
-    /// The first `count` elements, once everything launched before has run.
-    pub(super) fn read<T: Pod>(&self, count: usize) -> Result<Vec<T>> {
-        self.check(count * size_of::<T>(), "read");
+    /// `count` elements from byte `offset` on, once everything launched before has run.
+    pub(super) fn read<T: Pod>(&self, offset: usize, count: usize) -> Result<Vec<T>> {
+        self.check(offset + count * size_of::<T>(), "read");
         self.stream.context().bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
         let mut values = zeroed_vec(count);
         // SAFETY: source and destination are long enough, and the destination lives until the stream is idle.
-        unsafe { result::memcpy_dtoh_async(&mut values, self.address, self.stream.cu_stream()) }
-            .map_err(failed("cuMemcpyDtoHAsync"))?;
+        unsafe {
+            result::memcpy_dtoh_async(&mut values, self.address + offset as CUdeviceptr, self.stream.cu_stream())
+        }
+        .map_err(failed("cuMemcpyDtoHAsync"))?;
         self.stream.synchronize().map_err(failed("cuStreamSynchronize"))?;
         Ok(values)
     }
 
     fn check(&self, bytes: usize, what: &str) {
-        assert!(bytes <= self.bytes, "{bytes} bytes {what} of a buffer of {}", self.bytes);
+        assert!(bytes <= self.bytes, "up to byte {bytes} {what} of a buffer of {}", self.bytes);
     }
 }
 

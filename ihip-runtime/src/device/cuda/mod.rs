@@ -285,7 +285,7 @@ impl Device for CudaDevice {
         self.host_tokens = tokens.to_vec();
         self.check_tokens()?;
         cache.begin(step)?;
-        self.tokens.write(tokens)
+        self.tokens.write(0, tokens)
     }
 
     fn replay(
@@ -383,8 +383,10 @@ impl Device for CudaDevice {
     fn read(&mut self, x: &CudaTensor, rows: usize) -> Result<Vec<f32>> {
         let count = rows.min(x.rows) * x.columns;
         match (&x.rounded, x.held) {
-            (Some(rounded), Element::Bf16) => Ok(rounded.read::<bf16>(count)?.into_iter().map(bf16::to_f32).collect()),
-            _ => x.single.read(count),
+            (Some(rounded), Element::Bf16) => {
+                Ok(rounded.read::<bf16>(0, count)?.into_iter().map(bf16::to_f32).collect())
+            }
+            _ => x.single.read(0, count),
         }
     }
 
@@ -398,7 +400,7 @@ impl Device for CudaDevice {
         } else {
             self.launch(ModelKernel::Argmax, [1, 1, 1], &[from, count, to])?;
         }
-        Ok(self.chosen.read::<u32>(1)?[0])
+        Ok(self.chosen.read::<u32>(0, 1)?[0])
     }
 }
 

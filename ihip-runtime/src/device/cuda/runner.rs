@@ -73,25 +73,25 @@ impl KernelRunner {
 }
 
 impl KernelBuffer {
-    /// Replaces what is at the beginning.
+    /// Replaces what is there from byte `offset` on.
     ///
     /// # Errors
     /// A failed transfer.
     ///
     /// # Panics
-    /// Where `values` are longer than the buffer.
-    pub fn write<T: Pod>(&self, values: &[T]) -> Result<()> {
-        self.0.write(values)
+    /// Where the buffer ends before.
+    pub fn write<T: Pod>(&self, offset: usize, values: &[T]) -> Result<()> {
+        self.0.write(offset, values)
     }
 
-    /// The first `count` elements, once everything launched before has run.
+    /// `count` elements from byte `offset` on, once everything launched before has run.
     ///
     /// # Errors
     /// A failed transfer, or a kernel launched before that failed.
     ///
     /// # Panics
     /// Where the buffer is shorter.
-    pub fn read<T: Pod>(&self, count: usize) -> Result<Vec<T>> {
-        self.0.read(count)
+    pub fn read<T: Pod>(&self, offset: usize, count: usize) -> Result<Vec<T>> {
+        self.0.read(offset, count)
     }
 }
