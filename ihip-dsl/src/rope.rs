@@ -33,9 +33,7 @@ impl PrunedLayer {
             (ScanRope::None, _) => ScanDistance::None,
             // The query stands at `scan_window + 1`, the left branch at 0 and the right one at 1.
             (ScanRope::Relative, Branch::Left) => ScanDistance::Constant(self.scan_window + 1),
-            (ScanRope::Relative, Branch::Right) | (ScanRope::Infllm, _) => {
-                ScanDistance::Constant(self.scan_window)
-            }
+            (ScanRope::Relative, Branch::Right) | (ScanRope::Infllm, _) => ScanDistance::Constant(self.scan_window),
             (ScanRope::ChunkIndexed, _) => ScanDistance::Indexed(chunks + self.scan_window),
         }
     }
@@ -46,12 +44,7 @@ impl PrunedLayer {
     /// Packed keys are the sinks, then the blocks of the list, all tokens of them counted, visible or not. Queries
     /// and window keys keep their true positions.
     #[must_use]
-    pub const fn packed_position(
-        &self,
-        token: usize,
-        first_query: usize,
-        count: usize,
-    ) -> Option<usize> {
+    pub const fn packed_position(&self, token: usize, first_query: usize, count: usize) -> Option<usize> {
         match self.attend_rope {
             AttendRope::None => None,
             AttendRope::Infllm => Some(first_query.saturating_sub(self.window)),
@@ -79,11 +72,7 @@ impl RopeTable {
     /// A table of `positions` positions; `frequencies` in radians a position, one for each pair of elements.
     #[must_use]
     pub fn new(frequencies: &[f64], positions: usize) -> Self {
-        let mut table = Self {
-            frequencies: frequencies.to_vec(),
-            cos: Vec::new(),
-            sin: Vec::new(),
-        };
+        let mut table = Self { frequencies: frequencies.to_vec(), cos: Vec::new(), sin: Vec::new() };
         table.extend(positions);
         table
     }
