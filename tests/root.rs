@@ -3,5 +3,6 @@
 #![allow(unreachable_pub)]
 
 mod emulator;
+mod families;
 mod golden;
 mod nvrtc;

@@ -34,17 +34,7 @@ fn around_every_value(decode: impl Fn(u16) -> f32) -> Vec<f32> {
             floats.extend([middle, middle.next_up(), middle.next_down()]);
         }
     }
-    let overflow = [
-        f32::MAX,
-        f32::MIN,
-        65519.996,
-        65520.0,
-        f32::MIN_POSITIVE,
-        1e-45,
-        -1e-45,
-        f32::NAN,
-        -f32::NAN,
-    ];
+    let overflow = [f32::MAX, f32::MIN, 65519.996, 65520.0, f32::MIN_POSITIVE, 1e-45, -1e-45, f32::NAN, -f32::NAN];
     floats.extend(overflow);
     floats
 }
@@ -52,56 +42,30 @@ fn around_every_value(decode: impl Fn(u16) -> f32) -> Vec<f32> {
 fn check(name: &str, decode: impl Fn(u16) -> f32, encode: impl Fn(f32) -> u16) {
     let patterns: Vec<u16> = (0..=u16::MAX).collect();
     let floats = around_every_value(&decode);
-    let (patterns_in, wide) = (
-        Memory::of("patterns", &patterns),
-        Memory::new("wide", 65536 * 4),
-    );
-    let (floats_in, narrow) = (
-        Memory::of("floats", &floats),
-        Memory::new("narrow", floats.len() * 2),
-    );
+    let (patterns_in, wide) = (Memory::of("patterns", &patterns), Memory::new("wide", 65536 * 4));
+    let (floats_in, narrow) = (Memory::of("floats", &floats), Memory::new("narrow", floats.len() * 2));
     let count = i32::try_from(floats.len()).unwrap();
-    let arguments =
-        [&patterns_in, &wide, &floats_in, &narrow].map(|memory| Argument::Buffer(memory, 0));
-    Trial::warp(name, BODY)
-        .run(&[&arguments[..], &[Argument::I32(count)]].concat())
-        .unwrap();
+    let arguments = [&patterns_in, &wide, &floats_in, &narrow].map(|memory| Argument::Buffer(memory, 0));
+    Trial::warp(name, BODY).run(&[&arguments[..], &[Argument::I32(count)]].concat()).unwrap();
     for (bits, value) in wide.read::<f32>().into_iter().enumerate() {
         let expected = decode(patterns[bits]);
         let same = value.to_bits() == expected.to_bits() || (value.is_nan() && expected.is_nan());
         assert!(same, "{bits:#06x} is {expected}, not {value}");
     }
     for (&float, bits) in floats.iter().zip(narrow.read::<u16>()) {
-        let expected = if float.is_nan() {
-            0x7fff
-        } else {
-            encode(float)
-        };
-        assert_eq!(
-            bits,
-            expected,
-            "{float:e} ({:#010x}) becomes {expected:#06x}, not {bits:#06x}",
-            float.to_bits()
-        );
+        let expected = if float.is_nan() { 0x7fff } else { encode(float) };
+        assert_eq!(bits, expected, "{float:e} ({:#010x}) becomes {expected:#06x}, not {bits:#06x}", float.to_bits());
     }
 }
 
 #[test]
 fn bf16_rounds_to_nearest_even_everywhere() {
-    check(
-        "convert_bf16",
-        |bits| bf16::from_bits(bits).to_f32(),
-        |value| bf16::from_f32(value).to_bits(),
-    );
+    check("convert_bf16", |bits| bf16::from_bits(bits).to_f32(), |value| bf16::from_f32(value).to_bits());
 }
 
 #[test]
 fn f16_rounds_to_nearest_even_everywhere() {
-    check(
-        "convert_f16",
-        |bits| f16::from_bits(bits).to_f32(),
-        |value| f16::from_f32(value).to_bits(),
-    );
+    check("convert_f16", |bits| f16::from_bits(bits).to_f32(), |value| f16::from_f32(value).to_bits());
 }
 
 #[test]
@@ -113,40 +77,25 @@ KERNEL(32) fast(const float* in, float* exponential, float* root, int count) {
         root[at] = rsqrt_fast(in[at]);
     }
 }";
-    let values: Vec<f32> = (-3000..3000)
-        .map(|step| step as f32 * 0.0457)
-        .chain([f32::NEG_INFINITY, f32::INFINITY])
-        .collect();
+    let values: Vec<f32> =
+        (-3000..3000).map(|step| step as f32 * 0.0457).chain([f32::NEG_INFINITY, f32::INFINITY]).collect();
     let input = Memory::of("in", &values);
-    let [exponential, root] =
-        ["exponential", "root"].map(|name| Memory::new(name, values.len() * 4));
+    let [exponential, root] = ["exponential", "root"].map(|name| Memory::new(name, values.len() * 4));
     let arguments = [&input, &exponential, &root].map(|memory| Argument::Buffer(memory, 0));
     let count = Argument::I32(i32::try_from(values.len()).unwrap());
-    Trial::warp("fast", body)
-        .run(&[&arguments[..], &[count]].concat())
-        .unwrap();
-    for ((&value, found), root) in values
-        .iter()
-        .zip(exponential.read::<f32>())
-        .zip(root.read::<f32>())
-    {
+    Trial::warp("fast", body).run(&[&arguments[..], &[count]].concat()).unwrap();
+    for ((&value, found), root) in values.iter().zip(exponential.read::<f32>()).zip(root.read::<f32>()) {
         let exact = f64::from(value).exp2();
         if exact < f64::from(f32::MIN_POSITIVE) {
             assert_eq!(found.to_bits(), 0, "2^{value}");
         } else if exact > f64::from(f32::MAX) {
             assert_eq!(found, f32::INFINITY, "2^{value}");
         } else {
-            assert!(
-                (f64::from(found) / exact - 1.0).abs() < 2.4e-7,
-                "2^{value} is {exact}, not {found}"
-            );
+            assert!((f64::from(found) / exact - 1.0).abs() < 2.4e-7, "2^{value} is {exact}, not {found}");
         }
         if value > 0.0 {
             let exact = f64::from(value).sqrt().recip();
-            assert!(
-                (f64::from(root) - exact).abs() <= 2.4e-7 * exact,
-                "1/sqrt({value}) is {exact}, not {root}"
-            );
+            assert!((f64::from(root) - exact).abs() <= 2.4e-7 * exact, "1/sqrt({value}) is {exact}, not {root}");
         }
     }
 }

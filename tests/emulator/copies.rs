@@ -21,21 +21,9 @@ KERNEL(32) copied(const int* in, int* out, int wait) {
 fn copied(copies: CopyTime, wait: i32) -> Vec<i32> {
     let values: Vec<i32> = (0..384).collect();
     let (input, out) = (Memory::of("in", &values), Memory::new("out", 384 * 4));
-    let emulator = Emulator {
-        copies,
-        ..Emulator::default()
-    };
-    let trial = Trial {
-        emulator,
-        ..Trial::warp("copied", BODY)
-    };
-    trial
-        .run(&[
-            Argument::Buffer(&input, 0),
-            Argument::Buffer(&out, 0),
-            Argument::I32(wait),
-        ])
-        .unwrap();
+    let emulator = Emulator { copies, ..Emulator::default() };
+    let trial = Trial { emulator, ..Trial::warp("copied", BODY) };
+    trial.run(&[Argument::Buffer(&input, 0), Argument::Buffer(&out, 0), Argument::I32(wait)]).unwrap();
     out.read()
 }
 
@@ -52,11 +40,7 @@ fn expected(groups: i32) -> Vec<i32> {
 #[test]
 fn late_copies_are_there_only_after_their_wait() {
     for (wait, groups) in [(0, 3), (1, 2), (2, 1), (3, 0)] {
-        assert_eq!(
-            copied(CopyTime::Late, wait),
-            expected(groups),
-            "wait {wait}"
-        );
+        assert_eq!(copied(CopyTime::Late, wait), expected(groups), "wait {wait}");
     }
 }
 
@@ -86,16 +70,8 @@ KERNEL(32) overwritten(float* in, float* out) {
 }";
     for (copies, value) in [(CopyTime::Late, 2.0), (CopyTime::Early, 1.0)] {
         let (input, out) = (Memory::of("in", &[1.0_f32; 128]), Memory::new("out", 512));
-        let trial = Trial {
-            emulator: Emulator {
-                copies,
-                ..Emulator::default()
-            },
-            ..Trial::warp("overwritten", body)
-        };
-        trial
-            .run(&[Argument::Buffer(&input, 0), Argument::Buffer(&out, 0)])
-            .unwrap();
+        let trial = Trial { emulator: Emulator { copies, ..Emulator::default() }, ..Trial::warp("overwritten", body) };
+        trial.run(&[Argument::Buffer(&input, 0), Argument::Buffer(&out, 0)]).unwrap();
         assert_eq!(out.read::<f32>(), [value; 128]);
     }
 }

@@ -1,8 +1,6 @@
 //! What a GPU would let pass or hang on.
 
-use ihip_tests::support::emulator::{
-    Argument, Collective, Compiled, EmulatorError, Failure, Memory, Place, Source,
-};
+use ihip_tests::support::emulator::{Argument, Collective, Compiled, EmulatorError, Failure, Memory, Place, Source};
 
 use super::Trial;
 
@@ -15,18 +13,10 @@ KERNEL(64) early(int* out) {
     out[threadIdx.x] = 1;
 }";
     let out = Memory::new("out", 256);
-    let trial = Trial {
-        threads: 64,
-        grid: [1, 3, 1],
-        ..Trial::warp("early", body)
-    };
+    let trial = Trial { threads: 64, grid: [1, 3, 1], ..Trial::warp("early", body) };
     let (failure, block, thread) = trial.failure(&[Argument::Buffer(&out, 0)]);
     // Of all who wait, the nearest is named: one of the same warp.
-    let left = Failure::Left {
-        waits: 32,
-        collective: Collective::SyncBlock,
-        left: 40,
-    };
+    let left = Failure::Left { waits: 32, collective: Collective::SyncBlock, left: 40 };
     assert_eq!((failure, block, thread), (left, [0, 1, 0], 40));
 }
 
@@ -39,16 +29,9 @@ KERNEL(64) early(int* out) {
     out[threadIdx.x] = 1;
 }";
     let out = Memory::new("out", 256);
-    let trial = Trial {
-        threads: 64,
-        ..Trial::warp("early", body)
-    };
+    let trial = Trial { threads: 64, ..Trial::warp("early", body) };
     let (failure, _, thread) = trial.failure(&[Argument::Buffer(&out, 0)]);
-    let left = Failure::Left {
-        waits: 32,
-        collective: Collective::SyncBlock,
-        left: 0,
-    };
+    let left = Failure::Left { waits: 32, collective: Collective::SyncBlock, left: 0 };
     assert_eq!((failure, thread), (left, 32));
 }
 
@@ -61,11 +44,7 @@ KERNEL(32) shuffled(int* out) {
 }";
     let out = Memory::new("out", 128);
     let (failure, _, thread) = Trial::warp("shuffled", body).failure(&[Argument::Buffer(&out, 0)]);
-    let left = Failure::Left {
-        waits: 0,
-        collective: Collective::Shuffle,
-        left: 31,
-    };
+    let left = Failure::Left { waits: 0, collective: Collective::Shuffle, left: 31 };
     assert_eq!((failure, thread), (left, 31));
 }
 
@@ -77,17 +56,10 @@ KERNEL(64) divergent(unsigned* out) {
     sync_block();
 }";
     let out = Memory::new("out", 256);
-    let trial = Trial {
-        threads: 64,
-        ..Trial::warp("divergent", body)
-    };
+    let trial = Trial { threads: 64, ..Trial::warp("divergent", body) };
     let (failure, _, thread) = trial.failure(&[Argument::Buffer(&out, 0)]);
-    let divergent = Failure::Divergent {
-        first: 32,
-        in_first: Collective::Ballot,
-        second: 37,
-        in_second: Collective::SyncBlock,
-    };
+    let divergent =
+        Failure::Divergent { first: 32, in_first: Collective::Ballot, second: 37, in_second: Collective::SyncBlock };
     assert_eq!((failure, thread), (divergent, 37));
 }
 
@@ -96,23 +68,12 @@ fn a_read_behind_a_buffer_names_buffer_and_thread() {
     let body = r"
 KERNEL(64) beyond(const float* in, float* out) { out[threadIdx.x] = in[threadIdx.x]; }";
     let (input, out) = (Memory::of("in", &[1.0_f32; 60]), Memory::new("out", 256));
-    let trial = Trial {
-        threads: 64,
-        ..Trial::warp("beyond", body)
-    };
-    let (failure, _, thread) =
-        trial.failure(&[Argument::Buffer(&input, 0), Argument::Buffer(&out, 0)]);
-    let place = Place {
-        buffer: "in".to_owned(),
-        bytes: 240,
-        offset: 240,
-    };
+    let trial = Trial { threads: 64, ..Trial::warp("beyond", body) };
+    let (failure, _, thread) = trial.failure(&[Argument::Buffer(&input, 0), Argument::Buffer(&out, 0)]);
+    let place = Place { buffer: "in".to_owned(), bytes: 240, offset: 240 };
     assert_eq!((failure, thread), (Failure::OutOfBounds { place }, 60));
-    let message = trial
-        .run(&[Argument::Buffer(&input, 0), Argument::Buffer(&out, 0)])
-        .unwrap_err();
-    let expected =
-        "beyond, block [0, 0, 0], thread 60: access to byte 240 of in, which has 240 bytes";
+    let message = trial.run(&[Argument::Buffer(&input, 0), Argument::Buffer(&out, 0)]).unwrap_err();
+    let expected = "beyond, block [0, 0, 0], thread 60: access to byte 240 of in, which has 240 bytes";
     assert_eq!(message.to_string(), expected);
 }
 
@@ -122,15 +83,9 @@ fn writes_beside_a_buffer_are_found_at_either_end() {
 KERNEL(32) beside(float* out, int at) { if (threadIdx.x == 0) out[at] = 1.0f; }";
     for (at, offset) in [(-1, -4), (-16, -64), (13, 52), (15, 60)] {
         let out = Memory::new("out", 52);
-        let found =
-            Trial::warp("beside", body).run(&[Argument::Buffer(&out, 0), Argument::I32(at)]);
+        let found = Trial::warp("beside", body).run(&[Argument::Buffer(&out, 0), Argument::I32(at)]);
         match found {
-            Err(EmulatorError::Overrun {
-                kernel,
-                buffer,
-                bytes: 52,
-                offset: found,
-            }) => {
+            Err(EmulatorError::Overrun { kernel, buffer, bytes: 52, offset: found }) => {
                 assert_eq!((kernel.as_str(), buffer.as_str()), ("beside", "out"));
                 assert_eq!(found.div_euclid(4) * 4, offset);
             }
@@ -139,13 +94,8 @@ KERNEL(32) beside(float* out, int at) { if (threadIdx.x == 0) out[at] = 1.0f; }"
     }
     for (at, offset) in [(16, 64), (-2000, -8000)] {
         let out = Memory::new("out", 52);
-        let (failure, _, thread) =
-            Trial::warp("beside", body).failure(&[Argument::Buffer(&out, 0), Argument::I32(at)]);
-        let place = Place {
-            buffer: "out".to_owned(),
-            bytes: 52,
-            offset,
-        };
+        let (failure, _, thread) = Trial::warp("beside", body).failure(&[Argument::Buffer(&out, 0), Argument::I32(at)]);
+        let place = Place { buffer: "out".to_owned(), bytes: 52, offset };
         assert_eq!((failure, thread), (Failure::OutOfBounds { place }, 0));
     }
 }
@@ -155,15 +105,9 @@ fn an_index_that_nobody_wrote_is_out_of_bounds() {
     let body = r"
 KERNEL(32) unwritten(const unsigned* table, float* out) { out[table[threadIdx.x]] = 1.0f; }";
     let (table, out) = (Memory::new("table", 128), Memory::new("out", 128));
-    let (failure, ..) = Trial::warp("unwritten", body)
-        .failure(&[Argument::Buffer(&table, 0), Argument::Buffer(&out, 0)]);
-    assert!(
-        matches!(
-            failure,
-            Failure::OutOfBounds { .. } | Failure::NoBuffer { .. }
-        ),
-        "{failure}"
-    );
+    let (failure, ..) =
+        Trial::warp("unwritten", body).failure(&[Argument::Buffer(&table, 0), Argument::Buffer(&out, 0)]);
+    assert!(matches!(failure, Failure::OutOfBounds { .. } | Failure::NoBuffer { .. }), "{failure}");
 }
 
 #[test]
@@ -176,17 +120,11 @@ KERNEL(32) beside_shared(int at, int value) {
     if (threadIdx.x == 3) (at < 0 ? last : first)[at] = value;
 }";
     for (at, bytes, offset) in [(5, 20, 20), (20, 20, 80), (-1, 16, -4)] {
-        let trial = Trial {
-            shared_bytes: 16,
-            ..Trial::warp("beside_shared", body)
-        };
+        let trial = Trial { shared_bytes: 16, ..Trial::warp("beside_shared", body) };
         let (failure, ..) = trial.failure(&[Argument::I32(at), Argument::I32(-1)]);
         assert_eq!(failure, Failure::SharedOverrun { bytes, offset });
     }
-    let trial = Trial {
-        shared_bytes: 16,
-        ..Trial::warp("beside_shared", body)
-    };
+    let trial = Trial { shared_bytes: 16, ..Trial::warp("beside_shared", body) };
     trial.run(&[Argument::I32(4), Argument::I32(-1)]).unwrap();
 }
 
@@ -198,15 +136,9 @@ KERNEL(32) behind_shared(float* out) {
     out[threadIdx.x] = tile[threadIdx.x];
 }";
     let out = Memory::new("out", 128);
-    let trial = Trial {
-        shared_bytes: 112,
-        ..Trial::warp("behind_shared", body)
-    };
+    let trial = Trial { shared_bytes: 112, ..Trial::warp("behind_shared", body) };
     let (failure, _, thread) = trial.failure(&[Argument::Buffer(&out, 0)]);
-    assert!(
-        matches!(&failure, Failure::OutOfBounds { place } if place.buffer == "shared memory"),
-        "{failure}"
-    );
+    assert!(matches!(&failure, Failure::OutOfBounds { place } if place.buffer == "shared memory"), "{failure}");
     assert_eq!(thread, 28);
 }
 
@@ -224,30 +156,13 @@ KERNEL(32) addresses(const float* in, int what) {
     if (what == 5) { copy_async_16(&tile[0], in + 8, true); copy_async_commit(); copy_async_wait<0>(); }
 }";
     let input = Memory::of("in", &[0.0_f32; 8]);
-    let place = Place {
-        buffer: "in".to_owned(),
-        bytes: 32,
-        offset: 32,
-    };
+    let place = Place { buffer: "in".to_owned(), bytes: 32, offset: 32 };
     let expected = [
-        Failure::Misaligned {
-            primitive: "copy_async_16",
-            beyond: 4,
-        },
-        Failure::Misaligned {
-            primitive: "copy_async_16",
-            beyond: 4,
-        },
-        Failure::NotShared {
-            primitive: "copy_async_16",
-        },
-        Failure::Misaligned {
-            primitive: "load_matrix_x4",
-            beyond: 8,
-        },
-        Failure::NotShared {
-            primitive: "load_matrix_x4_transposed",
-        },
+        Failure::Misaligned { primitive: "copy_async_16", beyond: 4 },
+        Failure::Misaligned { primitive: "copy_async_16", beyond: 4 },
+        Failure::NotShared { primitive: "copy_async_16" },
+        Failure::Misaligned { primitive: "load_matrix_x4", beyond: 8 },
+        Failure::NotShared { primitive: "load_matrix_x4_transposed" },
         Failure::OutOfBounds { place },
     ];
     for (what, expected) in (0..).zip(expected) {
@@ -273,13 +188,7 @@ KERNEL(32) crowded(int* out) {
     let expected = [
         ("deep", Failure::StackOverflow),
         ("divided", Failure::DividedByZero),
-        (
-            "crowded",
-            Failure::StaticShared {
-                bytes: 49156,
-                limit: 49152,
-            },
-        ),
+        ("crowded", Failure::StaticShared { bytes: 49156, limit: 49152 }),
     ];
     for (name, expected) in expected {
         let out = Memory::of("out", &[0]);
@@ -294,78 +203,31 @@ fn wrong_arguments_and_shapes_are_refused() {
     let out = Memory::new("out", 4);
     let swapped = Trial::warp("shapes", body).run(&[Argument::I32(1), Argument::Buffer(&out, 0)]);
     let message = swapped.unwrap_err().to_string();
-    assert!(
-        message.starts_with("shapes takes arguments (pi) and was given (ip)"),
-        "{message}"
-    );
-    let odd = Trial {
-        threads: 48,
-        ..Trial::warp("shapes", body)
-    }
-    .run(&[])
-    .unwrap_err();
-    assert_eq!(
-        odd.to_string(),
-        "shapes has 48 threads a block; it must be a multiple of 32 up to 1024"
-    );
-    let large = Trial {
-        shared_bytes: 232_449,
-        ..Trial::warp("shapes", body)
-    }
-    .run(&[])
-    .unwrap_err();
-    assert!(
-        large
-            .to_string()
-            .starts_with("shapes asks for 232449 bytes of dynamic shared memory"),
-        "{large}"
-    );
+    assert!(message.starts_with("shapes takes arguments (pi) and was given (ip)"), "{message}");
+    let odd = Trial { threads: 48, ..Trial::warp("shapes", body) }.run(&[]).unwrap_err();
+    assert_eq!(odd.to_string(), "shapes has 48 threads a block; it must be a multiple of 32 up to 1024");
+    let large = Trial { shared_bytes: 232_449, ..Trial::warp("shapes", body) }.run(&[]).unwrap_err();
+    assert!(large.to_string().starts_with("shapes asks for 232449 bytes of dynamic shared memory"), "{large}");
 }
 
 #[test]
 fn a_text_that_does_not_compile_shows_the_compilers_words() {
-    let refused = Trial::warp(
-        "refused",
-        "KERNEL(32) refused(float* out) { out[0] = undeclared; }",
-    )
-    .run(&[]);
-    let Err(EmulatorError::Compile {
-        kernel,
-        file,
-        messages,
-    }) = refused
-    else {
+    let refused = Trial::warp("refused", "KERNEL(32) refused(float* out) { out[0] = undeclared; }").run(&[]);
+    let Err(EmulatorError::Compile { kernel, file, messages }) = refused else {
         panic!("the compiler takes undeclared names");
     };
     assert_eq!(kernel, "refused");
     assert!(messages.contains("undeclared"), "{messages}");
-    assert!(
-        std::fs::read_to_string(file)
-            .unwrap()
-            .contains("out[0] = undeclared")
-    );
+    assert!(std::fs::read_to_string(file).unwrap().contains("out[0] = undeclared"));
 }
 
 #[test]
 fn a_missing_compiler_is_a_plain_message() {
     let text = "KERNEL(32) uncompiled() {}";
-    let source = Source {
-        name: "uncompiled",
-        text,
-        threads: 32,
-        shared_bytes: 0,
-    };
-    let message = Compiled::with_compiler(&source, "no-such-compiler")
-        .unwrap_err()
-        .to_string();
-    assert!(
-        message.starts_with("no C++ compiler: no-such-compiler could not be started"),
-        "{message}"
-    );
-    assert!(
-        message.ends_with("install g++ or clang++, or name one in CXX"),
-        "{message}"
-    );
+    let source = Source { name: "uncompiled", text, threads: 32, shared_bytes: 0 };
+    let message = Compiled::with_compiler(&source, "no-such-compiler").unwrap_err().to_string();
+    assert!(message.starts_with("no C++ compiler: no-such-compiler could not be started"), "{message}");
+    assert!(message.ends_with("install g++ or clang++, or name one in CXX"), "{message}");
 }
 
 #[test]
@@ -377,9 +239,7 @@ KERNEL(32) again(int* out, int at) { out[threadIdx.x * at] = threadIdx.x; sync_w
         let trial = Trial::warp("again", body);
         let (_, _, thread) = trial.failure(&[Argument::Buffer(&out, 0), Argument::I32(2)]);
         assert_eq!(thread, 16);
-        trial
-            .run(&[Argument::Buffer(&out, 0), Argument::I32(1)])
-            .unwrap();
+        trial.run(&[Argument::Buffer(&out, 0), Argument::I32(1)]).unwrap();
         assert_eq!(out.read::<i32>(), (0..32).collect::<Vec<_>>());
     }
 }

@@ -38,9 +38,7 @@ fn multiply<T: Plain>(name: &str, a: &[T], b: &[T], d: &[f32], transposed: bool)
     let (a, b, d) = (Memory::of("a", a), Memory::of("b", b), Memory::of("d", d));
     let arguments = [&a, &b, &d].map(|memory| Argument::Buffer(memory, 0));
     let transposed = Argument::I32(i32::from(transposed));
-    Trial::warp(name, BODY)
-        .run(&[&arguments[..], &[transposed]].concat())
-        .unwrap();
+    Trial::warp(name, BODY).run(&[&arguments[..], &[transposed]].concat()).unwrap();
     d.read()
 }
 
@@ -49,9 +47,7 @@ fn plain(a: &[i16], b: &[i16], d: &[i32]) -> Vec<f32> {
     (0..128)
         .map(|at| {
             let (row, column) = (at / 8, at % 8);
-            let product: i32 = (0..16)
-                .map(|k| i32::from(a[row * 16 + k]) * i32::from(b[column * 16 + k]))
-                .sum();
+            let product: i32 = (0..16).map(|k| i32::from(a[row * 16 + k]) * i32::from(b[column * 16 + k])).sum();
             (d[at] + product) as f32
         })
         .collect()
@@ -100,29 +96,17 @@ KERNEL(32) loaded(const unsigned short* in, unsigned* out) {
 }";
     let elements: Vec<u16> = (0..256).map(|at| 1000 + at).collect();
     let (input, out) = (Memory::of("in", &elements), Memory::new("out", 1024));
-    Trial::warp("loaded", body)
-        .run(&[Argument::Buffer(&input, 0), Argument::Buffer(&out, 0)])
-        .unwrap();
+    Trial::warp("loaded", body).run(&[Argument::Buffer(&input, 0), Argument::Buffer(&out, 0)]).unwrap();
     let out = out.read::<u32>();
-    let element = |matrix: usize, row: usize, column: usize| {
-        u32::from(elements[(8 * matrix + row) * 5 % 32 * 8 + column])
-    };
+    let element =
+        |matrix: usize, row: usize, column: usize| u32::from(elements[(8 * matrix + row) * 5 % 32 * 8 + column]);
     for lane in 0..32 {
         let (group, first) = (lane / 4, 2 * (lane % 4));
         for matrix in 0..4 {
             let straight = element(matrix, group, first) | element(matrix, group, first + 1) << 16;
-            assert_eq!(
-                out[lane * 8 + matrix],
-                straight,
-                "lane {lane}, matrix {matrix}"
-            );
-            let transposed =
-                element(matrix, first, group) | element(matrix, first + 1, group) << 16;
-            assert_eq!(
-                out[lane * 8 + 4 + matrix],
-                transposed,
-                "lane {lane}, matrix {matrix}, transposed"
-            );
+            assert_eq!(out[lane * 8 + matrix], straight, "lane {lane}, matrix {matrix}");
+            let transposed = element(matrix, first, group) | element(matrix, first + 1, group) << 16;
+            assert_eq!(out[lane * 8 + 4 + matrix], transposed, "lane {lane}, matrix {matrix}, transposed");
         }
     }
 }

@@ -24,14 +24,7 @@ struct Trial<'a> {
 impl<'a> Trial<'a> {
     /// One block of one warp.
     fn warp(name: &'a str, body: &'a str) -> Self {
-        Self {
-            emulator: Emulator::default(),
-            name,
-            body,
-            threads: 32,
-            shared_bytes: 0,
-            grid: [1, 1, 1],
-        }
+        Self { emulator: Emulator::default(), name, body, threads: 32, shared_bytes: 0, grid: [1, 1, 1] }
     }
 
     fn run(&self, arguments: &[Argument<'_>]) -> Result<(), EmulatorError> {
@@ -48,12 +41,7 @@ impl<'a> Trial<'a> {
     /// The failure, which must name the kernel, with the block and thread that it names.
     fn failure(&self, arguments: &[Argument<'_>]) -> (Failure, [u32; 3], usize) {
         match self.run(arguments) {
-            Err(EmulatorError::Failed {
-                kernel,
-                block,
-                thread,
-                failure,
-            }) => {
+            Err(EmulatorError::Failed { kernel, block, thread, failure }) => {
                 assert_eq!(kernel, self.name);
                 (failure, block, thread)
             }

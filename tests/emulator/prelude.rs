@@ -16,9 +16,7 @@ fn primitives() -> Vec<&'static str> {
             "#endif" => in_device_part = false,
             _ => {}
         }
-        let declared = line
-            .strip_prefix("#define ")
-            .or_else(|| line.strip_prefix("inline "));
+        let declared = line.strip_prefix("#define ").or_else(|| line.strip_prefix("inline "));
         let Some(declared) = declared.filter(|_| !in_device_part) else {
             continue;
         };

@@ -4,12 +4,7 @@ use ihip_tests::support::emulator::{Argument, Emulator, Memory, Order};
 
 use super::Trial;
 
-const ORDERS: [Order; 4] = [
-    Order::Ascending,
-    Order::Descending,
-    Order::Random(1),
-    Order::Random(2),
-];
+const ORDERS: [Order; 4] = [Order::Ascending, Order::Descending, Order::Random(1), Order::Random(2)];
 
 #[test]
 fn every_thread_knows_its_place() {
@@ -22,16 +17,8 @@ KERNEL(64) place(unsigned* out) {
     let mut seen = Vec::new();
     for blocks in ORDERS {
         let out = Memory::new("out", 64 * 24 * 4);
-        let emulator = Emulator {
-            blocks,
-            ..Emulator::default()
-        };
-        let trial = Trial {
-            emulator,
-            threads: 64,
-            grid,
-            ..Trial::warp("place", body)
-        };
+        let emulator = Emulator { blocks, ..Emulator::default() };
+        let trial = Trial { emulator, threads: 64, grid, ..Trial::warp("place", body) };
         trial.run(&[Argument::Buffer(&out, 0)]).unwrap();
         seen.push(out.read::<u32>());
     }
@@ -58,21 +45,11 @@ KERNEL(96) lanes(unsigned* exchanged, float* from, double* wide, unsigned* voted
     }
 }";
     for threads in ORDERS {
-        let [exchanged, from, voted] =
-            ["exchanged", "from", "voted"].map(|name| Memory::new(name, 32 * 96 * 4));
+        let [exchanged, from, voted] = ["exchanged", "from", "voted"].map(|name| Memory::new(name, 32 * 96 * 4));
         let wide = Memory::new("wide", 32 * 96 * 8);
-        let emulator = Emulator {
-            threads,
-            ..Emulator::default()
-        };
-        let trial = Trial {
-            emulator,
-            threads: 96,
-            ..Trial::warp("lanes", body)
-        };
-        trial
-            .run(&[&exchanged, &from, &wide, &voted].map(|out| Argument::Buffer(out, 0)))
-            .unwrap();
+        let emulator = Emulator { threads, ..Emulator::default() };
+        let trial = Trial { emulator, threads: 96, ..Trial::warp("lanes", body) };
+        trial.run(&[&exchanged, &from, &wide, &voted].map(|out| Argument::Buffer(out, 0))).unwrap();
         let (exchanged, from) = (exchanged.read::<u32>(), from.read::<f32>());
         let (wide, voted) = (wide.read::<f64>(), voted.read::<u32>());
         for mask in 1..32_usize {
@@ -83,9 +60,7 @@ KERNEL(96) lanes(unsigned* exchanged, float* from, double* wide, unsigned* voted
                 assert_eq!(wide[at], other as f64 + 1e-12);
                 let source = thread / 32 * 32 + (thread * 7 + mask) % 32;
                 assert_eq!(from[at], 0.5 * source as f32);
-                let bits = (0..32)
-                    .filter(|lane| (thread / 32 * 32 + lane) * mask % 3 == 0)
-                    .map(|lane| 1_u32 << lane);
+                let bits = (0..32).filter(|lane| (thread / 32 * 32 + lane) * mask % 3 == 0).map(|lane| 1_u32 << lane);
                 assert_eq!(voted[at], bits.sum::<u32>());
             }
         }
@@ -107,24 +82,12 @@ KERNEL(256) reversed(const int* in, int* out) {
     }
 }";
     let values: Vec<i32> = (0..1024).map(|value| value * 3 - 700).collect();
-    let expected: Vec<i32> = (0..1024)
-        .map(|at| values[at / 256 * 256 + (255 - ((at % 256) ^ 32))] + 1024)
-        .collect();
+    let expected: Vec<i32> = (0..1024).map(|at| values[at / 256 * 256 + (255 - ((at % 256) ^ 32))] + 1024).collect();
     for threads in ORDERS {
         let (input, out) = (Memory::of("in", &values), Memory::new("out", 4096));
-        let emulator = Emulator {
-            threads,
-            ..Emulator::default()
-        };
-        let trial = Trial {
-            emulator,
-            threads: 256,
-            shared_bytes: 1024,
-            ..Trial::warp("reversed", body)
-        };
-        trial
-            .run(&[Argument::Buffer(&input, 0), Argument::Buffer(&out, 0)])
-            .unwrap();
+        let emulator = Emulator { threads, ..Emulator::default() };
+        let trial = Trial { emulator, threads: 256, shared_bytes: 1024, ..Trial::warp("reversed", body) };
+        trial.run(&[Argument::Buffer(&input, 0), Argument::Buffer(&out, 0)]).unwrap();
         assert_eq!(out.read::<i32>(), expected);
     }
 }
@@ -138,18 +101,9 @@ KERNEL(64) unordered(int* out) {
     out[threadIdx.x] = tile[63 - threadIdx.x];
 }";
     let out = Memory::new("out", 256);
-    let trial = Trial {
-        threads: 64,
-        ..Trial::warp("unordered", body)
-    };
+    let trial = Trial { threads: 64, ..Trial::warp("unordered", body) };
     trial.run(&[Argument::Buffer(&out, 0)]).unwrap();
-    assert_eq!(
-        out.read::<i32>()
-            .iter()
-            .filter(|&&value| value == -1)
-            .count(),
-        32
-    );
+    assert_eq!(out.read::<i32>().iter().filter(|&&value| value == -1).count(), 32);
 }
 
 #[test]
@@ -162,11 +116,7 @@ KERNEL(32) leftover(unsigned* out) {
     tile[threadIdx.x] = more[threadIdx.x] = 7;
 }";
     let out = Memory::new("out", 256);
-    let trial = Trial {
-        shared_bytes: 128,
-        grid: [2, 1, 1],
-        ..Trial::warp("leftover", body)
-    };
+    let trial = Trial { shared_bytes: 128, grid: [2, 1, 1], ..Trial::warp("leftover", body) };
     trial.run(&[Argument::Buffer(&out, 0)]).unwrap();
     assert_eq!(out.read::<u32>(), [u32::MAX; 64]);
 }
@@ -184,25 +134,10 @@ KERNEL(64) counted(unsigned* counters, unsigned* tickets) {
     for workers in [1, 3] {
         let counters = Memory::of("counters", &[0_u32, 9, 5, 0]);
         let tickets = Memory::new("tickets", 50 * 64 * 4);
-        let emulator = Emulator {
-            workers,
-            ..Emulator::random(workers as u64)
-        };
-        let trial = Trial {
-            emulator,
-            threads: 64,
-            grid: [50, 1, 1],
-            ..Trial::warp("counted", body)
-        };
-        trial
-            .run(&[
-                Argument::Buffer(&counters, 0),
-                Argument::Buffer(&tickets, 0),
-            ])
-            .unwrap();
-        let largest = (0..3200_u32)
-            .map(|thread| thread.wrapping_mul(2_654_435_761))
-            .max();
+        let emulator = Emulator { workers, ..Emulator::random(workers as u64) };
+        let trial = Trial { emulator, threads: 64, grid: [50, 1, 1], ..Trial::warp("counted", body) };
+        trial.run(&[Argument::Buffer(&counters, 0), Argument::Buffer(&tickets, 0)]).unwrap();
+        let largest = (0..3200_u32).map(|thread| thread.wrapping_mul(2_654_435_761)).max();
         assert_eq!(counters.read::<u32>(), [3200, largest.unwrap(), 5, 0]);
         assert_eq!(tickets.read::<u32>(), [1; 3200]);
     }
@@ -229,12 +164,6 @@ KERNEL(32) given(const float* in, int i, unsigned u, float f, unsigned* out) {
         Argument::Buffer(&out, 0),
     ];
     Trial::warp("given", body).run(&arguments).unwrap();
-    let expected = [
-        (-2.5_f32).to_bits(),
-        (-3_i32).cast_unsigned(),
-        u32::MAX,
-        0.1_f32.to_bits(),
-        0x1234_5678,
-    ];
+    let expected = [(-2.5_f32).to_bits(), (-3_i32).cast_unsigned(), u32::MAX, 0.1_f32.to_bits(), 0x1234_5678];
     assert_eq!(out.read::<u32>(), expected);
 }

@@ -73,12 +73,8 @@ impl Operation {
             Self::SyncWarp => Collective::SyncWarp,
             Self::Shuffle { .. } => Collective::Shuffle,
             Self::Ballot(_) => Collective::Ballot,
-            Self::LoadMatrix {
-                transposed: false, ..
-            } => Collective::LoadMatrix,
-            Self::LoadMatrix {
-                transposed: true, ..
-            } => Collective::LoadMatrixTransposed,
+            Self::LoadMatrix { transposed: false, .. } => Collective::LoadMatrix,
+            Self::LoadMatrix { transposed: true, .. } => Collective::LoadMatrixTransposed,
             Self::Mma { .. } => Collective::Mma,
         }
     }
@@ -107,11 +103,9 @@ pub(super) unsafe fn complete(block: &mut Block, thread: *mut Thread) {
                 }
             }
             Operation::Ballot(_) => {
-                let all = lanes.iter().enumerate().fold(0, |all, (number, &lane)| {
-                    match (*lane).operation {
-                        Operation::Ballot(bit) => all | bit << number,
-                        _ => unreachable!("all lanes vote"),
-                    }
+                let all = lanes.iter().enumerate().fold(0, |all, (number, &lane)| match (*lane).operation {
+                    Operation::Ballot(bit) => all | bit << number,
+                    _ => unreachable!("all lanes vote"),
                 });
                 for lane in lanes {
                     (*lane).operation = Operation::Ballot(all);
@@ -143,11 +137,7 @@ unsafe fn load_matrices(lanes: &[*mut Thread; LANES]) {
             *to = std::array::from_fn(|matrix| {
                 let element = |pair: usize| {
                     let (row, column) = (number / 4, 2 * (number % 4) + pair);
-                    let (row, column) = if transposed {
-                        (column, row)
-                    } else {
-                        (row, column)
-                    };
+                    let (row, column) = if transposed { (column, row) } else { (row, column) };
                     u32::from(rows[8 * matrix + row][column])
                 };
                 element(0) | element(1) << 16
@@ -238,13 +228,7 @@ unsafe extern "C" fn sync_warp(thread: *mut Thread) {
 unsafe extern "C" fn exchange(thread: *mut Thread, value: u64, lane: u32) -> u64 {
     // SAFETY: see above.
     unsafe {
-        arrive(
-            thread,
-            Operation::Shuffle {
-                value,
-                lane: lane as usize,
-            },
-        );
+        arrive(thread, Operation::Shuffle { value, lane: lane as usize });
         match (*thread).operation {
             Operation::Shuffle { value, .. } => value,
             _ => unreachable!("nothing else writes a lane's operation"),
@@ -281,28 +265,14 @@ unsafe extern "C" fn copy_async(thread: *mut Thread, to: *mut u8, from: *const u
     unsafe {
         let block = &mut *(*thread).owner;
         if !block.shared.holds(to as usize, 16) {
-            fail(
-                thread,
-                Failure::NotShared {
-                    primitive: "copy_async_16",
-                },
-            );
+            fail(thread, Failure::NotShared { primitive: "copy_async_16" });
         }
         for address in [to as usize, if valid { from as usize } else { 0 }] {
             if !address.is_multiple_of(16) {
-                fail(
-                    thread,
-                    Failure::Misaligned {
-                        primitive: "copy_async_16",
-                        beyond: address % 16,
-                    },
-                );
+                fail(thread, Failure::Misaligned { primitive: "copy_async_16", beyond: address % 16 });
             }
         }
-        let transfer = Transfer {
-            shared: to,
-            global: valid.then_some(from),
-        };
+        let transfer = Transfer { shared: to, global: valid.then_some(from) };
         if let Some(now) = block.start_copy((*thread).index, transfer) {
             now.make();
         }
@@ -324,49 +294,21 @@ unsafe extern "C" fn copy_async_wait(thread: *mut Thread, pending: u32) {
     }
 }
 
-unsafe extern "C" fn load_matrix(
-    thread: *mut Thread,
-    to: *mut [u32; 4],
-    row: *const [u16; 8],
-    transposed: bool,
-) {
-    let primitive = if transposed {
-        "load_matrix_x4_transposed"
-    } else {
-        "load_matrix_x4"
-    };
+unsafe extern "C" fn load_matrix(thread: *mut Thread, to: *mut [u32; 4], row: *const [u16; 8], transposed: bool) {
+    let primitive = if transposed { "load_matrix_x4_transposed" } else { "load_matrix_x4" };
     // SAFETY: see above.
     unsafe {
         if !(*(*thread).owner).shared.holds(row as usize, 16) {
             fail(thread, Failure::NotShared { primitive });
         }
         if !(row as usize).is_multiple_of(16) {
-            fail(
-                thread,
-                Failure::Misaligned {
-                    primitive,
-                    beyond: row as usize % 16,
-                },
-            );
+            fail(thread, Failure::Misaligned { primitive, beyond: row as usize % 16 });
         }
-        arrive(
-            thread,
-            Operation::LoadMatrix {
-                to,
-                row,
-                transposed,
-            },
-        );
+        arrive(thread, Operation::LoadMatrix { to, row, transposed });
     }
 }
 
-unsafe extern "C" fn mma(
-    thread: *mut Thread,
-    d: *mut [f32; 4],
-    a: *const [u32; 4],
-    b: *const [u32; 2],
-    is_bf16: bool,
-) {
+unsafe extern "C" fn mma(thread: *mut Thread, d: *mut [f32; 4], a: *const [u32; 4], b: *const [u32; 2], is_bf16: bool) {
     // SAFETY: see above.
     unsafe { arrive(thread, Operation::Mma { d, a, b, is_bf16 }) };
 }

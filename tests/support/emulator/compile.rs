@@ -68,10 +68,8 @@ static ATTEMPTS: AtomicU32 = AtomicU32::new(0);
 
 /// Where compiled kernels are kept from one run of the tests to the next.
 fn folder() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")),
-        PathBuf::from,
-    );
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")), PathBuf::from);
     target.join("emulator")
 }
 
@@ -92,35 +90,22 @@ impl Compiled {
     pub fn with_compiler(source: &Source<'_>, compiler: &str) -> Result<Arc<Self>, EmulatorError> {
         let kernel = || source.name.to_owned();
         if source.threads == 0 || !source.threads.is_multiple_of(32) || source.threads > 1024 {
-            return Err(EmulatorError::Threads {
-                kernel: kernel(),
-                threads: source.threads,
-            });
+            return Err(EmulatorError::Threads { kernel: kernel(), threads: source.threads });
         }
         if source.shared_bytes as usize > DYNAMIC_LIMIT {
             let (bytes, limit) = (source.shared_bytes, DYNAMIC_LIMIT);
-            return Err(EmulatorError::DynamicShared {
-                kernel: kernel(),
-                bytes,
-                limit,
-            });
+            return Err(EmulatorError::DynamicShared { kernel: kernel(), bytes, limit });
         }
         let unit = format!(
             "{HEADER}\n#line 1 \"{name}.cu\"\n{text}\nEMULATOR_ENTRY({name})\n",
             name = source.name,
             text = source.text,
         );
-        let digest = Sha256::digest(format!(
-            "{compiler} {OPTIONS:?} {} {unit}",
-            std::env::consts::ARCH
-        ));
-        let hash = digest
-            .iter()
-            .take(12)
-            .fold(String::new(), |mut hash, byte| {
-                write!(hash, "{byte:02x}").expect("a String takes everything");
-                hash
-            });
+        let digest = Sha256::digest(format!("{compiler} {OPTIONS:?} {} {unit}", std::env::consts::ARCH));
+        let hash = digest.iter().take(12).fold(String::new(), |mut hash, byte| {
+            write!(hash, "{byte:02x}").expect("a String takes everything");
+            hash
+        });
         let key = format!("{hash} {} {}", source.threads, source.shared_bytes);
         if let Some(compiled) = LOADED.lock().expect("loading does not panic").get(&key) {
             return Ok(Arc::clone(compiled));
@@ -130,31 +115,16 @@ impl Compiled {
             compile(source.name, &unit, compiler, &library)?;
         }
         let compiled = Arc::new(load(source, &library)?);
-        LOADED
-            .lock()
-            .expect("loading does not panic")
-            .insert(key, Arc::clone(&compiled));
+        LOADED.lock().expect("loading does not panic").insert(key, Arc::clone(&compiled));
         Ok(compiled)
     }
 }
 
-fn compile(
-    kernel: &str,
-    unit: &str,
-    compiler: &str,
-    library: &PathBuf,
-) -> Result<(), EmulatorError> {
-    let in_folder = |source| EmulatorError::Folder {
-        folder: folder(),
-        source,
-    };
+fn compile(kernel: &str, unit: &str, compiler: &str, library: &PathBuf) -> Result<(), EmulatorError> {
+    let in_folder = |source| EmulatorError::Folder { folder: folder(), source };
     std::fs::create_dir_all(folder()).map_err(in_folder)?;
     // Other threads and processes may compile the same text: each under its own name until it is whole.
-    let attempt = format!(
-        "{}-{}",
-        std::process::id(),
-        ATTEMPTS.fetch_add(1, Ordering::Relaxed)
-    );
+    let attempt = format!("{}-{}", std::process::id(), ATTEMPTS.fetch_add(1, Ordering::Relaxed));
     let text = library.with_extension(format!("{attempt}.cc"));
     let object = library.with_extension(format!("{attempt}.so"));
     std::fs::write(&text, unit).map_err(in_folder)?;
@@ -165,10 +135,7 @@ fn compile(
         .arg(&object)
         .arg("-lm")
         .output()
-        .map_err(|source| EmulatorError::NoCompiler {
-            command: compiler.to_owned(),
-            source,
-        })?;
+        .map_err(|source| EmulatorError::NoCompiler { command: compiler.to_owned(), source })?;
     let kept = library.with_extension("cc");
     std::fs::rename(&text, &kept).map_err(in_folder)?;
     if !output.status.success() {
@@ -182,17 +149,12 @@ fn compile(
 }
 
 fn load(source: &Source<'_>, library: &PathBuf) -> Result<Compiled, EmulatorError> {
-    let failed = |error| EmulatorError::Load {
-        kernel: source.name.to_owned(),
-        source: error,
-    };
+    let failed = |error| EmulatorError::Load { kernel: source.name.to_owned(), source: error };
     // SAFETY: the library was compiled from a kernel's text and has no initialisers; the two functions are declared by
     // EMULATOR_ENTRY of emulator.h with these types, and the signature is a string constant.
     unsafe {
         let library = libloading::Library::new(library).map_err(failed)?;
-        let enter = *library
-            .get::<Enter>(format!("{}__enter", source.name))
-            .map_err(failed)?;
+        let enter = *library.get::<Enter>(format!("{}__enter", source.name)).map_err(failed)?;
         let signature = *library
             .get::<unsafe extern "C" fn() -> *const c_char>(format!("{}__signature", source.name))
             .map_err(failed)?;

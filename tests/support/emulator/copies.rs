@@ -45,12 +45,7 @@ pub(super) struct Copies {
 
 impl Copies {
     /// Starts `transfer`; gives it back where it is to be made at once.
-    pub(super) fn start(
-        &mut self,
-        transfer: Transfer,
-        time: CopyTime,
-        random: &mut Random,
-    ) -> Option<Transfer> {
+    pub(super) fn start(&mut self, transfer: Transfer, time: CopyTime, random: &mut Random) -> Option<Transfer> {
         let at_once = match time {
             CopyTime::Late => false,
             CopyTime::Early => true,

@@ -13,9 +13,7 @@ use super::thread::Fault;
 #[derive(Debug, Error)]
 pub enum EmulatorError {
     /// No compiler.
-    #[error(
-        "no C++ compiler: {command} could not be started ({source}); install g++ or clang++, or name one in CXX"
-    )]
+    #[error("no C++ compiler: {command} could not be started ({source}); install g++ or clang++, or name one in CXX")]
     NoCompiler {
         /// What was tried.
         command: String,
@@ -57,9 +55,7 @@ pub enum EmulatorError {
         threads: u32,
     },
     /// More dynamic shared memory than any device has.
-    #[error(
-        "{kernel} asks for {bytes} bytes of dynamic shared memory, and devices have at most {limit}"
-    )]
+    #[error("{kernel} asks for {bytes} bytes of dynamic shared memory, and devices have at most {limit}")]
     DynamicShared {
         /// Name of the kernel.
         kernel: String,
@@ -110,9 +106,7 @@ pub enum EmulatorError {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Failure {
     /// Threads that belong together wait in different places.
-    #[error(
-        "thread {first} waits in {in_first} while thread {second} of its warp has come to {in_second}"
-    )]
+    #[error("thread {first} waits in {in_first} while thread {second} of its warp has come to {in_second}")]
     Divergent {
         /// The one that waits.
         first: usize,
@@ -194,9 +188,7 @@ impl Failure {
         }
         match memory::place(fault.address) {
             Some(place) => Self::OutOfBounds { place },
-            None => Self::NoBuffer {
-                address: fault.address,
-            },
+            None => Self::NoBuffer { address: fault.address },
         }
     }
 }

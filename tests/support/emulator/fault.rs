@@ -31,11 +31,7 @@ pub(super) fn prepare() {
         libc::sigaltstack(std::ptr::null(), &raw mut stack);
         if stack.ss_flags & libc::SS_DISABLE != 0 {
             let memory = Box::leak(vec![0_u8; HANDLER_STACK].into_boxed_slice());
-            stack = libc::stack_t {
-                ss_sp: memory.as_mut_ptr().cast(),
-                ss_flags: 0,
-                ss_size: HANDLER_STACK,
-            };
+            stack = libc::stack_t { ss_sp: memory.as_mut_ptr().cast(), ss_flags: 0, ss_size: HANDLER_STACK };
             libc::sigaltstack(&raw const stack, std::ptr::null_mut());
         }
     }
@@ -58,13 +54,8 @@ unsafe extern "C" fn handle(signal: i32, information: *mut libc::siginfo_t, _: *
     // SAFETY: the system calls this on the thread that faulted. Where no kernel was running there, the signal is given
     // back to whoever handled it before: it is raised again by the return.
     unsafe {
-        end_by_fault(Fault {
-            signal,
-            address: (*information).si_addr() as usize,
-        });
-        let before = BEFORE
-            .get()
-            .zip(SIGNALS.iter().position(|&known| known == signal));
+        end_by_fault(Fault { signal, address: (*information).si_addr() as usize });
+        let before = BEFORE.get().zip(SIGNALS.iter().position(|&known| known == signal));
         if let Some((before, at)) = before {
             libc::sigaction(signal, &raw const before[at], std::ptr::null_mut());
         }

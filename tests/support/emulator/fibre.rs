@@ -37,10 +37,7 @@ static UNUSED: Mutex<Vec<Stacks>> = Mutex::new(Vec::new());
 impl Stacks {
     /// Stacks for `threads` threads, used ones where there are any.
     pub(super) fn take(threads: usize) -> Self {
-        let unused = UNUSED
-            .lock()
-            .expect("no one panics with the stacks in hand")
-            .pop();
+        let unused = UNUSED.lock().expect("no one panics with the stacks in hand").pop();
         let mut stacks = unused.unwrap_or_default();
         while stacks.pieces.len() * PIECE < threads {
             stacks.pieces.push(Piece::map());
@@ -50,10 +47,7 @@ impl Stacks {
 
     /// Gives the stacks back for the next launch.
     pub(super) fn give_back(self) {
-        UNUSED
-            .lock()
-            .expect("no one panics with the stacks in hand")
-            .push(self);
+        UNUSED.lock().expect("no one panics with the stacks in hand").push(self);
     }
 
     /// Where thread `index` keeps its record; its stack grows downwards from there.
@@ -79,21 +73,13 @@ impl Piece {
                 0,
             )
         };
-        assert_ne!(
-            mapping,
-            libc::MAP_FAILED,
-            "no memory for {bytes} bytes of stacks"
-        );
+        assert_ne!(mapping, libc::MAP_FAILED, "no memory for {bytes} bytes of stacks");
         let mapping = mapping.cast::<u8>();
         let first = mapping.wrapping_add(mapping.align_offset(STACK_BYTES));
         for stack in 0..PIECE {
             // SAFETY: the lowest page of each stack lies in the mapping above, and nothing is stored in it.
             let refused = unsafe {
-                libc::mprotect(
-                    first.add(stack * STACK_BYTES).cast(),
-                    super::memory::page_bytes(),
-                    libc::PROT_NONE,
-                )
+                libc::mprotect(first.add(stack * STACK_BYTES).cast(), super::memory::page_bytes(), libc::PROT_NONE)
             };
             assert_eq!(refused, 0, "no guard page below a stack");
         }
@@ -112,10 +98,7 @@ impl Drop for Piece {
 ///
 /// # Safety
 /// `record` comes from [`Stacks::record`] and no fibre is alive on its stack.
-pub(super) unsafe fn prepare(
-    record: *mut Thread,
-    run: unsafe extern "C" fn(*mut Thread) -> !,
-) -> *mut u8 {
+pub(super) unsafe fn prepare(record: *mut Thread, run: unsafe extern "C" fn(*mut Thread) -> !) -> *mut u8 {
     let top = record.cast::<usize>();
     // SAFETY: the words below the record belong to its stack, which is far larger than what is written here.
     unsafe {

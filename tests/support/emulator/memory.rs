@@ -92,42 +92,20 @@ impl Memory {
                 0,
             )
         };
-        assert_ne!(
-            mapping,
-            libc::MAP_FAILED,
-            "no memory for buffer {name} of {bytes} bytes"
-        );
+        assert_ne!(mapping, libc::MAP_FAILED, "no memory for buffer {name} of {bytes} bytes");
         let mapping = mapping.cast::<u8>();
         let data = mapping.wrapping_add(page + body - bytes.next_multiple_of(WIDEST));
         // SAFETY: the pages between the outermost two of the mapping above.
         unsafe {
-            let refused = libc::mprotect(
-                mapping.add(page).cast(),
-                body,
-                libc::PROT_READ | libc::PROT_WRITE,
-            );
+            let refused = libc::mprotect(mapping.add(page).cast(), body, libc::PROT_READ | libc::PROT_WRITE);
             assert_eq!(refused, 0, "no memory for buffer {name} of {bytes} bytes");
             mapping.add(page).write_bytes(POISON, body);
         }
         BUFFERS
             .lock()
             .expect("the register of buffers is whole")
-            .insert(
-                mapping as usize,
-                (
-                    mapping as usize + mapped,
-                    data as usize,
-                    bytes,
-                    name.to_owned(),
-                ),
-            );
-        Self {
-            name: name.to_owned(),
-            mapping,
-            mapped,
-            data,
-            bytes,
-        }
+            .insert(mapping as usize, (mapping as usize + mapped, data as usize, bytes, name.to_owned()));
+        Self { name: name.to_owned(), mapping, mapped, data, bytes }
     }
 
     /// A buffer of `values`.
@@ -159,17 +137,10 @@ impl Memory {
     /// Writes `values` from byte `offset` on.
     pub fn write<T: Plain>(&mut self, offset: usize, values: &[T]) {
         let bytes = size_of_val(values);
-        assert!(
-            offset + bytes <= self.bytes,
-            "{offset} + {bytes} bytes into {} of {}",
-            self.name,
-            self.bytes
-        );
+        assert!(offset + bytes <= self.bytes, "{offset} + {bytes} bytes into {} of {}", self.name, self.bytes);
         // SAFETY: in bounds by the assertion; T has no padding.
         unsafe {
-            self.data
-                .add(offset)
-                .copy_from_nonoverlapping(values.as_ptr().cast(), bytes);
+            self.data.add(offset).copy_from_nonoverlapping(values.as_ptr().cast(), bytes);
         };
     }
 
@@ -205,10 +176,7 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        BUFFERS
-            .lock()
-            .expect("the register of buffers is whole")
-            .remove(&(self.mapping as usize));
+        BUFFERS.lock().expect("the register of buffers is whole").remove(&(self.mapping as usize));
         // SAFETY: the mapping is this buffer's own, and kernels run only while it is borrowed.
         unsafe { libc::munmap(self.mapping.cast(), self.mapped) };
     }

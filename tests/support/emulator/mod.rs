@@ -80,12 +80,7 @@ pub struct Emulator {
 
 impl Default for Emulator {
     fn default() -> Self {
-        Self {
-            blocks: Order::default(),
-            threads: Order::default(),
-            copies: CopyTime::default(),
-            workers: 1,
-        }
+        Self { blocks: Order::default(), threads: Order::default(), copies: CopyTime::default(), workers: 1 }
     }
 }
 
@@ -93,32 +88,18 @@ impl Emulator {
     /// Everything random that a device leaves open, the same for the same seed.
     #[must_use]
     pub const fn random(seed: u64) -> Self {
-        Self {
-            blocks: Order::Random(seed),
-            threads: Order::Random(seed),
-            copies: CopyTime::Random,
-            workers: 1,
-        }
+        Self { blocks: Order::Random(seed), threads: Order::Random(seed), copies: CopyTime::Random, workers: 1 }
     }
 
     /// Runs a kernel over `grid` blocks.
     ///
     /// # Errors
     /// The first failure of a thread, or a write beside one of the buffers among the arguments.
-    pub fn launch(
-        &self,
-        kernel: &Compiled,
-        grid: [u32; 3],
-        arguments: &[Argument<'_>],
-    ) -> Result<(), EmulatorError> {
+    pub fn launch(&self, kernel: &Compiled, grid: [u32; 3], arguments: &[Argument<'_>]) -> Result<(), EmulatorError> {
         let given: String = arguments.iter().map(Argument::kind).collect();
         if given != kernel.signature {
             let (kernel, expected) = (kernel.name.clone(), kernel.signature.clone());
-            return Err(EmulatorError::Arguments {
-                kernel,
-                expected,
-                given,
-            });
+            return Err(EmulatorError::Arguments { kernel, expected, given });
         }
         let words: Vec<[u8; 8]> = arguments.iter().map(Argument::word).collect();
         let words: Vec<Aligned> = words.into_iter().map(Aligned).collect();
@@ -129,31 +110,20 @@ impl Emulator {
             };
             if let Some(offset) = memory.overrun() {
                 let (kernel, buffer) = (kernel.name.clone(), memory.name().to_owned());
-                return Err(EmulatorError::Overrun {
-                    kernel,
-                    buffer,
-                    bytes: memory.bytes(),
-                    offset,
-                });
+                return Err(EmulatorError::Overrun { kernel, buffer, bytes: memory.bytes(), offset });
             }
         }
         Ok(())
     }
 
-    fn run_blocks(
-        &self,
-        kernel: &Compiled,
-        grid: [u32; 3],
-        words: &[Aligned],
-    ) -> Result<(), EmulatorError> {
+    fn run_blocks(&self, kernel: &Compiled, grid: [u32; 3], words: &[Aligned]) -> Result<(), EmulatorError> {
         let count: usize = grid.iter().map(|&extent| extent as usize).product();
         let numbers = self.blocks.all(count);
         let taken = AtomicUsize::new(0);
         let failure = Mutex::new(None);
         let work = |seed: u64| {
             fault::prepare();
-            let addresses: Vec<*const c_void> =
-                words.iter().map(|word| word.0.as_ptr().cast()).collect();
+            let addresses: Vec<*const c_void> = words.iter().map(|word| word.0.as_ptr().cast()).collect();
             let mut block = thread::Block::new(
                 &thread::Launch {
                     enter: kernel.enter,
@@ -171,16 +141,8 @@ impl Emulator {
                 if let Err((thread, found)) = block.run([x, y, z]) {
                     taken.store(count, Ordering::Relaxed);
                     let kernel = kernel.name.clone();
-                    let error = EmulatorError::Failed {
-                        kernel,
-                        block: [x, y, z],
-                        thread,
-                        failure: found,
-                    };
-                    failure
-                        .lock()
-                        .expect("nothing panics here")
-                        .get_or_insert(error);
+                    let error = EmulatorError::Failed { kernel, block: [x, y, z], thread, failure: found };
+                    failure.lock().expect("nothing panics here").get_or_insert(error);
                     return;
                 }
             }
@@ -194,10 +156,7 @@ impl Emulator {
                 }
             });
         }
-        failure
-            .into_inner()
-            .expect("nothing panics here")
-            .map_or(Ok(()), Err)
+        failure.into_inner().expect("nothing panics here").map_or(Ok(()), Err)
     }
 }
 

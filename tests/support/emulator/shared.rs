@@ -23,11 +23,7 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn new(dynamic: usize) -> Self {
-        Self {
-            memory: Memory::new("shared memory", BYTES),
-            arrays: Vec::new(),
-            dynamic,
-        }
+        Self { memory: Memory::new("shared memory", BYTES), arrays: Vec::new(), dynamic }
     }
 
     /// Forgets the arrays and makes every byte one that nobody has written.
@@ -44,10 +40,7 @@ impl Shared {
         assert!(range.end <= BYTES, "shared memory ends at {BYTES}");
         // SAFETY: inside the buffer by the assertion.
         unsafe {
-            self.memory
-                .address()
-                .add(range.start)
-                .write_bytes(byte, range.len());
+            self.memory.address().add(range.start).write_bytes(byte, range.len());
         };
     }
 
@@ -67,22 +60,11 @@ impl Shared {
         if let Some((_, range)) = known {
             return Ok(self.memory.address().wrapping_add(range.start));
         }
-        let sum = bytes
-            + self
-                .arrays
-                .iter()
-                .map(|(_, range)| range.len())
-                .sum::<usize>();
+        let sum = bytes + self.arrays.iter().map(|(_, range)| range.len()).sum::<usize>();
         if sum > STATIC_LIMIT {
-            return Err(Failure::StaticShared {
-                bytes: sum,
-                limit: STATIC_LIMIT,
-            });
+            return Err(Failure::StaticShared { bytes: sum, limit: STATIC_LIMIT });
         }
-        let start = self
-            .arrays
-            .last()
-            .map_or(0, |(_, range)| range.end.next_multiple_of(16) + GAP);
+        let start = self.arrays.last().map_or(0, |(_, range)| range.end.next_multiple_of(16) + GAP);
         self.arrays.push((key, start..start + bytes));
         self.fill(start..start + bytes, POISON);
         self.close_gap((start + bytes).next_multiple_of(2));
@@ -105,21 +87,14 @@ impl Shared {
         let written = |start: usize| {
             // SAFETY: gaps lie inside the buffer, and no thread of the block runs any more.
             let gap = unsafe { std::slice::from_raw_parts(self.memory.address().add(start), GAP) };
-            gap.iter()
-                .zip(GAP_PATTERN.iter().cycle())
-                .position(|(byte, expected)| byte != expected)
+            gap.iter().zip(GAP_PATTERN.iter().cycle()).position(|(byte, expected)| byte != expected)
         };
         for (_, range) in &self.arrays {
             if let Some(at) = written(range.end.next_multiple_of(2)) {
-                return Some(Failure::SharedOverrun {
-                    bytes: range.len(),
-                    offset: (range.len() + at).cast_signed(),
-                });
+                return Some(Failure::SharedOverrun { bytes: range.len(), offset: (range.len() + at).cast_signed() });
             }
         }
-        written(self.dynamic_start() - GAP).map(|at| Failure::SharedOverrun {
-            bytes: self.dynamic,
-            offset: at.cast_signed() - GAP.cast_signed(),
-        })
+        written(self.dynamic_start() - GAP)
+            .map(|at| Failure::SharedOverrun { bytes: self.dynamic, offset: at.cast_signed() - GAP.cast_signed() })
     }
 }

@@ -56,11 +56,7 @@ struct Warp {
 }
 
 impl Warp {
-    const READY: Self = Self {
-        ready: u32::MAX,
-        waiting: 0,
-        left: 0,
-    };
+    const READY: Self = Self { ready: u32::MAX, waiting: 0, left: 0 };
 }
 
 /// A signal that a thread's access or division raised.
@@ -203,12 +199,9 @@ impl Block {
         let warp = if here != 0 && !(self.order.is_random() && self.random.one_in(8)) {
             from / LANES
         } else {
-            self.order
-                .pick(self.ready_warps, from / LANES, &mut self.random)?
+            self.order.pick(self.ready_warps, from / LANES, &mut self.random)?
         };
-        let lane = self
-            .order
-            .pick(self.warps[warp].ready, from % LANES, &mut self.random)?;
+        let lane = self.order.pick(self.warps[warp].ready, from % LANES, &mut self.random)?;
         Some(self.threads[warp * LANES + lane])
     }
 
@@ -234,16 +227,11 @@ impl Block {
         if self.at_barrier == 0 {
             return None;
         }
-        let waiting =
-            |warp: usize| self.warps[warp].waiting.trailing_zeros() as usize + warp * LANES;
+        let waiting = |warp: usize| self.warps[warp].waiting.trailing_zeros() as usize + warp * LANES;
         // SAFETY: the records of a block's threads live as long as it.
-        let in_barrier = |&index: &usize| unsafe {
-            (*self.threads[index]).operation.collective() == Collective::SyncBlock
-        };
-        (0..self.warps.len())
-            .filter(|&warp| self.warps[warp].waiting != 0)
-            .map(waiting)
-            .find(in_barrier)
+        let in_barrier =
+            |&index: &usize| unsafe { (*self.threads[index]).operation.collective() == Collective::SyncBlock };
+        (0..self.warps.len()).filter(|&warp| self.warps[warp].waiting != 0).map(waiting).find(in_barrier)
     }
 
     fn block_lane(&mut self, index: usize) {
@@ -288,14 +276,7 @@ unsafe fn leave(thread: *mut Thread) -> ! {
         };
         if let Some(waits) = waits {
             let collective = (*block.threads[waits]).operation.collective();
-            fail(
-                thread,
-                Failure::Left {
-                    waits,
-                    collective,
-                    left: index,
-                },
-            );
+            fail(thread, Failure::Left { waits, collective, left: index });
         }
         give_way(thread);
         unreachable!("a thread that left is not taken up again")
@@ -348,14 +329,7 @@ pub(super) unsafe fn arrive(thread: *mut Thread, operation: Operation) {
         };
         if let Some(left) = left {
             let left = left * LANES + block.warps[left].left.trailing_zeros() as usize;
-            fail(
-                thread,
-                Failure::Left {
-                    waits: index,
-                    collective,
-                    left,
-                },
-            );
+            fail(thread, Failure::Left { waits: index, collective, left });
         }
         let warp = &mut block.warps[number];
         if warp.waiting != 0 {
@@ -364,12 +338,7 @@ pub(super) unsafe fn arrive(thread: *mut Thread, operation: Operation) {
             if waits_in != collective {
                 fail(
                     thread,
-                    Failure::Divergent {
-                        first: other,
-                        in_first: waits_in,
-                        second: index,
-                        in_second: collective,
-                    },
+                    Failure::Divergent { first: other, in_first: waits_in, second: index, in_second: collective },
                 );
             }
         }
