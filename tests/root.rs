@@ -3,6 +3,7 @@
 #![allow(unreachable_pub)]
 
 mod emulator;
+mod families;
 mod golden;
 mod nvrtc;
 mod reference;

@@ -42,7 +42,8 @@ impl Attend {
 
     /// Heads of a group that fill a tile together where a query block alone does not.
     fn tile_heads(&self) -> usize {
-        let fits = |heads: &usize| self.shape.group().is_multiple_of(*heads) && heads * self.tile_queries() <= TILE_ROWS;
+        let fits =
+            |heads: &usize| self.shape.group().is_multiple_of(*heads) && heads * self.tile_queries() <= TILE_ROWS;
         (1..=self.shape.group()).rev().find(fits).unwrap_or(1)
     }
 
@@ -101,7 +102,11 @@ impl Attend {
             .constant("STRIDE", self.shape.head_dim() + 4, "floats between rows in shared memory: no bank conflicts")
             .constant("WEIGHT_STRIDE", self.tile_keys() + 4, "the same for the weights")
             .constant("NOWHERE", 0x3fff_ffff, "token of an empty slot: after every query")
-            .float("QUERY_SCALE", self.shape.geometry.query_scale * std::f32::consts::LOG2_E, "factor of every query, times log2(e)")
+            .float(
+                "QUERY_SCALE",
+                self.shape.geometry.query_scale * std::f32::consts::LOG2_E,
+                "factor of every query, times log2(e)",
+            )
             .float("LOWEST", f32::MIN, "below every score");
         writer.text(QUADS).text(CACHE_ROW);
         if self.visible.rotates() {
@@ -153,7 +158,11 @@ impl Attend {
             if self.visible.rotates() { format!("\n                position = {expression};") } else { String::new() }
         };
         let declared = if self.visible.rotates() { ", position = 0" } else { "" };
-        let store = if self.visible.rotates() { "            slot_position[thread] = position;\n" } else { "" };
+        let store = if self.visible.rotates() {
+            "            slot_position[thread] = token == NOWHERE ? 0 : position;\n"
+        } else {
+            ""
+        };
         let (counts, cases) = match self.visible {
             Visible::All => (
                 "    const int tiles = last / TILE_KEYS + 1;\n".to_owned(),

@@ -120,9 +120,17 @@ impl SplitAttend {
             .constant("WARPS", THREADS / 32, "warps of a block")
             .constant("STRIDE", self.shape.head_dim() + 4, "floats between rows in shared memory: no bank conflicts")
             .constant("QUADS", self.heads() * self.shape.head_dim() / 4, "quads of output")
-            .constant("QUADS_EACH", (self.heads() * self.shape.head_dim() / 4).div_ceil(THREADS), "of which a thread holds these")
+            .constant(
+                "QUADS_EACH",
+                (self.heads() * self.shape.head_dim() / 4).div_ceil(THREADS),
+                "of which a thread holds these",
+            )
             .constant("NOWHERE", -1, "token of an empty slot")
-            .float("QUERY_SCALE", self.shape.geometry.query_scale * std::f32::consts::LOG2_E, "factor of every query, times log2(e)")
+            .float(
+                "QUERY_SCALE",
+                self.shape.geometry.query_scale * std::f32::consts::LOG2_E,
+                "factor of every query, times log2(e)",
+            )
             .float("LOWEST", f32::MIN, "below every score");
         writer.text(QUADS).text(CACHE_ROW);
         if self.visible.rotates() {
@@ -185,7 +193,7 @@ impl SplitAttend {
             "            ".to_owned()
         };
         let (declared, store) = if self.visible.rotates() {
-            (", at = 0", "            slot_position[thread] = at;\n")
+            (", at = 0", "            slot_position[thread] = token == NOWHERE ? 0 : at;\n")
         } else {
             ("", "")
         };

@@ -13,8 +13,8 @@ mod select;
 mod visible;
 mod writer;
 
-pub use program::{EmitError, Program};
 pub use launch::{Activation, Buffer, Element, Extent, Launch, Storage, Value, step};
+pub use program::{EmitError, Program};
 
 /// A complete translation unit with one entry point.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -101,7 +101,11 @@ impl Scan {
             "Prefill, stage {}: scores chunks of {} tokens for blocks of {} queries by {} halvings.\n\
              A block of threads takes one head of one query block and groups of {} chunks; a chunk's score is the largest\n\
              product of any averaged query with any probe, over all heads.",
-            self.stage, stage.chunk, stage.query_block, stage.halvings, self.chunks_of_group()
+            self.stage,
+            stage.chunk,
+            stage.query_block,
+            stage.halvings,
+            self.chunks_of_group()
         );
         let mut writer = Writer::new(&heading, &format!("{pipeline}, stage {}", self.stage));
         self.shape.constants(&mut writer);
@@ -140,7 +144,8 @@ impl Scan {
             writer.text(&queries(rotation, "slot"));
         }
         let start = if self.stage == 0 { "chunk_start(" } else { "chunk_start(kept, " };
-        let clamp = if self.stage == 0 { "min(left[thread] + CHUNK, step[2] - SCAN_WINDOW)" } else { "left[thread] + CHUNK" };
+        let clamp =
+            if self.stage == 0 { "min(left[thread] + CHUNK, step[2] - SCAN_WINDOW)" } else { "left[thread] + CHUNK" };
         writer.text(&GROUPS.replace("$START(", start).replace("$RIGHT", clamp));
         writer.more(&probes(rotation));
         let product = if rotation == Rotation::QueriesTwice { PRODUCT_OF_TWO } else { PRODUCT };
@@ -173,7 +178,14 @@ pub(super) fn scan_constants(layer: &PrunedLayer, stage: usize) -> PrunedLayer {
     for stage in &mut stages {
         stage.refresh = 1;
     }
-    PrunedLayer { stages, keep_blocks: 0, query_block: 0, block: 1, attend_rope: crate::AttendRope::None, ..layer.clone() }
+    PrunedLayer {
+        stages,
+        keep_blocks: 0,
+        query_block: 0,
+        block: 1,
+        attend_rope: crate::AttendRope::None,
+        ..layer.clone()
+    }
 }
 
 /// Defines `chunks`, and `kept` from the second stage on, for the query block `block`.

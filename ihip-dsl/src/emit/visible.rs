@@ -77,9 +77,11 @@ impl Visible {
                 .constant("WINDOW", window, "most recent tokens, which every query sees")
                 .constant("QUERY_BLOCK", query_block, "queries that share a block list");
             if self.has_list() {
-                writer
-                    .constant("BLOCK", block, "tokens of a block of the list")
-                    .constant("KEEP", keep_blocks, "entries of a list; beyond its count they are not read");
+                writer.constant("BLOCK", block, "tokens of a block of the list").constant(
+                    "KEEP",
+                    keep_blocks,
+                    "entries of a list; beyond its count they are not read",
+                );
             }
         }
     }
