@@ -95,13 +95,9 @@ impl ModelKernel {
         let (f32, u32) = (Element::F32, Element::U32);
         let arguments: &[(&'static str, ArgumentKind)] = match self {
             Self::Embed => &[("table", Input(input)), ("tokens", Input(u32)), ("out", Output(f32)), ("columns", I32)],
-            Self::RmsNorm => &[
-                ("x", Input(f32)),
-                ("weight", Input(f32)),
-                ("out", Output(input)),
-                ("columns", I32),
-                ("epsilon", F32),
-            ],
+            Self::RmsNorm => {
+                &[("x", Input(f32)), ("weight", Input(f32)), ("out", Output(input)), ("columns", I32), ("epsilon", F32)]
+            }
             Self::Swiglu => &[("gate_up", Input(f32)), ("out", Output(input)), ("columns", I32)],
             Self::Round => &[("x", Input(f32)), ("out", Output(input)), ("count", I32)],
             Self::Argmax => &[("logits", Input(f32)), ("count", I32), ("token", Output(u32))],
@@ -208,7 +204,8 @@ KERNEL(THREADS) NAME(const float* logits, int count, unsigned* token) {
 }
 ";
 
-const SAMPLE_HEADING: &str = "Draws a token: of the smallest set of most likely tokens whose probabilities reach top_p, the one at which their
+const SAMPLE_HEADING: &str =
+    "Draws a token: of the smallest set of most likely tokens whose probabilities reach top_p, the one at which their
 running sum passes draw. Most likely first, the lower token first in a tie. One block.
 
 Probabilities are whole numbers of 2^-30, so that their sums have no order. The token at which a running sum passes a
