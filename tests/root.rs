@@ -5,5 +5,6 @@
 mod emulator;
 mod families;
 mod golden;
+mod gpu;
 mod nvrtc;
 mod reference;
