@@ -5,3 +5,4 @@
 mod emulator;
 mod golden;
 mod nvrtc;
+mod reference;

@@ -9,12 +9,22 @@
 //! nothing downstream accepts anything else. This crate knows no CUDA library and does no I/O.
 #![forbid(unsafe_code)]
 
+pub mod ast;
+pub mod check;
+mod draft;
+pub mod error;
 pub mod emit;
 pub mod geometry;
+pub mod macro_support;
+pub mod parse;
 pub mod pipeline;
 pub mod plan;
 pub mod reference;
+pub mod rope;
+pub mod words;
 
+pub use error::{Errors, Position, Rule};
 pub use geometry::{Geometry, KvType};
+pub use parse::parse_str;
 pub use pipeline::{AttendRope, LayerPruning, LayerRange, Pipeline, Pruning, Rope, ScanRope, Stage};
 pub use plan::{LayerPlan, Plan, PlanError, PrunedLayer, StagePlan};

@@ -1,0 +1,127 @@
+//! What `pruning!` expands to.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
+use proc_macro2::{Span, TokenStream};
+use quote::{format_ident, quote};
+
+use crate::error::{Error, Errors};
+use crate::parse::{Declarations, Written, declarations};
+use crate::{AttendRope, LayerPruning, LayerRange, Pipeline, Rope, ScanRope, Stage, check};
+
+/// Expands the tokens between the braces of `pruning!`.
+///
+/// Every declaration becomes a type that implements `ihip_model::Pruning` and registers itself by name. A declaration
+/// with errors becomes these errors and a type that is not registered, so that one mistake does not raise others
+/// wherever the type is used.
+#[must_use]
+pub fn expand(tokens: TokenStream) -> TokenStream {
+    let Declarations { declarations, mut errors } = declarations(tokens);
+    errors.append(check::names(declarations.iter().map(|written| &written.declaration.name)));
+    let mut names = BTreeSet::new();
+    let mut types = TokenStream::new();
+    for mut written in declarations {
+        errors.append(std::mem::take(&mut written.errors));
+        let pipeline = check::check(&written.declaration).map_err(|found| errors.append(found)).ok();
+        if names.insert(written.declaration.name.value.clone()) {
+            types.extend(pruning_type(&written, pipeline.as_ref()));
+        }
+    }
+    let errors = compile_errors(errors);
+    quote! { #errors #types }
+}
+
+/// One `compile_error!` an error, in the order in which they stand in the file.
+fn compile_errors(errors: Errors<Span>) -> TokenStream {
+    let mut errors: Vec<_> = errors.into_iter().collect();
+    errors.sort_by_key(|error| (error.at.start().line, error.at.start().column));
+    errors.into_iter().map(|Error { at, rule }| syn::Error::new(at, rule).into_compile_error()).collect()
+}
+
+fn pruning_type(written: &Written, pipeline: Option<&Pipeline>) -> TokenStream {
+    let Written { attributes, visibility, ident, .. } = written;
+    let conditions: Vec<_> = attributes.iter().filter(|attribute| attribute.path().is_ident("cfg")).collect();
+    let description = description(pipeline.unwrap_or(&stand_in()));
+    let registration = pipeline.map(|_| {
+        quote! {
+            #(#conditions)*
+            ::ihip_model::__private::inventory::submit! {
+                ::ihip_model::registry::Entry::new::<#ident>(::core::module_path!())
+            }
+        }
+    });
+    quote! {
+        #(#attributes)*
+        #[derive(Clone, Copy, Debug)]
+        #visibility struct #ident;
+
+        #(#conditions)*
+        impl ::ihip_model::Pruning for #ident {
+            fn pipeline() -> &'static ::ihip_model::Pipeline {
+                use ::ihip_model::__private::*;
+                static PIPELINE: Pipeline = #description;
+                &PIPELINE
+            }
+        }
+
+        #registration
+    }
+}
+
+/// What stands in for a pipeline with errors; nobody ever runs it, since the errors stop the build.
+fn stand_in() -> Pipeline {
+    let base = LayerPruning {
+        sink: 0,
+        window: 1,
+        query_block: 1,
+        stages: Cow::Borrowed(&[]),
+        keep: 0,
+        rope: Rope { scan: ScanRope::None, attend: AttendRope::None },
+    };
+    Pipeline::from_checked(Cow::Borrowed(""), Cow::Borrowed(""), base, Cow::Borrowed(&[]))
+}
+
+fn description(pipeline: &Pipeline) -> TokenStream {
+    let (name, doc, base) = (pipeline.name(), pipeline.doc(), layer_pruning(pipeline.base()));
+    let overrides = pipeline.overrides().iter().map(|LayerRange { first, last, pruning }| {
+        let pruning = layer_pruning(pruning);
+        quote! { LayerRange { first: #first, last: #last, pruning: #pruning } }
+    });
+    quote! {
+        Pipeline::from_checked(Cow::Borrowed(#name), Cow::Borrowed(#doc), #base, Cow::Borrowed(&[#(#overrides),*]))
+    }
+}
+
+fn layer_pruning(pruning: &LayerPruning) -> TokenStream {
+    let LayerPruning { sink, window, query_block, stages, keep, rope: Rope { scan, attend } } = pruning;
+    let stages = stages.iter().map(stage);
+    let (scan, attend) = (format_ident!("{scan:?}"), format_ident!("{attend:?}"));
+    quote! {
+        LayerPruning {
+            sink: #sink,
+            window: #window,
+            query_block: #query_block,
+            stages: Cow::Borrowed(&[#(#stages),*]),
+            keep: #keep,
+            rope: Rope { scan: ScanRope::#scan, attend: AttendRope::#attend },
+        }
+    }
+}
+
+fn stage(stage: &Stage) -> TokenStream {
+    let Stage { keep, chunk, query_block, query_stride, refresh } = stage;
+    let keep = match keep {
+        Some(keep) => quote! { Option::Some(#keep) },
+        None => quote! { Option::None },
+    };
+    quote! {
+        Stage {
+            keep: #keep,
+            chunk: #chunk,
+            query_block: #query_block,
+            query_stride: #query_stride,
+            refresh: #refresh,
+        }
+    }
+}
