@@ -9,10 +9,10 @@
 //! nothing downstream accepts anything else. This crate knows no CUDA library and does no I/O.
 #![forbid(unsafe_code)]
 
-pub mod emit;
 pub mod ast;
 pub mod check;
 mod draft;
+pub mod emit;
 pub mod error;
 pub mod geometry;
 pub mod macro_support;
