@@ -6,3 +6,4 @@ mod emulator;
 mod families;
 mod golden;
 mod nvrtc;
+mod reference;

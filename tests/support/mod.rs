@@ -5,3 +5,4 @@ pub mod emulator;
 pub mod golden;
 pub mod host;
 pub mod nvrtc;
+pub mod sample;
