@@ -10,6 +10,7 @@ mod program;
 mod scan;
 mod scan_row;
 mod select;
+mod tile;
 mod visible;
 mod writer;
 

@@ -65,10 +65,10 @@ impl ScanRow {
             writer.text(ROTATE);
         }
         functions::chunk_list_of_row(&mut writer, self.stage);
-        let table = if rope == ScanRope::None { "" } else { "\n    const float2* rope_table," };
+        let table = if rope == ScanRope::None { "" } else { " const float2* __restrict__ rope_table," };
         let parents = if self.stage == 0 { "" } else { " const int* kept," };
         writer.text(&format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* qkv, const Cached* keys, const unsigned* page_table,{table}\n   {parents} unsigned* scores, int score_stride) {{"
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{table}\n   {parents} unsigned* scores, int score_stride) {{"
         ));
         let copies = if rope == ScanRope::Relative { "2 * " } else { "" };
         let list = if self.stage == 0 { "step[2]" } else { "kept" };
