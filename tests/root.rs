@@ -2,6 +2,7 @@
 
 #![allow(unreachable_pub)]
 
+mod cpu;
 mod emulator;
 mod families;
 mod golden;

@@ -4,5 +4,6 @@ pub mod attention;
 pub mod emulator;
 pub mod golden;
 pub mod host;
+pub mod layer;
 pub mod nvrtc;
 pub mod sample;

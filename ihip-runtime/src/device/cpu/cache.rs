@@ -51,7 +51,6 @@ pub(super) struct Store {
 
 impl CpuCache {
     pub(super) fn new(plan: &Arc<Plan>, capacity: usize) -> Self {
-        let positions = positions(plan, capacity);
         let layers = (0..plan.layers())
             .map(|layer| {
                 let stages = match plan.layer(layer) {
@@ -59,7 +58,7 @@ impl CpuCache {
                     LayerPlan::Pruned(layer) => layer.stages.len(),
                 };
                 LayerCache {
-                    store: Store::new(plan.geometry(), positions),
+                    store: Store::new(plan.geometry(), capacity),
                     masks: Masks { inputs: vec![Vec::new(); stages], ..Masks::default() },
                 }
             })
@@ -72,7 +71,7 @@ impl CpuCache {
     pub(super) fn bytes(plan: &Plan, capacity: usize) -> u64 {
         let geometry = plan.geometry();
         let (heads, head_dim) = (geometry.query_heads as usize, geometry.head_dim as usize);
-        let store = 2 * geometry.kv_heads as usize * positions(plan, capacity) * head_dim * size_of::<f32>();
+        let store = 2 * geometry.kv_heads as usize * capacity * head_dim * size_of::<f32>();
         let lists = |layer: usize| match plan.layer(layer) {
             LayerPlan::Dense => 0,
             LayerPlan::Pruned(layer) => {
@@ -87,15 +86,6 @@ impl CpuCache {
             + (0..plan.layers()).map(|layer| lists(layer) * rows.div_ceil(16)).max().unwrap_or(0);
         (plan.layers() * store + rope + masks + workspace) as u64
     }
-}
-
-/// Positions of a layer's store: a probe of a chunk at the very start may read past the tokens of a short request.
-fn positions(plan: &Plan, capacity: usize) -> usize {
-    let chunks = plan.kinds().iter().flat_map(|kind| match kind {
-        LayerPlan::Dense => None,
-        LayerPlan::Pruned(layer) => layer.stages.first().map(|stage| stage.chunk),
-    });
-    chunks.max().unwrap_or(0).max(capacity)
 }
 
 /// Positions that the scan rotates at, whatever the length is.

@@ -104,6 +104,48 @@ where
     }
 }
 
+/// The product of every row with one vector, handed to `store`: what [`row_max`] would give for a panel of one column.
+///
+/// # Panics
+/// Where a row does not lie in its data, its elements do not lie side by side, or the vector has another length.
+pub(super) fn dots<F, G>(arch: Arch, rows: Rows<'_, F>, vector: &[f32], store: G)
+where
+    F: Fn(usize) -> usize,
+    G: FnMut(usize, f32),
+{
+    arch.dispatch(Dots { rows, vector, store });
+}
+
+struct Dots<'a, F, G> {
+    rows: Rows<'a, F>,
+    vector: &'a [f32],
+    store: G,
+}
+
+impl<F, G> WithSimd for Dots<'_, F, G>
+where
+    F: Fn(usize) -> usize,
+    G: FnMut(usize, f32),
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        assert!(self.rows.step == 1 && self.vector.len() == self.rows.depth);
+        let (vectors, end) = S::as_simd_f32s(self.vector);
+        for index in self.rows.range.clone() {
+            let start = (self.rows.start)(index);
+            let row = &self.rows.data[start..start + self.rows.depth];
+            let (row, row_end) = S::as_simd_f32s(row);
+            let mut sum = simd.mul_f32s(simd.partial_load_f32s(row_end), simd.partial_load_f32s(end));
+            for (row, vector) in row.iter().zip(vectors) {
+                sum = simd.mul_add_e_f32s(*row, *vector, sum);
+            }
+            (self.store)(index, simd.reduce_sum_f32s(sum));
+        }
+    }
+}
+
 /// What becomes of a row of the result.
 trait Sink {
     fn row<S: Simd, const N: usize>(&mut self, simd: S, row: usize, vectors: [S::f32s; N]);
@@ -139,7 +181,8 @@ impl<G: FnMut(usize, f32)> Sink for Largest<'_, G> {
     }
 }
 
-/// Picks the tile that fills the registers: `R` rows of `N` vectors, `N · lanes = W`.
+/// Picks the tile that fills the registers: as many rows as leave room for one
+/// vector of each and one row of the panel besides the sums.
 #[inline(always)]
 fn for_each_tile<S: Simd, const W: usize, F: Fn(usize) -> usize, K: Sink>(
     simd: S,
@@ -150,74 +193,89 @@ fn for_each_tile<S: Simd, const W: usize, F: Fn(usize) -> usize, K: Sink>(
     if rows.depth == 0 {
         return;
     }
-    assert!(panel.len() >= rows.depth * W);
-    match (W, S::F32_LANES) {
-        (WIDE, 16) => tiles::<S, W, 12, 2, F, K>(simd, rows, panel, &mut sink),
-        (WIDE, 8) => tiles::<S, W, 3, 4, F, K>(simd, rows, panel, &mut sink),
-        (WIDE, 4) => tiles::<S, W, 3, 8, F, K>(simd, rows, panel, &mut sink),
-        (WIDE, 1) => tiles::<S, W, 1, 32, F, K>(simd, rows, panel, &mut sink),
-        (NARROW, 16) => tiles::<S, W, 12, 1, F, K>(simd, rows, panel, &mut sink),
-        (NARROW, 8) => tiles::<S, W, 6, 2, F, K>(simd, rows, panel, &mut sink),
-        (NARROW, 4) => tiles::<S, W, 6, 4, F, K>(simd, rows, panel, &mut sink),
-        (NARROW, 1) => tiles::<S, W, 1, 16, F, K>(simd, rows, panel, &mut sink),
-        (width, lanes) => unreachable!("a panel of {width} columns in vectors of {lanes}"),
+    let sink = &mut sink;
+    match (W / S::F32_LANES, S::F32_LANES) {
+        (1, 16) => tiles::<S, W, 1, 12, F, K>(simd, rows, panel, sink),
+        (2, 16) => tiles::<S, W, 2, 8, F, K>(simd, rows, panel, sink),
+        (2, 8) => tiles::<S, W, 2, 4, F, K>(simd, rows, panel, sink),
+        (4, 8) => tiles::<S, W, 4, 2, F, K>(simd, rows, panel, sink),
+        (4, 4) => tiles::<S, W, 4, 4, F, K>(simd, rows, panel, sink),
+        (8, 4) => tiles::<S, W, 8, 2, F, K>(simd, rows, panel, sink),
+        (16, 1) => tiles::<S, W, 16, 1, F, K>(simd, rows, panel, sink),
+        (32, 1) => tiles::<S, W, 32, 1, F, K>(simd, rows, panel, sink),
+        (vectors, lanes) => unreachable!("a panel of {vectors} vectors of {lanes}"),
     }
 }
 
+/// Computes all rows in tiles of `R`, and what is left over in smaller ones.
 #[inline(always)]
-fn tiles<S: Simd, const W: usize, const R: usize, const N: usize, F, K>(
+fn tiles<S: Simd, const W: usize, const N: usize, const R: usize, F: Fn(usize) -> usize, K: Sink>(
     simd: S,
     rows: &Rows<'_, F>,
     panel: &[f32],
     sink: &mut K,
-) where
-    F: Fn(usize) -> usize,
-    K: Sink,
-{
-    assert_eq!(N * S::F32_LANES, W);
-    let mut row = rows.range.start;
-    while row + R <= rows.range.end {
-        tile::<S, W, R, N, F, K>(simd, rows, row, panel, sink);
-        row += R;
+) {
+    let mut first = rows.range.start;
+    if R >= 12 {
+        first = tiles_of_12::<S, W, N, F, K>(simd, rows, first, panel, sink);
     }
-    while row + 3 <= rows.range.end {
-        tile::<S, W, 3, N, F, K>(simd, rows, row, panel, sink);
-        row += 3;
+    if R >= 8 {
+        first = tiles_of_8::<S, W, N, F, K>(simd, rows, first, panel, sink);
     }
-    while row < rows.range.end {
-        tile::<S, W, 1, N, F, K>(simd, rows, row, panel, sink);
-        row += 1;
+    if R >= 4 {
+        first = tiles_of_4::<S, W, N, F, K>(simd, rows, first, panel, sink);
     }
+    if R >= 2 {
+        first = tiles_of_2::<S, W, N, F, K>(simd, rows, first, panel, sink);
+    }
+    tiles_of_1::<S, W, N, F, K>(simd, rows, first, panel, sink);
 }
 
-#[inline(always)]
-fn tile<S: Simd, const W: usize, const R: usize, const N: usize, F, K>(
-    simd: S,
-    rows: &Rows<'_, F>,
-    first: usize,
-    panel: &[f32],
-    sink: &mut K,
-) where
-    F: Fn(usize) -> usize,
-    K: Sink,
-{
-    let pointers = rows.pointers::<R>(first);
-    let mut sums = [[simd.splat_f32s(0.0); N]; R];
-    for k in 0..rows.depth {
-        // SAFETY: `for_each_tile` checked that the panel has `depth` rows of `W = N · lanes` elements, so this vector
-        // ends inside of it; unaligned reads have no further demands.
-        let right: [S::f32s; N] = std::array::from_fn(|n| unsafe {
-            panel.as_ptr().add(k * W + n * S::F32_LANES).cast::<S::f32s>().read_unaligned()
-        });
-        for (sums, pointer) in sums.iter_mut().zip(pointers) {
-            // SAFETY: `pointers` checked that element `depth − 1` of the row lies in its data, and k < depth.
-            let left = simd.splat_f32s(unsafe { *pointer.add(k * rows.step) });
-            for (sum, right) in sums.iter_mut().zip(right) {
-                *sum = simd.mul_add_e_f32s(left, right, *sum);
+/// A function that computes tiles of so many rows from `first` on, and gives the first row left over. The sums of each
+/// row are variables of their own: written as an array of rows they end up in memory, not in registers.
+macro_rules! tiles_of {
+    ($name:ident, $rows:literal, $($sums:ident $pointer:ident)*) => {
+        #[inline(always)]
+        fn $name<S: Simd, const W: usize, const N: usize, F: Fn(usize) -> usize, K: Sink>(
+            simd: S,
+            rows: &Rows<'_, F>,
+            mut first: usize,
+            panel: &[f32],
+            sink: &mut K,
+        ) -> usize {
+            assert!(N * S::F32_LANES == W && panel.len() >= rows.depth * W);
+            while first + $rows <= rows.range.end {
+                let [$($pointer),*] = rows.pointers::<$rows>(first);
+                $(let mut $sums = [simd.splat_f32s(0.0); N];)*
+                let mut column = panel.as_ptr();
+                // One offset for all rows leaves registers for their starts.
+                let mut element = 0;
+                for _ in 0..rows.depth {
+                    // SAFETY: it was checked above that the panel has `depth` rows of `W = N · lanes` elements, so
+                    // that all vectors of this one lie inside of it; they may be unaligned.
+                    let right: [S::f32s; N] = unsafe { column.cast::<[S::f32s; N]>().read_unaligned() };
+                    $(
+                        // SAFETY: `pointers` checked that all `depth` elements of the row lie in its data.
+                        let left = simd.splat_f32s(unsafe { $pointer.wrapping_add(element).read_unaligned() });
+                        for (sum, right) in $sums.iter_mut().zip(right) {
+                            *sum = simd.mul_add_e_f32s(left, right, *sum);
+                        }
+                    )*
+                    column = column.wrapping_add(W);
+                    element = rows.step.wrapping_add(element);
+                }
+                for (offset, sums) in [$($sums),*].into_iter().enumerate() {
+                    sink.row(simd, first + offset, sums);
+                }
+                first += $rows;
             }
+            first
         }
-    }
-    for (offset, sums) in sums.into_iter().enumerate() {
-        sink.row(simd, first + offset, sums);
-    }
+    };
 }
+
+tiles_of!(tiles_of_1, 1, a p);
+tiles_of!(tiles_of_2, 2, a p b q);
+tiles_of!(tiles_of_4, 4, a p b q c r d s);
+tiles_of!(tiles_of_8, 8, a p b q c r d s e t f u g v h w);
+tiles_of!(tiles_of_12, 12, a p b q c r d s e t f u g v h w i x j y k z l o);

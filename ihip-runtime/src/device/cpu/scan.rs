@@ -9,7 +9,7 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 use super::cache::Store;
-use super::product::{NARROW, Rows, WIDE, row_max};
+use super::product::{NARROW, Rows, WIDE, dots, row_max};
 use super::queries::Queries;
 use super::select::NEVER_SCORED;
 
@@ -29,16 +29,20 @@ impl Scan<'_> {
     /// Scores of `chunks`, given by their first positions in ascending order, for the query block `rows`: the largest
     /// over all query heads.
     pub(super) fn scores(&self, rows: Range<usize>, chunks: &[usize]) -> Vec<f32> {
-        let limit = self.queries.position(rows.start).saturating_sub(self.layer.scan_window);
+        // Causality is tested on left edges against the first query. The language demands a window of two chunks less
+        // one, so that no probe then reads a key after that query.
+        let Some(limit) = self.queries.position(rows.start).checked_sub(self.layer.scan_window) else {
+            return vec![NEVER_SCORED; chunks.len()];
+        };
         let visible = chunks.partition_point(|left| *left <= limit);
         let mut scores = (0..self.queries.heads())
             .into_par_iter()
             .map(|head| {
                 let head = HeadScan { scan: self, head, chunks: chunks.len(), limit };
-                if rows.len().div_ceil(self.stage.query_stride) <= NARROW {
-                    head.descend::<NARROW>(rows.clone(), &chunks[..visible])
-                } else {
-                    head.descend::<WIDE>(rows.clone(), &chunks[..visible])
+                match rows.len().div_ceil(self.stage.query_stride) {
+                    1 => head.descend::<1>(rows.clone(), &chunks[..visible]),
+                    2..=NARROW => head.descend::<NARROW>(rows.clone(), &chunks[..visible]),
+                    _ => head.descend::<WIDE>(rows.clone(), &chunks[..visible]),
                 }
             })
             .reduce_with(|mut largest, scores| {
@@ -173,7 +177,11 @@ impl HeadScan<'_> {
                     range: 0..descents.len(),
                     start: |row| if indexed { row * head_dim } else { position(&descents[row]) * head_dim },
                 };
-                row_max::<W, _, _>(self.scan.arch, rows, panel, |row, score| scores[row] = scores[row].max(score));
+                let merge = |row: usize, score: f32| scores[row] = scores[row].max(score);
+                match W {
+                    1 => dots(self.scan.arch, rows, panel, merge),
+                    _ => row_max::<W, _, _>(self.scan.arch, rows, panel, merge),
+                }
             }
         }
     }

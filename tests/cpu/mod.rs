@@ -1,0 +1,6 @@
+//! The CPU device against the reference and against itself, and the schedule of a request.
+
+mod invariance;
+mod limits;
+mod reference;
+mod schedule;

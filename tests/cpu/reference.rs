@@ -1,0 +1,115 @@
+//! The CPU device computes what the reference says.
+
+use ihip_dsl::reference::{self, BlockList, Decode, Problem, StageOutcome};
+use ihip_dsl::{Plan, PrunedLayer};
+use ihip_runtime::Session;
+use ihip_runtime::session::Phase;
+use ihip_tests::support::golden::{Answer, TOLERANCE};
+use ihip_tests::support::layer::{self, Layer};
+use ihip_tests::support::sample::{HEAD_DIM, Sample, samples};
+use proptest::prelude::*;
+
+/// Scores of about 1 closer than this may be told apart differently by sums in another order.
+const CLOSE: f32 = 2e-6;
+
+/// Whether any decision of a stage hangs on scores that are closer than rounding: between the last chunk kept and the
+/// first dropped, or between the halves of a chunk.
+fn is_close(stages: &[StageOutcome]) -> bool {
+    stages.iter().any(|stage| {
+        let cuts = stage.cuts.iter().filter_map(|cut| cut.margin);
+        let halves = stage.scores.iter().flat_map(|scores| scores.closest.iter().copied());
+        // Never-scored chunks are ranked by position, which no rounding changes.
+        cuts.chain(halves).any(|difference| difference != 0.0 && difference < CLOSE)
+    })
+}
+
+/// Fails where lists or outputs differ; lists may where a decision was close, and outputs of other lists are others.
+fn compare(answer: &Answer, lists: &[BlockList], stages: &[StageOutcome], out: &[f32]) -> Result<bool, TestCaseError> {
+    let expected: Vec<Vec<i32>> =
+        lists.iter().map(|list| list.blocks[..list.count].iter().map(|block| *block as i32).collect()).collect();
+    if answer.lists != expected {
+        prop_assert!(is_close(stages), "lists {:?} where {expected:?} are expected", answer.lists);
+        return Ok(false);
+    }
+    prop_assert_eq!(answer.out.len(), out.len());
+    for (index, (got, expected)) in answer.out.iter().zip(out).enumerate() {
+        prop_assert!((got - expected).abs() <= TOLERANCE, "output {index} is {got}, not {expected}");
+    }
+    Ok(true)
+}
+
+/// One query of a sample, with the keys that are there by then.
+fn step(sample: &Sample, row: usize) -> Problem<'_> {
+    let (query, key) = (sample.query_heads * HEAD_DIM, sample.kv_heads * HEAD_DIM);
+    let position = sample.first_position + row;
+    Problem {
+        queries: &sample.queries[row * query..(row + 1) * query],
+        keys: &sample.keys[..(position + 1) * key],
+        values: &sample.values[..(position + 1) * key],
+        first_position: position,
+        t_max: position + 1,
+        ..sample.problem()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn prefill(sample in samples(400), beyond in 0_usize..200) {
+        let problem = Problem { t_max: sample.t_max + beyond, ..sample.problem() };
+        let expected = reference::prefill(&problem);
+        let mut layer = Layer::new(&layer::plan(&problem), sample.t_max, 2);
+        let answer = layer.call(&problem, Phase::Prefill);
+        compare(&answer, &expected.lists, &expected.stages, &expected.out)?;
+    }
+
+    #[test]
+    fn decode(sample in samples(300)) {
+        let plan = layer::plan(&sample.problem());
+        let mut layer = Layer::new(&plan, sample.t_max, 2);
+        let mut session = Session::new(plan);
+        let mut decode = Decode::new();
+        let mut stages = Vec::new();
+        for row in 0..sample.query_count() {
+            let problem = step(&sample, row);
+            let expected = decode.step(&problem);
+            // The session counts from position 0, the sample's queries come later.
+            let decoding = session.decode_step();
+            session.advance(&decoding);
+            if let Phase::Decode { restart } = &decoding.phase {
+                prop_assert_eq!(restart, &vec![expected.restart]);
+            }
+            let answer = layer.call(&problem, decoding.phase);
+            stages.extend(expected.stages);
+            if !compare(&answer, std::slice::from_ref(&expected.list), &stages, &expected.out)? {
+                // Later steps build on lists that are others now.
+                break;
+            }
+        }
+    }
+
+    #[test]
+    fn dense(sample in samples(300)) {
+        let problem = sample.problem();
+        let plan = Plan::dense(layer::geometry(&problem), sample.frequencies.clone(), 1);
+        let answer = Layer::new(&plan.into(), sample.t_max, 2).call(&problem, Phase::Prefill);
+        compare(&answer, &[], &[], &reference::dense(&problem))?;
+    }
+
+    /// The plan's counts are those that the reference's loops come to.
+    #[test]
+    fn counts(sample in samples(400), beyond in 0_usize..200) {
+        let problem = Problem { t_max: sample.t_max + beyond, ..sample.problem() };
+        let outcome = reference::prefill(&problem);
+        let layer = PrunedLayer::new(problem.pruning);
+        for (index, stage) in outcome.stages.iter().enumerate() {
+            for input in &stage.input {
+                prop_assert_eq!(input.len(), layer.chunks(index, problem.t_max));
+            }
+        }
+        for list in &outcome.lists {
+            prop_assert_eq!(list.blocks.len(), layer.blocks(problem.t_max));
+        }
+    }
+}

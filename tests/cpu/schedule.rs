@@ -1,0 +1,132 @@
+//! Which steps a request is cut into, and from which stage each renews its masks.
+
+use std::sync::Arc;
+
+use ihip_dsl::{Geometry, KvType, Pipeline, Plan, parse_str};
+use ihip_runtime::session::{LARGEST_QUERY_BLOCK, Phase, SEGMENT};
+use ihip_runtime::{Session, Step};
+use proptest::prelude::*;
+
+const PIPELINES: &str = "
+    pub Uniform {
+        sink 256; window 1024;
+        stage { chunk 256, query_stride 4, refresh 16 }
+        stage { keep 32768, chunk 32, query_stride 4, refresh 8 }
+        stage { keep 8192, chunk 8, query_stride 1, refresh 4 }
+        attend { keep 2048 }
+        rope { scan relative, attend streaming }
+    }
+    pub Shrinking {
+        sink 256; window 1024;
+        stage { chunk 256, query_block 64, query_stride 4, refresh 6 }
+        stage { keep 32768, chunk 32, query_block 32, query_stride 4, refresh 3 }
+        attend { keep 2048 }
+        rope { scan relative, attend streaming }
+    }
+    pub NoStages { sink 256; window 1024; rope { attend streaming } }
+";
+
+fn pipelines() -> Vec<Pipeline> {
+    parse_str(PIPELINES).expect("valid pipelines")
+}
+
+fn session(pipeline: &Pipeline) -> Session {
+    let geometry =
+        Geometry { query_heads: 1, kv_heads: 1, head_dim: 8, kv_type: KvType::F32, page: 16, query_scale: 1.0 };
+    Session::new(Arc::new(Plan::new(pipeline, geometry, vec![1.0; 4], 1).expect("no overrides")))
+}
+
+#[test]
+fn masks_are_renewed_by_the_declared_intervals() {
+    let mut text = String::new();
+    for pipeline in pipelines() {
+        let mut session = session(&pipeline);
+        session.advance(&Step { start: 0, rows: 100, t_max: SEGMENT, phase: Phase::Prefill });
+        let schedule = (0..40).map(|_| {
+            let step = session.decode_step();
+            session.advance(&step);
+            match &step.graph_key().expect("a decoding step")[0] {
+                Some(stage) => stage.to_string(),
+                None => ".".to_owned(),
+            }
+        });
+        let schedule: String = schedule.collect();
+        text += &format!("{:<10}{schedule}\n", pipeline.name());
+        assert_eq!((session.decoded(), session.length()), (40, 140));
+    }
+    insta::assert_snapshot!(text, @r"
+    Uniform   0...2...1...2...0...2...1...2...0...2...
+    Shrinking 0..1..0..1..0..1..0..1..0..1..0..1..0..1
+    NoStages  ........................................
+    ");
+}
+
+#[test]
+fn the_counter_belongs_to_the_request() {
+    let pipelines = pipelines();
+    let mut first = session(&pipelines[0]);
+    for _ in 0..3 {
+        let step = first.decode_step();
+        first.advance(&step);
+    }
+    let second = session(&pipelines[0]);
+    assert_eq!(first.decode_step().graph_key(), Some(&[None][..]));
+    assert_eq!(second.decode_step().graph_key(), Some(&[Some(0)][..]));
+}
+
+#[test]
+fn a_remainder_of_a_query_block_is_a_step_of_its_own_where_blocks_shrink() {
+    let ranges = |name: &str| -> Vec<(usize, usize)> {
+        let pipelines = pipelines();
+        let pipeline = pipelines.iter().find(|pipeline| pipeline.name() == name).expect("a pipeline of this name");
+        let steps = session(pipeline).prefill_steps(1100, 512).expect("a valid chunk");
+        steps.iter().map(|step| (step.start, step.rows)).collect()
+    };
+    assert_eq!(ranges("Uniform"), [(0, 512), (512, 512), (1024, 76)]);
+    assert_eq!(ranges("Shrinking"), [(0, 512), (512, 512), (1024, 64), (1088, 12)]);
+}
+
+#[test]
+fn a_chunk_that_masks_would_depend_on_is_refused() {
+    let session = session(&pipelines()[0]);
+    for chunk in [0, 32, 96, 192, 100, 16_384] {
+        let error = session.prefill_steps(10, chunk).expect_err("no chunk that will do");
+        let text = format!(
+            "a prefill chunk of {chunk} tokens does not do: take a multiple of {LARGEST_QUERY_BLOCK} that divides \
+             {SEGMENT}"
+        );
+        assert_eq!(error.to_string(), text);
+    }
+}
+
+proptest! {
+    /// Steps follow each other, stay in a segment, and cut query blocks at the same places whatever the chunk is.
+    #[test]
+    fn steps_tile_the_prompt(
+        which in 0_usize..3,
+        before in prop_oneof![Just(0), 0_usize..20_000],
+        tokens in 0_usize..30_000,
+        chunk in prop::sample::select(vec![64_usize, 128, 512, 2048, 8192]),
+    ) {
+        let pipeline = &pipelines()[which];
+        let shrinks = pipeline.name() == "Shrinking";
+        let mut session = session(pipeline);
+        session.advance(&Step { start: 0, rows: before, t_max: 0, phase: Phase::Prefill });
+        for step in session.prefill_steps(tokens, chunk).expect("a valid chunk") {
+            prop_assert_eq!(step.start, session.length());
+            prop_assert!(step.rows > 0 && step.rows <= chunk);
+            let end = step.start + step.rows;
+            prop_assert!(step.start / SEGMENT == (end - 1) / SEGMENT);
+            prop_assert_eq!(step.t_max, step.start / SEGMENT * SEGMENT + SEGMENT);
+            prop_assert!(step.start == before || step.start.is_multiple_of(64));
+            if shrinks {
+                prop_assert!(step.rows.is_multiple_of(64) || step.start % 64 + step.rows < 65);
+            }
+            prop_assert_eq!(&step.phase, &Phase::Prefill);
+            session.advance(&step);
+        }
+        prop_assert_eq!(session.length(), before + tokens);
+        prop_assert_eq!(session.decoded(), 0);
+        prop_assert_eq!(session.decode_step().start, before + tokens);
+    }
+}
