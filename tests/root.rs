@@ -2,10 +2,13 @@
 
 #![allow(unreachable_pub)]
 
+mod cli;
 mod cpu;
 mod emulator;
 mod families;
 mod golden;
 mod gpu;
+mod model;
 mod nvrtc;
 mod reference;
+mod weights;

@@ -32,42 +32,24 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Malformed`] when there is none or its value is no string, [`Error::Template`] when it does not compile.
     pub(crate) fn read<B: AsRef<[u8]>>(file: &Gguf<B>, path: &Path) -> Result<Self> {
-        let malformed = |reason| Error::Malformed {
-            path: path.into(),
-            reason,
-        };
-        let template = file
-            .string(TEMPLATE)
-            .map_err(malformed)?
-            .ok_or_else(|| malformed(Malformed::NoChatTemplate))?;
+        let malformed = |reason| Error::Malformed { path: path.into(), reason };
+        let template = file.string(TEMPLATE).map_err(malformed)?.ok_or_else(|| malformed(Malformed::NoChatTemplate))?;
         let mut environment = Environment::new();
         // What Hugging Face's templates are written for.
-        let syntax = SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.expect("the standard delimiters"));
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function(
-            "raise_exception",
-            |message: String| -> std::result::Result<String, _> {
-                Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-            },
-        );
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", |message: String| -> std::result::Result<String, _> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        });
         environment
             .add_template_owned(TEMPLATE, template.to_owned())
-            .map_err(|source| Error::Template {
-                path: path.into(),
-                source,
-            })?;
+            .map_err(|source| Error::Template { path: path.into(), source })?;
         let token = |key: &str| -> std::result::Result<String, Malformed> {
             let Some(id) = file.unsigned(key)? else {
                 return Ok(String::new());
             };
-            let token = file
-                .strings("tokenizer.ggml.tokens")?
-                .and_then(|mut tokens| tokens.nth(id));
+            let token = file.strings("tokenizer.ggml.tokens")?.and_then(|mut tokens| tokens.nth(id));
             Ok(token.unwrap_or_default().to_owned())
         };
         Ok(Self {
@@ -87,22 +69,12 @@ impl ChatTemplate {
         let rendered = self.render(&[EDGE, MARK, EDGE].concat())?;
         let pieces: Vec<&str> = rendered.split(MARK).collect();
         let [_, .., last] = pieces.as_slice() else {
-            return Err(Error::TemplateWithoutMessage {
-                path: self.path.clone(),
-            });
+            return Err(Error::TemplateWithoutMessage { path: self.path.clone() });
         };
         let mut parts = Vec::new();
         for pair in pieces.windows(2) {
-            let message = if pair[0].ends_with(EDGE) {
-                message
-            } else {
-                message.trim_start()
-            };
-            let message = if pair[1].starts_with(EDGE) {
-                message
-            } else {
-                message.trim_end()
-            };
+            let message = if pair[0].ends_with(EDGE) { message } else { message.trim_start() };
+            let message = if pair[1].starts_with(EDGE) { message } else { message.trim_end() };
             parts.push((without_edges(pair[0]), Special::Parse));
             parts.push((message, Special::PlainText));
         }
@@ -111,10 +83,7 @@ impl ChatTemplate {
     }
 
     fn render(&self, message: &str) -> Result<String> {
-        let fail = |source| Error::Template {
-            path: self.path.clone(),
-            source,
-        };
+        let fail = |source| Error::Template { path: self.path.clone(), source };
         let template = self.environment.get_template(TEMPLATE).map_err(fail)?;
         let messages = [context! { role => "user", content => message }];
         let context = context! {

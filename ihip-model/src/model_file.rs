@@ -24,10 +24,7 @@ impl ModelFile {
     /// [`Error::Read`], [`Error::NotAFile`], or [`Error::Malformed`].
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
-        let read = |source| Error::Read {
-            path: path.clone(),
-            source,
-        };
+        let read = |source| Error::Read { path: path.clone(), source };
         let file = File::open(&path).map_err(read)?;
         if !file.metadata().map_err(read)?.is_file() {
             return Err(Error::NotAFile { path });
@@ -35,10 +32,7 @@ impl ModelFile {
         // SAFETY: the mapping is private and only read. Nothing can keep another process from changing the file
         // meanwhile; the model cache replaces files by renaming, which leaves a mapped file as it was.
         let bytes = unsafe { Mmap::map(&file) }.map_err(read)?;
-        let weights = Weights::parse(bytes).map_err(|reason| Error::Malformed {
-            path: path.clone(),
-            reason,
-        })?;
+        let weights = Weights::parse(bytes).map_err(|reason| Error::Malformed { path: path.clone(), reason })?;
         Ok(Self { path, weights })
     }
 
@@ -59,9 +53,7 @@ impl ModelFile {
     /// # Errors
     /// [`Error::Malformed`] when the file has no such tensor.
     pub fn tensor(&self, name: &str) -> Result<Vec<f32>> {
-        self.weights
-            .tensor(name)
-            .map_err(|reason| self.malformed(reason))
+        self.weights.tensor(name).map_err(|reason| self.malformed(reason))
     }
 
     /// The tensors of layer `index`.
@@ -69,9 +61,7 @@ impl ModelFile {
     /// # Errors
     /// [`Error::Malformed`] when the model has no such layer.
     pub fn layer(&self, index: usize) -> Result<Layer> {
-        self.weights
-            .layer(index)
-            .map_err(|reason| self.malformed(reason))
+        self.weights.layer(index).map_err(|reason| self.malformed(reason))
     }
 
     /// Token embeddings, `[vocabulary][hidden]`.
@@ -79,9 +69,7 @@ impl ModelFile {
     /// # Errors
     /// None for an open file.
     pub fn embedding(&self) -> Result<Vec<f32>> {
-        self.weights
-            .embedding()
-            .map_err(|reason| self.malformed(reason))
+        self.weights.embedding().map_err(|reason| self.malformed(reason))
     }
 
     /// RMS norm after the last layer, `[hidden]`.
@@ -89,9 +77,7 @@ impl ModelFile {
     /// # Errors
     /// None for an open file.
     pub fn output_norm(&self) -> Result<Vec<f32>> {
-        self.weights
-            .output_norm()
-            .map_err(|reason| self.malformed(reason))
+        self.weights.output_norm().map_err(|reason| self.malformed(reason))
     }
 
     /// Output matrix, `[vocabulary][hidden]`, or `None` where the embedding is used for it.
@@ -99,9 +85,7 @@ impl ModelFile {
     /// # Errors
     /// None for an open file.
     pub fn output(&self) -> Result<Option<Vec<f32>>> {
-        self.weights
-            .output()
-            .map_err(|reason| self.malformed(reason))
+        self.weights.output().map_err(|reason| self.malformed(reason))
     }
 
     /// The file's tokenizer.
@@ -123,9 +107,6 @@ impl ModelFile {
     }
 
     fn malformed(&self, reason: Malformed) -> Error {
-        Error::Malformed {
-            path: self.path.clone(),
-            reason,
-        }
+        Error::Malformed { path: self.path.clone(), reason }
     }
 }

@@ -11,27 +11,33 @@ use ihip_runtime::{Error, Session, Step};
 
 /// Something to be checked on a device.
 trait Check {
-    fn on<D: Device>(&self, device: &mut D);
+    /// `rounding` is how far a product of some hundred terms of size 1 may be off.
+    fn on<D: Device>(&self, device: &mut D, rounding: f64);
 }
 
-/// Checks on the device that `IHIP_TEST_DEVICE` names: the CPU where it names the emulator or nothing.
+/// Checks on the device that `IHIP_TEST_DEVICE` names, in each of its precisions: the CPU where it names the emulator
+/// or nothing.
 fn check(check: &impl Check) {
     match std::env::var("IHIP_TEST_DEVICE").as_deref() {
         Ok("cuda") => {
-            let device = CudaDevice::new(0, Precision::F32);
-            check.on(&mut device.unwrap_or_else(|error| panic!("IHIP_TEST_DEVICE is cuda, but {error}")));
+            // TF32 would be as far off as 1e-2.
+            for (precision, rounding) in [(Precision::F32, 1e-4), (Precision::Bf16, 1e-1)] {
+                let device = CudaDevice::new(0, precision);
+                let mut device = device.unwrap_or_else(|error| panic!("IHIP_TEST_DEVICE is cuda, but {error}"));
+                check.on(&mut device, rounding);
+            }
         }
-        _ => check.on(&mut CpuDevice::new(2).unwrap()),
+        _ => check.on(&mut CpuDevice::new(2).unwrap(), 1e-4),
     }
 }
 
-/// Numbers that look random, in (−1, 1).
+/// Numbers that look random, multiples of 2⁻⁷ in [−1, 1): bf16 holds them as they are.
 fn noise(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..count)
         .map(|_| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            ((state >> 40) as f32 / (1_u64 << 23) as f32) - 1.0
+            ((state >> 56) as f32 / 128.0) - 1.0
         })
         .collect()
 }
@@ -89,7 +95,7 @@ fn tensor<D: Device>(device: &mut D, cache: &mut D::Cache, columns: usize, value
 struct Products;
 
 impl Check for Products {
-    fn on<D: Device>(&self, device: &mut D) {
+    fn on<D: Device>(&self, device: &mut D, rounding: f64) {
         let (rows, inputs, outputs) = (37, 192, 320);
         let (x, w) = (noise(1, rows * inputs), noise(2, outputs * inputs));
         let mut cache = device.cache(&plan(), 256).unwrap();
@@ -115,8 +121,7 @@ impl Check for Products {
         device.linear(&normed, 0..rows, &weight, &mut out).unwrap();
         let all = device.read(&out, rows).unwrap();
         for (index, (found, expected)) in all.iter().zip(&expected).enumerate() {
-            // TF32 would be a thousand times as far off.
-            assert!((f64::from(*found) - expected).abs() < 1e-4, "{index}: {found}, not {expected}");
+            assert!((f64::from(*found) - expected).abs() < rounding, "{index}: {found}, not {expected}");
         }
 
         // The result of a row has nothing to do with the rows beside it.
@@ -127,7 +132,7 @@ impl Check for Products {
         let sums = device.read(&out, 14).unwrap();
         for (index, found) in sums.iter().enumerate() {
             let expected = all[5 * outputs + index] + all[index];
-            assert!((found - expected).abs() < 1e-4, "{index}: {found}, not {expected}");
+            assert!(f64::from((found - expected).abs()) < rounding, "{index}: {found}, not {expected}");
         }
     }
 }
@@ -180,7 +185,7 @@ impl Attention {
 }
 
 impl Check for Attention {
-    fn on<D: Device>(&self, device: &mut D) {
+    fn on<D: Device>(&self, device: &mut D, _: f64) {
         let (prompt, tokens) = (300, 320);
         let qkv = noise(3, tokens * ROW);
         let (outputs, lists) = Self::run(device, &qkv, prompt, false);
@@ -238,7 +243,7 @@ fn attention_is_the_references_and_recorded_steps_compute_the_same() {
 struct Limits;
 
 impl Check for Limits {
-    fn on<D: Device>(&self, device: &mut D) {
+    fn on<D: Device>(&self, device: &mut D, _: f64) {
         let plan = plan();
         let mut cache = device.cache(&plan, 100).unwrap();
         let steps = Session::new(plan.clone()).prefill_steps(128, 64).unwrap();
@@ -273,7 +278,7 @@ fn what_does_not_fit_is_refused_with_the_numbers() {
 struct Choice;
 
 impl Check for Choice {
-    fn on<D: Device>(&self, device: &mut D) {
+    fn on<D: Device>(&self, device: &mut D, _: f64) {
         let mut cache = device.cache(&plan(), 64).unwrap();
         let mut logits: Vec<f32> = noise(5, 4096).iter().map(|value| value * 4.0).collect();
         logits[3000] = 9.0;

@@ -1,9 +1,13 @@
 //! One module for each thing that tests share.
 
 pub mod attention;
+pub mod command;
 pub mod emulator;
+pub mod generation;
+pub mod gguf;
 pub mod golden;
 pub mod host;
 pub mod layer;
+pub mod model;
 pub mod nvrtc;
 pub mod sample;

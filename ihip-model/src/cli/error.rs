@@ -64,7 +64,7 @@ pub(super) enum Error {
         input: Source,
     },
     /// A text too short to be scored.
-    #[error("only {tokens} token of {input} would be scored from: a token is scored by those before it, give at least 2")]
+    #[error("{input} has {tokens} token: a token is scored by those before it, give at least 2")]
     NothingToScore {
         /// Where the text came from.
         input: Source,

@@ -19,8 +19,8 @@ use crate::{ModelFile, fetch};
 #[derive(Debug, Args)]
 pub(super) struct ModelArguments {
     /// A model by its name, fetched once, or the path of a GGUF file
-    #[arg(long = "model", value_name = "NAME|PATH", default_value = fetch::KNOWN_MODELS[0].name)]
-    name: String,
+    #[arg(long, value_name = "NAME|PATH", default_value = fetch::KNOWN_MODELS[0].name)]
+    model: String,
 }
 
 impl ModelArguments {
@@ -30,7 +30,7 @@ impl ModelArguments {
     /// Where it cannot be had or cannot be used.
     pub(super) fn open(&self, interrupt: &Interrupt) -> Result<ModelFile> {
         let mut bar = progress::Fetch::default();
-        let path = fetch::model_path(&self.name, &mut |progress| {
+        let path = fetch::model_path(&self.model, &mut |progress| {
             bar.show(progress);
             if interrupt.check().is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;

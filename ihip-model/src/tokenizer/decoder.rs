@@ -26,10 +26,7 @@ impl Table {
     /// A token of characters that stand for bytes; one with other characters is taken as text, as Hugging Face's
     /// decoder does.
     pub(super) fn push_byte_level(&mut self, token: &str) {
-        let bytes: Option<Vec<u8>> = token
-            .chars()
-            .map(|character| BYTES.get(&character).copied())
-            .collect();
+        let bytes: Option<Vec<u8>> = token.chars().map(|character| BYTES.get(&character).copied()).collect();
         match bytes {
             Some(bytes) => self.bytes.extend(bytes),
             None => self.bytes.extend(token.as_bytes()),
@@ -39,10 +36,7 @@ impl Table {
 
     fn token(&self, id: u32) -> Result<&[u8]> {
         let index = id as usize;
-        let end = *self.ends.get(index).ok_or(Error::UnknownToken {
-            id,
-            vocabulary: self.len(),
-        })?;
+        let end = *self.ends.get(index).ok_or(Error::UnknownToken { id, vocabulary: self.len() })?;
         let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
         Ok(&self.bytes[start..end])
     }
@@ -52,9 +46,7 @@ impl Table {
 static BYTES: LazyLock<HashMap<char, u8>> = LazyLock::new(|| {
     let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let others = (0..=u8::MAX).filter(|byte| !printable(byte));
-    let itself = (0..=u8::MAX)
-        .filter(printable)
-        .map(|byte| (char::from(byte), byte));
+    let itself = (0..=u8::MAX).filter(printable).map(|byte| (char::from(byte), byte));
     itself.chain(('\u{100}'..).zip(others)).collect()
 });
 
@@ -68,10 +60,7 @@ pub struct Decoder<'a> {
 
 impl<'a> Decoder<'a> {
     pub(super) const fn new(table: &'a Table) -> Self {
-        Self {
-            table,
-            pending: Vec::new(),
-        }
+        Self { table, pending: Vec::new() }
     }
 
     /// The characters that this token completes, perhaps none. Bytes that cannot become UTF-8 come as U+FFFD.
@@ -86,9 +75,7 @@ impl<'a> Decoder<'a> {
             text.push_str(chunk.valid());
             rest += chunk.valid().len();
             let invalid = chunk.invalid();
-            if invalid.is_empty()
-                || (rest + invalid.len() == self.pending.len() && may_continue(invalid))
-            {
+            if invalid.is_empty() || (rest + invalid.len() == self.pending.len() && may_continue(invalid)) {
                 break;
             }
             text.push(char::REPLACEMENT_CHARACTER);

@@ -37,15 +37,11 @@ pub struct Tokenizer {
     control: Added,
     user_defined: Added,
     end: Vec<u32>,
-    bos: Option<u32>,
 }
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("Tokenizer")
-            .field("vocabulary", &self.vocabulary())
-            .finish_non_exhaustive()
+        formatter.debug_struct("Tokenizer").field("vocabulary", &self.vocabulary()).finish_non_exhaustive()
     }
 }
 
@@ -60,21 +56,12 @@ impl Added {
         let finder = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostLongest)
             .build(tokens.iter().map(|(token, _)| token))
-            .expect(
-                "a vocabulary of a file in memory is far below the 2³¹ states of the automaton",
-            );
-        Self {
-            finder,
-            ids: tokens.iter().map(|(_, id)| *id).collect(),
-        }
+            .expect("a vocabulary of a file in memory is far below the 2³¹ states of the automaton");
+        Self { finder, ids: tokens.iter().map(|(_, id)| *id).collect() }
     }
 
     /// The text between the tokens, and the tokens.
-    fn split<'a>(
-        &self,
-        text: &'a str,
-        mut found: impl FnMut(Piece<'a>) -> Result<()>,
-    ) -> Result<()> {
+    fn split<'a>(&self, text: &'a str, mut found: impl FnMut(Piece<'a>) -> Result<()>) -> Result<()> {
         let mut rest = 0;
         for token in self.finder.find_iter(text) {
             found(Piece::Text(&text[rest..token.start()]))?;
@@ -99,12 +86,7 @@ const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
 const MODEL: &str = "tokenizer.ggml.model";
 const WORDS: &str = "tokenizer.ggml.pre";
-const BOS: &str = "tokenizer.ggml.bos_token_id";
-const END: [&str; 3] = [
-    "tokenizer.ggml.eos_token_id",
-    "tokenizer.ggml.eot_token_id",
-    "tokenizer.ggml.eom_token_id",
-];
+const END: [&str; 3] = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
 
 impl Tokenizer {
     /// The tokenizer of a file whose model has `vocabulary` tokens.
@@ -115,22 +97,12 @@ impl Tokenizer {
         let missing = |key: &str| Malformed::MissingKey { key: key.into() };
         let model = file.string(MODEL)?.ok_or_else(|| missing(MODEL))?;
         if model != "gpt2" {
-            return Err(Malformed::TokenizerModel {
-                model: model.into(),
-            });
+            return Err(Malformed::TokenizerModel { model: model.into() });
         }
         let words = words::Words::named(file.string(WORDS)?.unwrap_or("default"))?;
         let tokens = file.strings(TOKENS)?.ok_or_else(|| missing(TOKENS))?;
         let count = |what, found| {
-            if found == vocabulary {
-                Ok(())
-            } else {
-                Err(Malformed::Vocabulary {
-                    what,
-                    found,
-                    vocabulary,
-                })
-            }
+            if found == vocabulary { Ok(()) } else { Err(Malformed::Vocabulary { what, found, vocabulary }) }
         };
         count("list of tokens", tokens.len())?;
         let types: Vec<i32> = match file.integers(TOKEN_TYPES)? {
@@ -144,11 +116,7 @@ impl Tokenizer {
         let (mut control, mut user_defined) = (Vec::new(), Vec::new());
         for ((id, token), kind) in (0_u32..).zip(tokens).zip(types) {
             if let Some(first) = ids.insert(token, id) {
-                return Err(Malformed::DuplicateToken {
-                    token: token.into(),
-                    first,
-                    second: id,
-                });
+                return Err(Malformed::DuplicateToken { token: token.into(), first, second: id });
             }
             match kind {
                 CONTROL | USER_DEFINED if token.is_empty() => decoder.push_text(token),
@@ -166,11 +134,7 @@ impl Tokenizer {
         let model = merges(file, &ids, words.whole_words_first)?;
 
         let id = |key: &'static str| match file.unsigned(key)? {
-            Some(id) if id >= vocabulary => Err(Malformed::TokenId {
-                key,
-                id,
-                vocabulary,
-            }),
+            Some(id) if id >= vocabulary => Err(Malformed::TokenId { key, id, vocabulary }),
             id => Ok(id.map(|id| id as u32)),
         };
         let mut end = Vec::new();
@@ -186,7 +150,6 @@ impl Tokenizer {
             control: Added::new(&control),
             user_defined: Added::new(&user_defined),
             end,
-            bos: id(BOS)?,
         })
     }
 
@@ -200,12 +163,6 @@ impl Tokenizer {
     #[must_use]
     pub fn is_end(&self, id: u32) -> bool {
         self.end.contains(&id)
-    }
-
-    /// The token that the model was trained to see first, if it has one. Nothing here adds it.
-    #[must_use]
-    pub const fn bos(&self) -> Option<u32> {
-        self.bos
     }
 
     /// The text's tokens, none added. Bytes that the vocabulary has no token for are left out, as in Hugging Face's
@@ -275,10 +232,8 @@ impl Tokenizer {
                 joined.as_str()
             }
         };
-        let encoded: Vec<Vec<u32>> = segments(text)
-            .par_iter()
-            .map(|segment| self.encode_segment(segment))
-            .collect::<Result<_>>()?;
+        let encoded: Vec<Vec<u32>> =
+            segments(text).par_iter().map(|segment| self.encode_segment(segment)).collect::<Result<_>>()?;
         ids.extend(encoded.into_iter().flatten());
         Ok(())
     }
@@ -289,46 +244,26 @@ impl Tokenizer {
         self.words.pre_tokenize(&mut words).map_err(fail)?;
         let mut ids = Vec::new();
         for (word, _, _) in words.get_splits(OffsetReferential::Normalized, OffsetType::None) {
-            ids.extend(
-                self.model
-                    .tokenize(word)
-                    .map_err(fail)?
-                    .iter()
-                    .map(|token| token.id),
-            );
+            ids.extend(self.model.tokenize(word).map_err(fail)?.iter().map(|token| token.id));
         }
         Ok(ids)
     }
 }
 
-fn merges<B: AsRef<[u8]>>(
-    file: &Gguf<B>,
-    ids: &HashMap<&str, u32>,
-    whole_words_first: bool,
-) -> FileResult<BPE> {
-    let merges = file
-        .strings(MERGES)?
-        .ok_or_else(|| Malformed::MissingKey { key: MERGES.into() })?;
+fn merges<B: AsRef<[u8]>>(file: &Gguf<B>, ids: &HashMap<&str, u32>, whole_words_first: bool) -> FileResult<BPE> {
+    let merges = file.strings(MERGES)?.ok_or_else(|| Malformed::MissingKey { key: MERGES.into() })?;
     let merges: Vec<(String, String)> = merges
         .enumerate()
         .map(|(index, merge)| match merge.split_once(' ') {
             Some((left, right))
-                if [left, right, &[left, right].concat()]
-                    .iter()
-                    .all(|token| ids.contains_key(token)) =>
+                if [left, right, &[left, right].concat()].iter().all(|token| ids.contains_key(token)) =>
             {
                 Ok((left.to_owned(), right.to_owned()))
             }
-            _ => Err(Malformed::Merge {
-                index,
-                merge: merge.into(),
-            }),
+            _ => Err(Malformed::Merge { index, merge: merge.into() }),
         })
         .collect::<FileResult<_>>()?;
-    let vocabulary = ids
-        .iter()
-        .map(|(token, id)| ((*token).to_owned(), *id))
-        .collect();
+    let vocabulary = ids.iter().map(|(token, id)| ((*token).to_owned(), *id)).collect();
     let mut model = BPE::new(vocabulary, merges);
     model.ignore_merges = whole_words_first;
     Ok(model)

@@ -21,18 +21,8 @@ pub(super) fn segments(text: &str) -> Vec<&str> {
 }
 
 fn first_cut(text: &str) -> Option<usize> {
-    let spaces = text
-        .as_bytes()
-        .iter()
-        .enumerate()
-        .skip(SEGMENT)
-        .filter(|(_, byte)| **byte == b' ');
-    let follows_word = |at: &usize| {
-        text[..*at]
-            .chars()
-            .next_back()
-            .is_some_and(|before| !before.is_whitespace())
-    };
+    let spaces = text.as_bytes().iter().enumerate().skip(SEGMENT).filter(|(_, byte)| **byte == b' ');
+    let follows_word = |at: &usize| text[..*at].chars().next_back().is_some_and(|before| !before.is_whitespace());
     spaces.map(|(at, _)| at).find(follows_word)
 }
 

@@ -18,42 +18,9 @@ pub(super) struct Words {
 
 /// Rules by the names that converters write. Each is a list of expressions; one splits what the one before left.
 const RULES: [(&[&str], Rule); 4] = [
-    (
-        &[
-            "smollm",
-            "starcoder",
-            "refact",
-            "command-r",
-            "codeshell",
-            "exaone",
-            "minerva-7b",
-        ],
-        Rule::SingleDigits,
-    ),
-    (
-        &[
-            "gpt-2",
-            "gpt2",
-            "mpt",
-            "olmo",
-            "jais",
-            "phi-2",
-            "trillion",
-            "granite-docling",
-        ],
-        Rule::Gpt2,
-    ),
-    (
-        &[
-            "llama-bpe",
-            "llama3",
-            "llama-v3",
-            "falcon3",
-            "pixtral",
-            "smaug-bpe",
-        ],
-        Rule::Llama3,
-    ),
+    (&["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"], Rule::SingleDigits),
+    (&["gpt-2", "gpt2", "mpt", "olmo", "jais", "phi-2", "trillion", "granite-docling"], Rule::Gpt2),
+    (&["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "smaug-bpe"], Rule::Llama3),
     (&["default"], Rule::Default),
 ];
 
@@ -78,35 +45,18 @@ const DEFAULT: [&str; 4] = [
 
 impl Words {
     pub(super) fn named(name: &str) -> Result<Self> {
-        let rule = RULES
-            .iter()
-            .find(|(names, _)| names.contains(&name))
-            .map(|(_, rule)| *rule);
+        let rule = RULES.iter().find(|(names, _)| names.contains(&name)).map(|(_, rule)| *rule);
         let rule = rule.ok_or_else(|| {
-            let known: Vec<&str> = RULES
-                .iter()
-                .flat_map(|(names, _)| *names)
-                .copied()
-                .collect();
-            Malformed::PreTokenizer {
-                name: name.into(),
-                known: known.join(", "),
-            }
+            let known: Vec<&str> = RULES.iter().flat_map(|(names, _)| *names).copied().collect();
+            Malformed::PreTokenizer { name: name.into(), known: known.join(", ") }
         })?;
         let splitters = match rule {
             Rule::SingleDigits => vec![Digits::new(true).into(), bytes(true)],
             Rule::Gpt2 => vec![bytes(true)],
             Rule::Llama3 => vec![split(LLAMA3), bytes(false)],
-            Rule::Default => DEFAULT
-                .into_iter()
-                .map(split)
-                .chain([bytes(false)])
-                .collect(),
+            Rule::Default => DEFAULT.into_iter().map(split).chain([bytes(false)]).collect(),
         };
-        Ok(Self {
-            splitters: Sequence::new(splitters),
-            whole_words_first: matches!(rule, Rule::Llama3),
-        })
+        Ok(Self { splitters: Sequence::new(splitters), whole_words_first: matches!(rule, Rule::Llama3) })
     }
 }
 
@@ -117,9 +67,7 @@ fn bytes(gpt2_words: bool) -> PreTokenizerWrapper {
 
 fn split(expression: &str) -> PreTokenizerWrapper {
     let pattern = SplitPattern::Regex(expression.into());
-    Split::new(pattern, SplitDelimiterBehavior::Isolated, false)
-        .expect("the expressions above compile")
-        .into()
+    Split::new(pattern, SplitDelimiterBehavior::Isolated, false).expect("the expressions above compile").into()
 }
 
 #[cfg(test)]
@@ -132,9 +80,6 @@ mod tests {
             assert!(Words::named(name).is_ok());
         }
         let message = Words::named("tekken").map(|_| ()).unwrap_err().to_string();
-        assert!(
-            message.contains("\"tekken\"") && message.contains("smollm"),
-            "{message}"
-        );
+        assert!(message.contains("\"tekken\"") && message.contains("smollm"), "{message}");
     }
 }

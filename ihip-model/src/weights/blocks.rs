@@ -25,14 +25,7 @@ const BLOCK: usize = 32;
 
 impl Encoding {
     /// Every encoding that is read.
-    pub const ALL: [Self; 6] = [
-        Self::F32,
-        Self::F16,
-        Self::Bf16,
-        Self::Q8_0,
-        Self::Q4_0,
-        Self::Q4_1,
-    ];
+    pub const ALL: [Self; 6] = [Self::F32, Self::F16, Self::Bf16, Self::Q8_0, Self::Q4_0, Self::Q4_1];
 
     pub(super) const LIST: &str = "F32, F16, BF16, Q8_0, Q4_0 and Q4_1";
 
@@ -87,8 +80,7 @@ impl Encoding {
     /// Bytes of `elements` elements in rows of `row`, `None` when a row is no whole number of blocks.
     pub(super) fn stored_bytes(self, row: usize, elements: usize) -> Option<usize> {
         // No overflow: `elements` times 4 fits an isize, and no encoding takes more than 4 bytes an element.
-        row.is_multiple_of(self.block_elements())
-            .then(|| elements / self.block_elements() * self.block_bytes())
+        row.is_multiple_of(self.block_elements()).then(|| elements / self.block_elements() * self.block_bytes())
     }
 
     /// Writes the elements of whole blocks as f32.
@@ -96,10 +88,7 @@ impl Encoding {
     /// # Panics
     /// When `stored` and `out` are not the same number of whole blocks.
     pub fn dequantise(self, stored: &[u8], out: &mut [f32]) {
-        assert_eq!(
-            stored.len() / self.block_bytes(),
-            out.len() / self.block_elements()
-        );
+        assert_eq!(stored.len() / self.block_bytes(), out.len() / self.block_elements());
         match self {
             Self::F32 => each(stored, out, f32::from_le_bytes),
             Self::F16 => each(stored, out, |bytes| f16::from_le_bytes(bytes).to_f32()),
@@ -126,21 +115,13 @@ impl Encoding {
     /// # Panics
     /// When `stored` is no whole number of rows of `row` elements, or `source` names a row that is not there.
     #[must_use]
-    pub fn dequantise_rows(
-        self,
-        stored: &[u8],
-        row: usize,
-        source: impl Fn(usize) -> usize + Sync,
-    ) -> Vec<f32> {
+    pub fn dequantise_rows(self, stored: &[u8], row: usize, source: impl Fn(usize) -> usize + Sync) -> Vec<f32> {
         let row_bytes = row / self.block_elements() * self.block_bytes();
         let mut out = vec![0.0; stored.len() / row_bytes * row];
-        out.par_chunks_mut(row)
-            .enumerate()
-            .with_min_len(16)
-            .for_each(|(index, out)| {
-                let at = source(index) * row_bytes;
-                self.dequantise(&stored[at..at + row_bytes], out);
-            });
+        out.par_chunks_mut(row).enumerate().with_min_len(16).for_each(|(index, out)| {
+            let at = source(index) * row_bytes;
+            self.dequantise(&stored[at..at + row_bytes], out);
+        });
         out
     }
 }
@@ -151,11 +132,7 @@ fn each<const N: usize>(stored: &[u8], out: &mut [f32], convert: impl Fn([u8; N]
     }
 }
 
-fn blocks<const N: usize>(
-    stored: &[u8],
-    out: &mut [f32],
-    convert: impl Fn(&[u8; N], &mut [f32; BLOCK]),
-) {
+fn blocks<const N: usize>(stored: &[u8], out: &mut [f32], convert: impl Fn(&[u8; N], &mut [f32; BLOCK])) {
     for (out, block) in out.as_chunks_mut().0.iter_mut().zip(stored.as_chunks().0) {
         convert(block, out);
     }

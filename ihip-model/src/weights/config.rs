@@ -44,9 +44,7 @@ impl Config {
     pub(super) fn read<B: AsRef<[u8]>>(file: &Gguf<B>) -> Result<Self> {
         let architecture = required(ARCHITECTURE, file.string(ARCHITECTURE)?)?;
         if architecture != "llama" {
-            return Err(Malformed::Architecture {
-                architecture: architecture.into(),
-            });
+            return Err(Malformed::Architecture { architecture: architecture.into() });
         }
         if let Some(experts @ 1..) = file.unsigned("llama.expert_count")? {
             return Err(Malformed::KeyRange {
@@ -67,10 +65,9 @@ impl Config {
                 hidden / query_heads
             }
         };
-        multiple(
-            ("the head dimension", head_dim),
-            ("the number of elements a rotation takes", 2),
-        )?;
+        if head_dim % 2 == 1 {
+            return Err(Malformed::OddHead { head_dim });
+        }
         for key in ["llama.attention.value_length", "llama.rope.dimension_count"] {
             let extent = extent(file, key, Some(head_dim))?;
             if extent != head_dim {
@@ -85,31 +82,19 @@ impl Config {
         let &[_, vocabulary] = embedding.shape.as_slice() else {
             return Err(Malformed::TensorShape {
                 name: "token_embd.weight".into(),
-                wanted: vec![hidden, 0],
+                wanted: vec![hidden, embedding.elements() / hidden],
                 found: embedding.shape.clone(),
             });
         };
         Ok(Self {
             hidden,
-            layers: bounded(
-                file,
-                "llama.block_count",
-                None,
-                MAX_LAYERS,
-                "between 1 and 4096",
-            )?,
+            layers: bounded(file, "llama.block_count", None, MAX_LAYERS, "between 1 and 4096")?,
             query_heads,
             kv_heads,
             head_dim,
             feed_forward: extent(file, "llama.feed_forward_length", None)?,
             vocabulary,
-            context_length: bounded(
-                file,
-                "llama.context_length",
-                None,
-                u32::MAX as usize,
-                "at least 1",
-            )?,
+            context_length: bounded(file, "llama.context_length", None, u32::MAX as usize, "at least 1")?,
             rms_epsilon: positive(file, "llama.attention.layer_norm_rms_epsilon", None)? as f32,
             tied_output: !file.tensors().contains_key("output.weight"),
             rope_base: positive(file, "llama.rope.freq_base", Some(10_000.0))?,
@@ -122,19 +107,14 @@ impl Config {
     #[must_use]
     pub fn frequencies(&self) -> Vec<f64> {
         let exponent = |pair: usize| -2.0 * pair as f64 / self.head_dim as f64;
-        let scaled = |(pair, factor): (usize, &f32)| {
-            self.rope_base.powf(exponent(pair)) / f64::from(*factor)
-        };
+        let scaled = |(pair, factor): (usize, &f32)| self.rope_base.powf(exponent(pair)) / f64::from(*factor);
         self.rope_factors.iter().enumerate().map(scaled).collect()
     }
 
     /// Every tensor of the model with its shape, fastest-varying extent first.
     pub(super) fn tensors(&self) -> impl Iterator<Item = (String, Vec<usize>)> {
         let (hidden, inner) = (self.hidden, self.feed_forward);
-        let (queries, keys) = (
-            self.query_heads * self.head_dim,
-            self.kv_heads * self.head_dim,
-        );
+        let (queries, keys) = (self.query_heads * self.head_dim, self.kv_heads * self.head_dim);
         let layer = [
             ("attn_norm", vec![hidden]),
             ("attn_q", vec![hidden, queries]),
@@ -146,17 +126,11 @@ impl Config {
             ("ffn_up", vec![hidden, inner]),
             ("ffn_down", vec![inner, hidden]),
         ];
-        let layers = (0..self.layers).flat_map(move |index| {
-            layer
-                .clone()
-                .map(|(name, shape)| (format!("blk.{index}.{name}.weight"), shape))
-        });
-        let output =
-            (!self.tied_output).then(|| ("output.weight".into(), vec![hidden, self.vocabulary]));
-        let ends = [
-            ("token_embd.weight".into(), vec![hidden, self.vocabulary]),
-            ("output_norm.weight".into(), vec![hidden]),
-        ];
+        let layers = (0..self.layers)
+            .flat_map(move |index| layer.clone().map(|(name, shape)| (format!("blk.{index}.{name}.weight"), shape)));
+        let output = (!self.tied_output).then(|| ("output.weight".into(), vec![hidden, self.vocabulary]));
+        let ends =
+            [("token_embd.weight".into(), vec![hidden, self.vocabulary]), ("output_norm.weight".into(), vec![hidden])];
         ends.into_iter().chain(output).chain(layers)
     }
 
@@ -181,11 +155,7 @@ fn bounded<B: AsRef<[u8]>>(
     if (1..=most).contains(&number) {
         Ok(number)
     } else {
-        Err(Malformed::KeyRange {
-            key: key.into(),
-            value: number as f64,
-            wanted,
-        })
+        Err(Malformed::KeyRange { key: key.into(), value: number as f64, wanted })
     }
 }
 
@@ -198,29 +168,12 @@ fn positive<B: AsRef<[u8]>>(file: &Gguf<B>, key: &str, default: Option<f64>) -> 
     if number.is_finite() && number > 0.0 {
         Ok(number)
     } else {
-        Err(Malformed::KeyRange {
-            key: key.into(),
-            value: number,
-            wanted: "a positive number",
-        })
+        Err(Malformed::KeyRange { key: key.into(), value: number, wanted: "a positive number" })
     }
 }
 
-fn multiple(
-    (a, a_value): (&'static str, usize),
-    (b, b_value): (&'static str, usize),
-) -> Result<()> {
-    if a_value.is_multiple_of(b_value) {
-        Ok(())
-    } else {
-        Err(Malformed::Inconsistent {
-            a,
-            a_value,
-            b,
-            b_value,
-            rule: "the first should be a multiple of the second",
-        })
-    }
+fn multiple((a, a_value): (&'static str, usize), (b, b_value): (&'static str, usize)) -> Result<()> {
+    if a_value.is_multiple_of(b_value) { Ok(()) } else { Err(Malformed::NotAMultiple { a, a_value, b, b_value }) }
 }
 
 /// Llama 3 ships its scaling as a tensor of factors; linear scaling is one factor for all pairs.
@@ -230,9 +183,7 @@ fn rope_factors<B: AsRef<[u8]>>(file: &Gguf<B>, pairs: usize) -> Result<Vec<f32>
         Some("none") => 1.0,
         Some("linear") => positive(file, "llama.rope.scaling.factor", None)?,
         Some(scaling) => {
-            return Err(Malformed::RopeScaling {
-                scaling: scaling.into(),
-            });
+            return Err(Malformed::RopeScaling { scaling: scaling.into() });
         }
     };
     let mut factors = vec![1.0; pairs];
@@ -244,9 +195,7 @@ fn rope_factors<B: AsRef<[u8]>>(file: &Gguf<B>, pairs: usize) -> Result<Vec<f32>
                 found: tensor.shape.clone(),
             });
         }
-        tensor
-            .encoding
-            .dequantise(file.tensor_bytes(tensor), &mut factors);
+        tensor.encoding.dequantise(file.tensor_bytes(tensor), &mut factors);
     }
     for factor in &mut factors {
         *factor *= linear as f32;

@@ -157,11 +157,7 @@ impl<B: AsRef<[u8]>> Gguf<B> {
         let (tensor_count, key_count) = header(&mut cursor)?;
         let metadata = metadata(&mut cursor, key_count)?;
         let tensors = directory(&mut cursor, tensor_count, alignment(&metadata)?)?;
-        Ok(Self {
-            bytes,
-            metadata,
-            tensors,
-        })
+        Ok(Self { bytes, metadata, tensors })
     }
 
     /// The tensors by name.
@@ -175,9 +171,7 @@ impl<B: AsRef<[u8]>> Gguf<B> {
     /// # Errors
     /// [`Malformed::MissingTensor`].
     pub fn tensor(&self, name: &str) -> Result<&Tensor> {
-        self.tensors
-            .get(name)
-            .ok_or_else(|| Malformed::MissingTensor { name: name.into() })
+        self.tensors.get(name).ok_or_else(|| Malformed::MissingTensor { name: name.into() })
     }
 
     /// The stored bytes of a tensor of this file.
@@ -242,17 +236,12 @@ impl<B: AsRef<[u8]>> Gguf<B> {
     /// # Errors
     /// [`Malformed::KeyType`] when it is something else.
     pub fn strings(&self, key: &str) -> Result<Option<impl ExactSizeIterator<Item = &str>>> {
-        let Some(array) = self.array(key, "an array of strings", |element| {
-            element == ElementType::String
-        })?
-        else {
+        let Some(array) = self.array(key, "an array of strings", |element| element == ElementType::String)? else {
             return Ok(None);
         };
         let mut rest = &self.bytes.as_ref()[array.bytes.clone()];
         Ok(Some((0..array.count).map(move |_| {
-            let (length, after) = rest
-                .split_first_chunk()
-                .expect("lengths were checked by parse");
+            let (length, after) = rest.split_first_chunk().expect("lengths were checked by parse");
             let (string, after) = after.split_at(u64::from_le_bytes(*length) as usize);
             rest = after;
             std::str::from_utf8(string).expect("strings were checked by parse")
@@ -269,17 +258,10 @@ impl<B: AsRef<[u8]>> Gguf<B> {
             return Ok(None);
         };
         let (integers, _) = self.bytes.as_ref()[array.bytes.clone()].as_chunks();
-        Ok(Some(
-            integers.iter().map(|bytes| i32::from_le_bytes(*bytes)),
-        ))
+        Ok(Some(integers.iter().map(|bytes| i32::from_le_bytes(*bytes))))
     }
 
-    fn array(
-        &self,
-        key: &str,
-        wanted: &'static str,
-        element: impl Fn(ElementType) -> bool,
-    ) -> Result<Option<&Array>> {
+    fn array(&self, key: &str, wanted: &'static str, element: impl Fn(ElementType) -> bool) -> Result<Option<&Array>> {
         self.typed(key, wanted, |value| match value {
             Value::Array(array) if element(array.element) => Some(array),
             _ => None,
@@ -295,11 +277,7 @@ impl<B: AsRef<[u8]>> Gguf<B> {
         let Some(value) = self.metadata.get(key) else {
             return Ok(None);
         };
-        let mismatch = || Malformed::KeyType {
-            key: key.into(),
-            wanted,
-            found: value.kind(),
-        };
+        let mismatch = || Malformed::KeyType { key: key.into(), wanted, found: value.kind() };
         convert(value).map(Some).ok_or_else(mismatch)
     }
 }
@@ -333,9 +311,7 @@ impl<'a> Cursor<'a> {
 
     fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N]> {
         let bytes = self.take(N as u64, what)?;
-        Ok(bytes
-            .try_into()
-            .expect("take returns the length it was asked for"))
+        Ok(bytes.try_into().expect("take returns the length it was asked for"))
     }
 
     fn u32(&mut self, what: &'static str) -> Result<u32> {
@@ -355,10 +331,7 @@ impl<'a> Cursor<'a> {
 
     fn element_type(&mut self, key: &str) -> Result<ElementType> {
         let code = self.u32("the type of a metadata value")?;
-        ElementType::from_code(code).ok_or_else(|| Malformed::UnknownValueType {
-            key: key.into(),
-            code,
-        })
+        ElementType::from_code(code).ok_or_else(|| Malformed::UnknownValueType { key: key.into(), code })
     }
 
     /// Refuses a count of things that cannot be in the rest of the file.
@@ -366,11 +339,7 @@ impl<'a> Cursor<'a> {
         let rest = self.bytes.len() - self.position;
         match usize::try_from(count) {
             Ok(fits) if fits <= rest / least_bytes => Ok(fits),
-            _ => Err(Malformed::Count {
-                what,
-                count,
-                rest: rest as u64,
-            }),
+            _ => Err(Malformed::Count { what, count, rest: rest as u64 }),
         }
     }
 }
@@ -379,9 +348,7 @@ impl<'a> Cursor<'a> {
 fn header(cursor: &mut Cursor<'_>) -> Result<(u64, u64)> {
     let start = &cursor.bytes[..cursor.bytes.len().min(MAGIC.len())];
     if start != &MAGIC[..start.len()] || start.is_empty() {
-        return Err(Malformed::NotGguf {
-            size: cursor.bytes.len() as u64,
-        });
+        return Err(Malformed::NotGguf { size: cursor.bytes.len() as u64 });
     }
     cursor.take(MAGIC.len() as u64, "the magic number")?;
     let version = cursor.u32("the version")?;
@@ -390,10 +357,7 @@ fn header(cursor: &mut Cursor<'_>) -> Result<(u64, u64)> {
         _ if (1..=3).contains(&version.swap_bytes()) => return Err(Malformed::BigEndian),
         _ => return Err(Malformed::Version { version }),
     }
-    Ok((
-        cursor.u64("the number of tensors")?,
-        cursor.u64("the number of metadata keys")?,
-    ))
+    Ok((cursor.u64("the number of tensors")?, cursor.u64("the number of metadata keys")?))
 }
 
 fn metadata(cursor: &mut Cursor<'_>, count: u64) -> Result<BTreeMap<String, Value>> {
@@ -430,10 +394,7 @@ fn scalar(cursor: &mut Cursor<'_>, key: &str, element: ElementType) -> Result<Va
         ElementType::Bool => match cursor.array(WHAT)? {
             [byte @ (0 | 1)] => Value::Bool(byte == 1),
             [byte] => {
-                return Err(Malformed::Boolean {
-                    key: key.into(),
-                    byte,
-                });
+                return Err(Malformed::Boolean { key: key.into(), byte });
             }
         },
         ElementType::String => Value::String(cursor.string(WHAT)?.to_owned()),
@@ -456,11 +417,7 @@ fn array(cursor: &mut Cursor<'_>, key: &str) -> Result<Array> {
     } else {
         cursor.take((count * element.least_bytes()) as u64, element.name())?;
     }
-    Ok(Array {
-        element,
-        count,
-        bytes: start..cursor.position,
-    })
+    Ok(Array { element, count, bytes: start..cursor.position })
 }
 
 fn alignment(metadata: &BTreeMap<String, Value>) -> Result<usize> {
@@ -478,11 +435,7 @@ fn alignment(metadata: &BTreeMap<String, Value>) -> Result<usize> {
     }
 }
 
-fn directory(
-    cursor: &mut Cursor<'_>,
-    count: u64,
-    alignment: usize,
-) -> Result<BTreeMap<String, Tensor>> {
+fn directory(cursor: &mut Cursor<'_>, count: u64, alignment: usize) -> Result<BTreeMap<String, Tensor>> {
     // An entry has at least an empty name, the number of dimensions, one dimension, a type and an offset.
     let count = cursor.count(count, 32, "tensors")?;
     let mut entries = BTreeMap::new();
@@ -492,55 +445,29 @@ fn directory(
         let code = cursor.u32("a tensor type")?;
         let offset = cursor.u64("a tensor offset")?;
         let encoding =
-            Encoding::from_code(code).ok_or_else(|| Malformed::UnsupportedTensorType {
-                name: name.into(),
-                code,
-            })?;
-        if entries
-            .insert(name.to_owned(), (shape, encoding, offset))
-            .is_some()
-        {
+            Encoding::from_code(code).ok_or_else(|| Malformed::UnsupportedTensorType { name: name.into(), code })?;
+        if entries.insert(name.to_owned(), (shape, encoding, offset)).is_some() {
             return Err(Malformed::DuplicateTensor { name: name.into() });
         }
     }
     let size = cursor.bytes.len();
     // Nothing follows the directory of a file that has no tensors, not even padding.
-    let data = cursor
-        .position
-        .checked_next_multiple_of(alignment)
-        .unwrap_or(usize::MAX);
+    let data = cursor.position.checked_next_multiple_of(alignment).unwrap_or(usize::MAX);
     entries
         .into_iter()
         .map(|(name, (shape, encoding, offset))| {
             let elements: usize = shape.iter().product();
             let Some(length) = encoding.stored_bytes(shape[0], elements) else {
-                return Err(Malformed::PartialBlock {
-                    name,
-                    row: shape[0] as u64,
-                    block: encoding.block_elements(),
-                });
+                return Err(Malformed::PartialBlock { name, row: shape[0] as u64, block: encoding.block_elements() });
             };
-            let start = usize::try_from(offset)
-                .ok()
-                .and_then(|offset| data.checked_add(offset));
+            let start = usize::try_from(offset).ok().and_then(|offset| data.checked_add(offset));
             let end = start.and_then(|start| start.checked_add(length));
             match (start, end) {
                 (Some(start), Some(end)) if end <= size => {
                     if !offset.is_multiple_of(alignment as u64) {
-                        return Err(Malformed::Misaligned {
-                            name,
-                            offset,
-                            alignment,
-                        });
+                        return Err(Malformed::Misaligned { name, offset, alignment });
                     }
-                    Ok((
-                        name,
-                        Tensor {
-                            shape,
-                            encoding,
-                            bytes: start..end,
-                        },
-                    ))
+                    Ok((name, Tensor { shape, encoding, bytes: start..end }))
                 }
                 _ => Err(Malformed::PastEnd {
                     name,
@@ -557,10 +484,7 @@ fn directory(
 fn shape(cursor: &mut Cursor<'_>, name: &str) -> Result<Vec<usize>> {
     let dimensions = cursor.u32("the number of a tensor's dimensions")?;
     if !(1..=MAX_DIMENSIONS).contains(&dimensions) {
-        return Err(Malformed::Dimensions {
-            name: name.into(),
-            dimensions,
-        });
+        return Err(Malformed::Dimensions { name: name.into(), dimensions });
     }
     let mut shape = Vec::new();
     let mut elements = 1_usize;
@@ -569,9 +493,7 @@ fn shape(cursor: &mut Cursor<'_>, name: &str) -> Result<Vec<usize>> {
         if extent == 0 {
             return Err(Malformed::ZeroDimension { name: name.into() });
         }
-        let product = usize::try_from(extent)
-            .ok()
-            .and_then(|extent| elements.checked_mul(extent));
+        let product = usize::try_from(extent).ok().and_then(|extent| elements.checked_mul(extent));
         // An element takes at most 4 bytes, and its f32 exactly 4.
         elements = product
             .filter(|product| *product <= isize::MAX as usize / 4)

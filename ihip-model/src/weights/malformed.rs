@@ -28,9 +28,7 @@ pub enum Malformed {
         version: u32,
     },
     /// The file ends inside something.
-    #[error(
-        "truncated: {what} at byte {offset} needs {needed} bytes, but the file ends at byte {size}"
-    )]
+    #[error("truncated: {what} at byte {offset} needs {needed} bytes, but the file ends at byte {size}")]
     Truncated {
         /// What is cut off.
         what: &'static str,
@@ -42,9 +40,7 @@ pub enum Malformed {
         size: u64,
     },
     /// A count that cannot be true.
-    #[error(
-        "truncated or damaged: it announces {count} {what}, more than its remaining {rest} bytes can hold"
-    )]
+    #[error("truncated or damaged: it announces {count} {what}, more than its remaining {rest} bytes can hold")]
     Count {
         /// What is counted.
         what: &'static str,
@@ -115,19 +111,23 @@ pub enum Malformed {
         /// What it should be.
         wanted: &'static str,
     },
-    /// Two numbers that do not fit together.
-    #[error("{a} is {a_value} and {b} is {b_value}, but {rule}")]
-    Inconsistent {
-        /// The first number's name.
+    /// A number that another should divide.
+    #[error("{a} is {a_value} and should be a multiple of {b}, which is {b_value}")]
+    NotAMultiple {
+        /// The number's name.
         a: &'static str,
-        /// The first number.
+        /// The number.
         a_value: usize,
-        /// The second number's name.
+        /// The divisor's name.
         b: &'static str,
-        /// The second number.
+        /// The divisor.
         b_value: usize,
-        /// How they should fit.
-        rule: &'static str,
+    },
+    /// Heads that cannot be rotated.
+    #[error("the head dimension is {head_dim} and should be even: rotary embedding turns elements in pairs")]
+    OddHead {
+        /// Elements of a head.
+        head_dim: usize,
     },
     /// Tensor data alignment that is no power of two from 8 up.
     #[error("general.alignment is {alignment} and should be a power of two of at least 8")]
@@ -216,9 +216,7 @@ pub enum Malformed {
         name: String,
     },
     /// A tensor that a plain Llama does not have, so that leaving it out would give wrong text.
-    #[error(
-        "tensor {name:?} belongs to no plain Llama: the model is of a kind that ihip does not run"
-    )]
+    #[error("tensor {name:?} belongs to no plain Llama: the model is of a kind that ihip does not run")]
     UnexpectedTensor {
         /// The tensor.
         name: String,
@@ -240,9 +238,7 @@ pub enum Malformed {
         architecture: String,
     },
     /// Rotary scaling that is not implemented.
-    #[error(
-        "rotary scaling {scaling:?}, and only \"none\", \"linear\" and Llama 3's factors are implemented"
-    )]
+    #[error("rotary scaling {scaling:?}, and only \"none\", \"linear\" and Llama 3's factors are implemented")]
     RopeScaling {
         /// `llama.rope.scaling.type`.
         scaling: String,
@@ -272,9 +268,7 @@ pub enum Malformed {
         known: String,
     },
     /// A merge that is not two tokens.
-    #[error(
-        "merge {index} of the tokenizer is {merge:?} and should be two tokens that join to a third"
-    )]
+    #[error("merge {index} of the tokenizer is {merge:?} and should be two tokens that join to a third")]
     Merge {
         /// Its place in the list.
         index: usize,

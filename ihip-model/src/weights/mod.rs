@@ -56,19 +56,13 @@ impl<B: AsRef<[u8]>> Weights<B> {
         for (name, wanted) in config.tensors() {
             let tensor = file.tensor(&name)?;
             if tensor.shape != wanted {
-                return Err(Malformed::TensorShape {
-                    name,
-                    wanted,
-                    found: tensor.shape.clone(),
-                });
+                return Err(Malformed::TensorShape { name, wanted, found: tensor.shape.clone() });
             }
             used += 1;
         }
         if file.tensors().len() > used {
-            let expected: std::collections::BTreeSet<_> =
-                config.tensors().map(|(name, _)| name).collect();
-            let other =
-                |name: &&String| !expected.contains(*name) && !Config::is_rotary_tensor(name);
+            let expected: std::collections::BTreeSet<_> = config.tensors().map(|(name, _)| name).collect();
+            let other = |name: &&String| !expected.contains(*name) && !Config::is_rotary_tensor(name);
             if let Some(name) = file.tensors().keys().find(other) {
                 return Err(Malformed::UnexpectedTensor { name: name.clone() });
             }
@@ -99,9 +93,7 @@ impl<B: AsRef<[u8]>> Weights<B> {
         let row = tensor.shape[0];
         if name.ends_with(".attn_q.weight") || name.ends_with(".attn_k.weight") {
             let head_dim = self.config.head_dim;
-            Ok(tensor
-                .encoding
-                .dequantise_rows(stored, row, |row| half_split_source(row, head_dim)))
+            Ok(tensor.encoding.dequantise_rows(stored, row, |row| half_split_source(row, head_dim)))
         } else {
             Ok(tensor.encoding.dequantise_rows(stored, row, |row| row))
         }
@@ -147,11 +139,7 @@ impl<B: AsRef<[u8]>> Weights<B> {
     /// # Errors
     /// None for a file that passed [`parse`](Self::parse).
     pub fn output(&self) -> Result<Option<Vec<f32>>> {
-        if self.config.tied_output {
-            Ok(None)
-        } else {
-            self.tensor("output.weight").map(Some)
-        }
+        if self.config.tied_output { Ok(None) } else { self.tensor("output.weight").map(Some) }
     }
 }
 

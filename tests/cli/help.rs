@@ -1,0 +1,28 @@
+//! What `--help` says.
+
+use super::ihip;
+
+/// The help of a command, under the name that the real program has.
+fn help(command: &[&str]) -> String {
+    ihip(&[command, &["--help"]].concat()).text().replace("own_pipeline", "ihip")
+}
+
+#[test]
+fn of_the_program() {
+    insta::assert_snapshot!(help(&[]));
+}
+
+#[test]
+fn of_generate() {
+    insta::assert_snapshot!(help(&["generate"]));
+}
+
+#[test]
+fn of_score() {
+    insta::assert_snapshot!(help(&["score"]));
+}
+
+#[test]
+fn of_tokenize() {
+    insta::assert_snapshot!(help(&["tokenize"]));
+}

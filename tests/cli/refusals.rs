@@ -1,0 +1,163 @@
+//! Bad input: one clear sentence, exit code 2, nothing on standard output, before any work.
+
+use ihip_tests::support::gguf::tiny_llama;
+use tempfile::TempDir;
+
+use super::{endless, file_in, ihip, ihip_reading, models, text};
+
+/// Refusal of `ihip generate` with a model that works and these arguments.
+fn generate(arguments: &[&str]) -> String {
+    ihip(&[&["generate", "--model", endless()], arguments].concat()).refusal()
+}
+
+#[test]
+fn of_a_prompt_file_that_is_not_there() {
+    let folder = TempDir::new().unwrap();
+    let path = text(&folder.path().join("no such book.txt"));
+    let refusal = generate(&["--prompt-file", &path]);
+    assert_eq!(refusal, format!("error: cannot read {path}: No such file or directory (os error 2)\n"));
+}
+
+#[test]
+fn of_a_directory_as_prompt() {
+    let folder = TempDir::new().unwrap();
+    let path = text(folder.path());
+    let refusal = generate(&["--prompt-file", &path]);
+    assert_eq!(refusal, format!("error: cannot read {path}: it is a directory, give a text file\n"));
+}
+
+#[test]
+fn of_an_empty_prompt_wherever_it_comes_from() {
+    let folder = TempDir::new().unwrap();
+    let path = file_in(&folder, "empty.txt", "");
+    insta::assert_snapshot!(generate(&["--prompt", ""]), @"error: --prompt is empty: give at least one character");
+    insta::assert_snapshot!(generate(&[]), @"error: standard input is empty: give at least one character");
+    let refusal = generate(&["--prompt-file", &path]);
+    assert_eq!(refusal, format!("error: {path} is empty: give at least one character\n"));
+}
+
+#[test]
+fn of_bytes_that_are_not_utf_8() {
+    let folder = TempDir::new().unwrap();
+    let path = file_in(&folder, "latin1.txt", b"caf\xe9 noir");
+    let refusal = generate(&["--prompt-file", &path]);
+    let sentence = "is not UTF-8: byte 3 (counted from 0) begins no character; convert it first";
+    assert_eq!(refusal, format!("error: {path} {sentence}\n"));
+    let piped = ihip_reading(&["generate", "--model", endless()], b"\xff\xfe").refusal();
+    assert!(piped.starts_with("error: standard input is not UTF-8: byte 0"), "{piped}");
+}
+
+#[test]
+fn of_two_prompts() {
+    insta::assert_snapshot!(generate(&["--prompt", "a", "--prompt-file", "b"]));
+}
+
+#[test]
+fn of_model_files_that_are_not_whole_or_not_gguf() {
+    let folder = TempDir::new().unwrap();
+    let whole = tiny_llama().build().bytes;
+    let files = [
+        ("empty.gguf", Vec::new()),
+        ("text.gguf", b"It is a truth universally acknowledged".to_vec()),
+        ("header.gguf", whole[..20].to_vec()),
+        ("half.gguf", whole[..whole.len() / 2].to_vec()),
+        ("last byte missing.gguf", whole[..whole.len() - 1].to_vec()),
+    ];
+    for (name, bytes) in files {
+        let path = file_in(&folder, name, bytes);
+        let refusal = ihip(&["generate", "--prompt", "x", "--model", &path]).refusal();
+        assert!(refusal.starts_with(&format!("error: cannot use {path}: ")), "{refusal}");
+        assert_eq!(refusal.lines().count(), 1, "{refusal}");
+    }
+    let refusal = ihip(&["tokenize", "--model", &text(folder.path())]).refusal();
+    assert!(refusal.contains("is not a file"), "{refusal}");
+}
+
+#[test]
+fn of_a_model_that_is_neither_known_nor_a_file() {
+    let refusal = ihip(&["generate", "--prompt", "x", "--model", "gpt-7"]).refusal();
+    insta::assert_snapshot!(refusal, @r#"error: there is no model or file "gpt-7": known models are smollm2-135m-instruct, or give the path of a GGUF file"#);
+}
+
+#[test]
+fn of_an_unknown_pipeline_with_the_nearest_names() {
+    insta::assert_snapshot!(generate(&["--prompt", "x", "--pruning", "paper3kflsh"]), @"error: there is no pipeline paper3kflsh: did you mean Paper3kFlash or Paper3kFast or Paper3k or Paper5k?");
+    insta::assert_snapshot!(generate(&["--prompt", "x", "--pruning", "SMALL"]), @"error: there is no pipeline SMALL: did you mean Small?");
+    insta::assert_snapshot!(generate(&["--prompt", "x", "--pruning", "Quest"]), @"error: there is no pipeline Quest: there are Paper3k, Paper3kFast, Paper3kFlash, Paper5k, Small, dense");
+}
+
+#[test]
+fn of_a_pipeline_that_names_a_layer_beyond_the_model() {
+    let mut file = tiny_llama();
+    file.set("llama.block_count", ihip_tests::support::gguf::Meta::U32(2));
+    file.tensors.retain(|tensor| !tensor.name.starts_with("blk.2.") && !tensor.name.starts_with("blk.3."));
+    let path = text(&models().write("two layers.gguf", &file));
+    let refusal = ihip(&["generate", "--prompt", "x", "--model", &path]).refusal();
+    insta::assert_snapshot!(refusal, @"error: pipeline Paper3k names layer 2, but the model has 2 layers (0 to 1)");
+}
+
+#[test]
+fn of_a_device_that_is_not_there() {
+    insta::assert_snapshot!(generate(&["--prompt", "x", "--device", "tpu"]));
+}
+
+#[test]
+fn of_numbers_out_of_range_or_no_numbers() {
+    let cases = [
+        ("--temperature", ["-0.5", "NaN", "inf", "warm"].as_slice()),
+        ("--top-p", &["0", "1.01", "-1", "NaN", "most"]),
+        ("--threads", &["0", "-1", "two", "1.5"]),
+        ("--max-new-tokens", &["0", "-3", "4294967296", "many", ""]),
+        ("--seed", &["-1", "1.5", "18446744073709551616", "x"]),
+        ("--prefill-chunk", &["0", "100", "96", "16384", "x"]),
+    ];
+    for (option, values) in cases {
+        for value in values {
+            let refusal = generate(&["--prompt", "x", option, value]);
+            assert!(refusal.contains(option), "{option} {value}: {refusal}");
+        }
+    }
+    insta::assert_snapshot!(generate(&["--prompt", "x", "--top-p", "1.5"]));
+    insta::assert_snapshot!(generate(&["--prompt", "x", "--prefill-chunk", "100"]));
+}
+
+#[test]
+fn of_a_request_whose_cache_cannot_fit_with_the_numbers() {
+    let refusal = generate(&["--prompt", "four", "--max-new-tokens", "4294967295"]);
+    assert!(refusal.starts_with("error: 4 prompt tokens and 4294967295 new ones need "), "{refusal}");
+    // Four layers of one head of 32 keys and values in f32, and what masks and rotations add.
+    let token: u64 = refusal.split(" bytes a token").next().unwrap().rsplit('(').next().unwrap().parse().unwrap();
+    assert!((1024..2048).contains(&token), "{refusal}");
+    assert!(refusal.ends_with("bytes free: shorten the prompt or lower --max-new-tokens\n"), "{refusal}");
+}
+
+#[test]
+fn of_masks_that_cannot_be_written() {
+    let folder = TempDir::new().unwrap();
+    let path = text(&folder.path().join("no such folder/masks.safetensors"));
+    let refusal = generate(&["--prompt", "x", "--dump-masks", &path]);
+    assert_eq!(refusal, format!("error: cannot write {path}: No such file or directory (os error 2)\n"));
+    let refusal = generate(&["--prompt", "x", "--dump-masks", &text(folder.path())]);
+    assert!(refusal.contains("is a directory"), "{refusal}");
+}
+
+#[test]
+fn of_words_in_the_place_of_token_ids() {
+    let decode = ["tokenize", "--decode", "--model", endless()];
+    insta::assert_snapshot!(ihip_reading(&decode, "1 2 three").refusal(), @"error: “three” is not a token id: give numbers from 0, separated by white space");
+    insta::assert_snapshot!(ihip_reading(&decode, "1 271").refusal(), @"error: there is no token 271: the vocabulary has 271 tokens, from 0");
+}
+
+#[test]
+fn of_a_text_too_short_to_score() {
+    let refusal = ihip(&["score", "--model", endless(), "--prompt", "x"]).refusal();
+    insta::assert_snapshot!(refusal, @"error: --prompt has 1 token: a token is scored by those before it, give at least 2");
+}
+
+#[test]
+fn of_no_command_and_of_an_unknown_one() {
+    for arguments in [&[] as &[&str], &["speak"], &["generate", "--loud"]] {
+        let refusal = ihip(arguments).refusal();
+        assert!(refusal.starts_with("error: "), "{refusal}");
+    }
+}

@@ -1,0 +1,30 @@
+//! `ihip tokenize`.
+
+use proptest::prelude::*;
+
+use super::{endless, ihip_reading};
+
+fn tokenize(text: &str) -> String {
+    ihip_reading(&["tokenize", "--model", endless()], text).text()
+}
+
+fn decode(ids: &str) -> String {
+    ihip_reading(&["tokenize", "--decode", "--model", endless()], ids).text()
+}
+
+#[test]
+fn ids_are_separated_by_spaces_and_special_tokens_are_parsed() {
+    // "the" is a merge, "<|im_end|>" is token 2, a line feed is the byte-level character after 32 others.
+    insta::assert_snapshot!(tokenize("an<|im_end|>an<|im_end"));
+    assert_eq!(tokenize(""), "\n");
+}
+
+proptest! {
+    // Every case starts two programs.
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn decoding_gives_the_text_back(text in "(\\PC|[ \n\t]|<\\|im_end\\|>|é|語|🙂){0,40}") {
+        prop_assert_eq!(decode(&tokenize(&text)), text);
+    }
+}

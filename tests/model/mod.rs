@@ -1,0 +1,94 @@
+//! The default model against what `transformers` computes with the same weights, in f32.
+
+use std::path::Path;
+use std::sync::{LazyLock, Mutex};
+
+use ihip_model::Pruning;
+use ihip_model::Special;
+use ihip_model::presets::Paper3k;
+use ihip_tests::support::generation::Loaded;
+use ihip_tests::support::model::{book, smollm2};
+use serde_json::Value;
+
+/// One copy of the weights, for one test at a time: each uses every core.
+static MODEL: LazyLock<Mutex<Loaded>> = LazyLock::new(|| Mutex::new(Loaded::new(smollm2())));
+
+/// Where the two best logits are closer than this, rounding may choose the other.
+const MARGIN: f64 = 0.05;
+
+fn reference() -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden/smollm2_reference.json");
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+#[test]
+fn greedy_text_is_the_reference_up_to_the_first_narrow_margin() {
+    let mut model = MODEL.lock().unwrap();
+    for case in reference()["greedy"].as_array().unwrap() {
+        let prompt = case["prompt"].as_str().unwrap();
+        let tokens = smollm2().tokenizer().unwrap().encode(prompt, Special::Parse).unwrap();
+        assert_eq!(tokens, ids(&case["prompt_ids"]), "{prompt}");
+        let expected = ids(&case["greedy_ids"]);
+        let margins: Vec<f64> = case["margins"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+        let clear = margins.iter().position(|margin| *margin < MARGIN).unwrap_or(margins.len());
+        assert!(clear > 0, "{prompt}: the first step is clear");
+        let written = model.greedy(None, &tokens, expected.len());
+        assert_eq!(written[..clear], expected[..clear], "{prompt}");
+    }
+}
+
+#[test]
+fn the_best_five_logits_are_the_reference() {
+    let mut model = MODEL.lock().unwrap();
+    for case in reference()["greedy"].as_array().unwrap() {
+        let prompt = ids(&case["prompt_ids"]);
+        let mut last = Vec::new();
+        model.logits(None, &prompt, &mut |_, logits| last = logits.to_vec());
+        let logits = case["top5_logits"].as_array().unwrap().iter().map(|logit| logit.as_f64().unwrap());
+        for (id, expected) in ids(&case["top5_ids"]).into_iter().zip(logits) {
+            let found = f64::from(last[id as usize]);
+            assert!((found - expected).abs() < 2e-3, "{}: token {id}: {found}, not {expected}", case["prompt"]);
+        }
+    }
+}
+
+#[test]
+fn the_likelihood_of_a_book_is_the_reference() {
+    let mut ids = smollm2().tokenizer().unwrap().encode(&book(), Special::Parse).unwrap();
+    ids.truncate(4096);
+    let mut losses = Vec::new();
+    MODEL.lock().unwrap().logits(None, &ids, &mut |position, logits| {
+        if let Some(next) = ids.get(position + 1) {
+            let largest = f64::from(logits.iter().copied().fold(f32::MIN, f32::max));
+            let total: f64 = logits.iter().map(|logit| (f64::from(*logit) - largest).exp()).sum();
+            losses.push(largest + total.ln() - f64::from(logits[*next as usize]));
+        }
+    });
+    for tokens in [1024, 4096] {
+        let expected = reference()["nll_first_n_tokens_of_pride_and_prejudice"][tokens.to_string()].as_f64().unwrap();
+        let found = losses[..tokens - 1].iter().sum::<f64>() / (tokens - 1) as f64;
+        assert!((found - expected).abs() < 0.002, "{tokens} tokens: {found}, not {expected}");
+    }
+}
+
+/// Below sink and window the paper's pipeline sees every key, at distances that are the true ones.
+#[test]
+fn the_paper_is_dense_below_its_window() {
+    let window = Paper3k::pipeline().base().window as usize;
+    let mut ids = smollm2().tokenizer().unwrap().encode(&book(), Special::Parse).unwrap();
+    ids.truncate(window);
+    let mut model = MODEL.lock().unwrap();
+    let mut dense = Vec::new();
+    model.logits(None, &ids, &mut |_, logits| dense.push(logits.iter().copied().step_by(97).collect::<Vec<_>>()));
+    let mut largest = 0.0_f32;
+    model.logits(Some(Paper3k::pipeline()), &ids, &mut |position, logits| {
+        for (pruned, dense) in logits.iter().step_by(97).zip(&dense[position]) {
+            largest = largest.max((pruned - dense).abs());
+        }
+    });
+    assert!(largest < 1e-3, "logits differ by {largest}");
+}
