@@ -373,8 +373,9 @@ inline void rotate(float& x, float& y, float2 angle) {
 }
 
 KERNEL(THREADS) ihip_paper3k_attend_decode_streaming_k4096_d64_bf16(
-    const int* step, const Activation* qkv, const Cached* keys, const Cached* values,
-    const unsigned* page_table, const float2* rope_table, const int* blocks, const int* counts, float* partials, float* partial_sums) {
+    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,
+    const Cached* __restrict__ values, const unsigned* __restrict__ page_table,
+    const float2* __restrict__ rope_table, const int* blocks, const int* counts, float* partials, float* partial_sums) {
     SHARED_DYNAMIC(float, key_tile);                            // [TILE_KEYS][STRIDE]
     float* const value_tile = key_tile + TILE_KEYS * STRIDE;    // [TILE_KEYS][STRIDE]
     float* const queries = value_tile + TILE_KEYS * STRIDE;     // [HEADS][STRIDE]
@@ -433,22 +434,37 @@ KERNEL(THREADS) ihip_paper3k_attend_decode_streaming_k4096_d64_bf16(
             slot_position[thread] = token == NOWHERE ? 0 : at;
         }
         sync_block();
-#pragma unroll 4
-        for (int item = thread; item < TILE_KEYS * HALF / 4; item += THREADS) {
-            const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
-            const unsigned long long row = slot_row[slot];
-            const float2* const angles = &rope_table[slot_position[slot] * HALF + element];
-            Quad<float> x = load_quad(&keys[row * HEAD_DIM + element]);
-            Quad<float> y = load_quad(&keys[row * HEAD_DIM + element + HALF]);
-            for (int i = 0; i < 4; ++i) rotate(x.at[i], y.at[i], angles[i]);
-            store_quad(&key_tile[slot * STRIDE + element], x);
-            store_quad(&key_tile[slot * STRIDE + element + HALF], y);
+        for (int first_item = thread; first_item < TILE_KEYS * HALF / 4; first_item += 4 * THREADS) {
+            Quad<float> x[4], y[4];
+            for (int i = 0; i < 4; ++i) {
+                const int item = first_item + i * THREADS;
+                const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
+                const unsigned long long row = slot_row[slot];
+                x[i] = load_quad(&keys[row * HEAD_DIM + element]);
+                y[i] = load_quad(&keys[row * HEAD_DIM + element + HALF]);
+            }
+            for (int i = 0; i < 4; ++i) {
+                const int item = first_item + i * THREADS;
+                const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
+                const float2* const angles = &rope_table[slot_position[slot] * HALF + element];
+                for (int e = 0; e < 4; ++e) rotate(x[i].at[e], y[i].at[e], angles[e]);
+                store_quad(&key_tile[slot * STRIDE + element], x[i]);
+                store_quad(&key_tile[slot * STRIDE + element + HALF], y[i]);
+            }
         }
-#pragma unroll 8
-        for (int item = thread; item < TILE_KEYS * HEAD_DIM / 4; item += THREADS) {
-            const int slot = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
-            const unsigned long long row = slot_row[slot];
-            store_quad(&value_tile[slot * STRIDE + element], load_quad(&values[row * HEAD_DIM + element]));
+        for (int first_item = thread; first_item < TILE_KEYS * HEAD_DIM / 4; first_item += 8 * THREADS) {
+            Quad<float> batch[8];
+            for (int i = 0; i < 8; ++i) {
+                const int item = first_item + i * THREADS;
+                const int slot = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
+                const unsigned long long row = slot_row[slot];
+                batch[i] = load_quad(&values[row * HEAD_DIM + element]);
+            }
+            for (int i = 0; i < 8; ++i) {
+                const int item = first_item + i * THREADS;
+                const int slot = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
+                store_quad(&value_tile[slot * STRIDE + element], batch[i]);
+            }
         }
         sync_block();
         for (int item = thread; item < HEADS * TILE_KEYS; item += THREADS) {

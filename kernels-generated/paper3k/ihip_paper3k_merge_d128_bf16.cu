@@ -1,5 +1,5 @@
-// Decoding: joins the splits of a query's attention, in their order. One block of threads a query head, one
-// thread an element.
+// Decoding: joins the splits of a query's attention, in a fixed order. One block of threads a query head, PARTS
+// threads an element.
 
 #line 1 "prelude.cu"
 // The prelude of every kernel: the only place for assembly, shared-memory declarations and shared addresses.
@@ -318,21 +318,30 @@ using Activation = float;
 
 constexpr int QUERY_HEADS = 32;           // query heads
 constexpr int HEAD_DIM = 128;             // elements of a head
+constexpr int PARTS = 4;                  // threads of an element, each with its share of the splits
+constexpr int THREADS = 512;              // threads of a block
 constexpr float LOWEST = -3.4028235e38f;  // below every score
 
-KERNEL(HEAD_DIM) ihip_paper3k_merge_d128_bf16(
+KERNEL(THREADS) ihip_paper3k_merge_d128_bf16(
     const int* step, const float* partials, const float* partial_sums, Activation* out, int splits) {
-    const int first_row = step[3], head = blockIdx.x, element = threadIdx.x;
+    SHARED(float, shares, PARTS * HEAD_DIM);
+    const int first_row = step[3], head = blockIdx.x, thread = threadIdx.x, lane = thread % 32;
+    const int element = thread % HEAD_DIM, part = thread / HEAD_DIM;
     const float* const sums = partial_sums + head * splits * 2;
-    float largest = LOWEST;
-    for (int split = 0; split < splits; ++split) largest = max(largest, sums[split * 2]);
-    float output = 0.0f, total = 0.0f;
+    // Every warp finds the largest score and the sum of all weights for itself.
+    float largest = LOWEST, total = 0.0f;
+    for (int split = lane; split < splits; split += 32) largest = max(largest, sums[split * 2]);
+    for (int mask = 16; mask > 0; mask /= 2) largest = max(largest, shuffle_xor(largest, mask));
+    for (int split = lane; split < splits; split += 32) total += sums[split * 2 + 1] * exp2_fast(sums[split * 2] - largest);
+    for (int mask = 16; mask > 0; mask /= 2) total += shuffle_xor(total, mask);
+    float share = 0.0f;
 #pragma unroll 8
-    for (int split = 0; split < splits; ++split) {
-        const float factor = exp2_fast(sums[split * 2] - largest);
-        total += sums[split * 2 + 1] * factor;
-        output += partials[(head * splits + split) * HEAD_DIM + element] * factor;
-    }
-    const float result = total > 0.0f ? output / total : 0.0f;  // a row without a visible key is zero
+    for (int split = part; split < splits; split += PARTS)
+        share += partials[(head * splits + split) * HEAD_DIM + element] * exp2_fast(sums[split * 2] - largest);
+    shares[thread] = share;
+    sync_block();
+    if (part > 0) return;
+    for (int other = 1; other < PARTS; ++other) share += shares[other * HEAD_DIM + element];
+    const float result = total > 0.0f ? share / total : 0.0f;  // a row without a visible key is zero
     out[(static_cast<unsigned long long>(first_row) * QUERY_HEADS + head) * HEAD_DIM + element] = from_float<Activation>(result);
 }

@@ -369,8 +369,8 @@ inline int chunk_count(int t_max) { return (max(0, t_max - SINK - WINDOW) + CHUN
 inline int chunk_start(int chunk) { return SINK + chunk * CHUNK; }
 
 KERNEL(THREADS) ihip_paper3k_s0_scan_decode_relative_c256_d128_bf16(
-    const int* step, const Activation* qkv, const Cached* keys, const unsigned* page_table,
-    const float2* rope_table,
+    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,
+    const unsigned* __restrict__ page_table, const float2* __restrict__ rope_table,
     unsigned* scores, int score_stride) {
     SHARED(float, queries, 2 * GROUP * HEAD_DIM);
     const int position = step[0], first_row = step[3];

@@ -340,9 +340,9 @@ constexpr float LOWEST = -3.4028235e38f;     // below every product
 constexpr int THREADS = 128;                 // threads of a block
 constexpr int ROW_WARPS = 1;                 // warps side by side along the rows
 constexpr int CHUNKS = 64;                   // chunks that descend together
-constexpr int PROBES = 128;                  // two a chunk: 16 left ones, then their right ones, and so on
+constexpr int PROBES = 128;                  // two a chunk: the left ones of 4 chunks, their right ones, and so on
 constexpr int STRIDE = 132;                  // floats between rows in shared memory: no bank conflicts
-constexpr int COPIES = 2;                    // queries turned for left probes and for right ones
+constexpr int COPY = 2128;                   // floats between queries turned for left probes and for right ones, 16 banks apart
 
 // Four neighbouring elements: one load or store of 8 or 16 bytes.
 template <typename T>
@@ -386,16 +386,19 @@ inline int chunk_count(int t_max) { return (max(0, t_max - SINK - WINDOW) + CHUN
 
 inline int chunk_start(int chunk) { return SINK + chunk * CHUNK; }
 
+// The slot of a chunk's left probe; its right one is 4 further.
+inline int left_slot(int chunk) { return chunk / 4 * 8 + chunk % 4; }
+
 KERNEL(THREADS) ihip_paper3k_s0_scan_relative_c256_d128_bf16(
-    const int* step, const Activation* qkv, const Cached* keys, const unsigned* page_table,
-    const float2* rope_table,
+    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,
+    const unsigned* __restrict__ page_table, const float2* __restrict__ rope_table,
     unsigned* scores, int score_stride) {
-    SHARED_DYNAMIC(float, queries);                       // [COPIES * TILE_ROWS][STRIDE]
-    float* const probes = queries + COPIES * TILE_ROWS * STRIDE;  // [PROBES][STRIDE]
+    SHARED_DYNAMIC(float, queries);           // [2][COPY]
+    float* const probes = queries + 2 * COPY;  // [PROBES][STRIDE]
     SHARED(int, left, CHUNKS);
     SHARED(int, right, CHUNKS);
     SHARED(float, best, CHUNKS);
-    SHARED(unsigned, probe_row, PROBES);
+    SHARED(unsigned, slot_row, PROBES);
     SHARED(float, largest, ROW_WARPS * PROBES);
 
     const int start = step[0], rows = step[1], first_row = step[3];
@@ -413,7 +416,8 @@ KERNEL(THREADS) ihip_paper3k_s0_scan_relative_c256_d128_bf16(
         const int slot = item / HALF, row = slot, element = item % HALF;
         const int neighbours = min(QUERY_STRIDE, queries_here - row * QUERY_STRIDE);
         float x = 0.0f, y = 0.0f;
-        for (int neighbour = 0; neighbour < neighbours; ++neighbour) {
+        for (int neighbour = 0; neighbour < QUERY_STRIDE; ++neighbour) {
+            if (neighbour >= neighbours) continue;
             const unsigned long long at = static_cast<unsigned long long>(first_row + first + row * QUERY_STRIDE + neighbour);
             const Activation* const query = &qkv[at * QKV_ROW + head * HEAD_DIM + element];
             x += to_float(query[0]);
@@ -425,8 +429,8 @@ KERNEL(THREADS) ihip_paper3k_s0_scan_relative_c256_d128_bf16(
         // Left probes are at position 0, right ones at 1, queries at SCAN_WINDOW + 1: what counts is the distance.
         float right_x = x, right_y = y;
         rotate(right_x, right_y, rope_table[SCAN_WINDOW * HALF + element]);
-        queries[(TILE_ROWS + slot) * STRIDE + element] = right_x;
-        queries[(TILE_ROWS + slot) * STRIDE + element + HALF] = right_y;
+        queries[COPY + slot * STRIDE + element] = right_x;
+        queries[COPY + slot * STRIDE + element + HALF] = right_y;
         rotate(x, y, rope_table[(SCAN_WINDOW + 1) * HALF + element]);
         queries[slot * STRIDE + element] = x;
         queries[slot * STRIDE + element + HALF] = y;
@@ -446,35 +450,40 @@ KERNEL(THREADS) ihip_paper3k_s0_scan_relative_c256_d128_bf16(
             if (thread < CHUNKS) {
                 const bool active = left[thread] < right[thread] && left[thread] <= limit;
                 const int middle = (left[thread] + right[thread]) / 2;
-                const int slot = thread / 16 * 32 + thread % 16;
-                probe_row[slot] = cache_row(page_table, active ? (left[thread] + middle) / 2 : 0, kv_head);
-                probe_row[slot + 16] = cache_row(page_table, active ? (middle + right[thread]) / 2 : 0, kv_head);
+                const int slot = left_slot(thread);
+                slot_row[slot] = cache_row(page_table, active ? (left[thread] + middle) / 2 : 0, kv_head);
+                slot_row[slot + 4] = cache_row(page_table, active ? (middle + right[thread]) / 2 : 0, kv_head);
             }
             sync_block();
-#pragma unroll 8
-            for (int item = thread; item < PROBES * HEAD_DIM / 4; item += THREADS) {
-                const int slot = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
-                const unsigned long long row = probe_row[slot];
-                store_quad(&probes[slot * STRIDE + element], load_quad(&keys[row * HEAD_DIM + element]));
+            for (int first_item = thread; first_item < PROBES * HEAD_DIM / 4; first_item += 16 * THREADS) {
+                Quad<float> batch[16];
+                for (int i = 0; i < 16; ++i) {
+                    const int item = first_item + i * THREADS;
+                    const int slot = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
+                    const unsigned long long row = slot_row[slot];
+                    batch[i] = load_quad(&keys[row * HEAD_DIM + element]);
+                }
+                for (int i = 0; i < 16; ++i) {
+                    const int item = first_item + i * THREADS;
+                    const int slot = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
+                    store_quad(&probes[slot * STRIDE + element], batch[i]);
+                }
             }
             sync_block();
             const int lane = thread % 32, warp = thread / 32, across = lane % 8, down = lane / 8;
             const float* const warp_probes = &probes[warp / ROW_WARPS * 32 * STRIDE];
             float product[4] = {LOWEST, LOWEST, LOWEST, LOWEST};
-            // 4 x 4 products a thread: rows down + 4 * i, probes across + 8 * j, the first two left and the others right.
+            // 4 x 4 products a thread: rows down + 4 * i, probes across + 8 * j, which are all left ones or all right ones.
             for (int row = warp % ROW_WARPS * 16; row < TILE_ROWS; row += ROW_WARPS * 16) {
                 float sum[4][4] = {};
 #pragma unroll 4
                 for (int element = 0; element < HEAD_DIM; element += 4) {
-                    Quad<float> probe[4];
+                    Quad<float> query[4], probe[4];
+                    for (int i = 0; i < 4; ++i) query[i] = load_quad(&queries[across / 4 * COPY + (row + down + 4 * i) * STRIDE + element]);
                     for (int j = 0; j < 4; ++j) probe[j] = load_quad(&warp_probes[(across + 8 * j) * STRIDE + element]);
-                    for (int i = 0; i < 4; ++i) {
-                        const float* const query = &queries[(row + down + 4 * i) * STRIDE + element];
-                        const Quad<float> for_left = load_quad(query), for_right = load_quad(query + TILE_ROWS * STRIDE);
+                    for (int i = 0; i < 4; ++i)
                         for (int j = 0; j < 4; ++j)
-                            for (int e = 0; e < 4; ++e)
-                                sum[i][j] += (j < 2 ? for_left : for_right).at[e] * probe[j].at[e];
-                    }
+                            for (int e = 0; e < 4; ++e) sum[i][j] += query[i].at[e] * probe[j].at[e];
                 }
                 for (int i = 0; i < 4; ++i)
                     for (int j = 0; j < 4; ++j)
@@ -488,11 +497,11 @@ KERNEL(THREADS) ihip_paper3k_s0_scan_relative_c256_d128_bf16(
             sync_block();
             // A tie goes right. The score is the best probe of all halvings, not the one the descent ends at.
             if (thread < CHUNKS && left[thread] < right[thread] && left[thread] <= limit) {
-                const int slot = thread / 16 * 32 + thread % 16;
+                const int slot = left_slot(thread);
                 float left_score = LOWEST, right_score = LOWEST;
                 for (int rows_of = 0; rows_of < ROW_WARPS; ++rows_of) {
                     left_score = max(left_score, largest[rows_of * PROBES + slot]);
-                    right_score = max(right_score, largest[rows_of * PROBES + slot + 16]);
+                    right_score = max(right_score, largest[rows_of * PROBES + slot + 4]);
                 }
                 const int middle = (left[thread] + right[thread]) / 2;
                 if (left_score > right_score) {

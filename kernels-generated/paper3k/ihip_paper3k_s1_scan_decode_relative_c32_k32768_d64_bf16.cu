@@ -373,8 +373,8 @@ inline int chunk_count(const int* kept) { return kept[KEPT] * SPLIT; }
 inline int chunk_start(const int* kept, int chunk) { return kept[chunk / SPLIT] + chunk % SPLIT * CHUNK; }
 
 KERNEL(THREADS) ihip_paper3k_s1_scan_decode_relative_c32_k32768_d64_bf16(
-    const int* step, const Activation* qkv, const Cached* keys, const unsigned* page_table,
-    const float2* rope_table,
+    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,
+    const unsigned* __restrict__ page_table, const float2* __restrict__ rope_table,
     const int* kept, unsigned* scores, int score_stride) {
     SHARED(float, queries, 2 * GROUP * HEAD_DIM);
     const int position = step[0], first_row = step[3];

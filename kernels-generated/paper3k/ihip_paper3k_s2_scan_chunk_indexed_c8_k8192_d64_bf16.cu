@@ -344,7 +344,7 @@ constexpr float LOWEST = -3.4028235e38f;  // below every product
 constexpr int THREADS = 128;              // threads of a block
 constexpr int ROW_WARPS = 4;              // warps side by side along the rows
 constexpr int CHUNKS = 16;                // chunks that descend together
-constexpr int PROBES = 32;                // two a chunk: 16 left ones, then their right ones, and so on
+constexpr int PROBES = 32;                // two a chunk: the left ones of 4 chunks, their right ones, and so on
 constexpr int STRIDE = 68;                // floats between rows in shared memory: no bank conflicts
 
 // Four neighbouring elements: one load or store of 8 or 16 bytes.
@@ -396,16 +396,20 @@ inline int parent_block(int block, int rows) {
     return (block + parents * BLOCK_RATIO - blocks) / BLOCK_RATIO;
 }
 
+// The slot of a chunk's left probe; its right one is 4 further.
+inline int left_slot(int chunk) { return chunk / 4 * 8 + chunk % 4; }
+
 KERNEL(THREADS) ihip_paper3k_s2_scan_chunk_indexed_c8_k8192_d64_bf16(
-    const int* step, const Activation* qkv, const Cached* keys, const unsigned* page_table,
-    const float2* rope_table,
+    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,
+    const unsigned* __restrict__ page_table, const float2* __restrict__ rope_table,
     const int* parents, unsigned* scores, int score_stride) {
-    SHARED_DYNAMIC(float, queries);                       // [TILE_ROWS][STRIDE]
+    SHARED_DYNAMIC(float, queries);           // [TILE_ROWS][STRIDE]
     float* const probes = queries + TILE_ROWS * STRIDE;  // [PROBES][STRIDE]
     SHARED(int, left, CHUNKS);
     SHARED(int, right, CHUNKS);
     SHARED(float, best, CHUNKS);
-    SHARED(unsigned, probe_row, PROBES);
+    SHARED(unsigned, slot_row, PROBES);
+    SHARED(int, slot_position, PROBES);
     SHARED(float, largest, ROW_WARPS * PROBES);
 
     const int start = step[0], rows = step[1], first_row = step[3];
@@ -424,7 +428,8 @@ KERNEL(THREADS) ihip_paper3k_s2_scan_chunk_indexed_c8_k8192_d64_bf16(
         const int slot = item / HALF, row = slot, element = item % HALF;
         const int neighbours = min(QUERY_STRIDE, queries_here - row * QUERY_STRIDE);
         float x = 0.0f, y = 0.0f;
-        for (int neighbour = 0; neighbour < neighbours; ++neighbour) {
+        for (int neighbour = 0; neighbour < QUERY_STRIDE; ++neighbour) {
+            if (neighbour >= neighbours) continue;
             const unsigned long long at = static_cast<unsigned long long>(first_row + first + row * QUERY_STRIDE + neighbour);
             const Activation* const query = &qkv[at * QKV_ROW + head * HEAD_DIM + element];
             x += to_float(query[0]);
@@ -446,35 +451,42 @@ KERNEL(THREADS) ihip_paper3k_s2_scan_chunk_indexed_c8_k8192_d64_bf16(
             left[thread] = chunk < chunks ? chunk_start(kept, chunk) : 0;
             right[thread] = chunk < chunks ? left[thread] + CHUNK : 0;
             best[thread] = LOWEST;
+            // A key's position is the index of its chunk in the list.
+            slot_position[left_slot(thread)] = slot_position[left_slot(thread) + 4] = min(chunk, chunks);
         }
         for (int halving = 0; halving < HALVINGS; ++halving) {
             // The middle token of each half stands for it. An inactive chunk probes token 0 and ignores the product.
             if (thread < CHUNKS) {
                 const bool active = left[thread] < right[thread] && left[thread] <= limit;
                 const int middle = (left[thread] + right[thread]) / 2;
-                const int slot = thread / 16 * 32 + thread % 16;
-                probe_row[slot] = cache_row(page_table, active ? (left[thread] + middle) / 2 : 0, kv_head);
-                probe_row[slot + 16] = cache_row(page_table, active ? (middle + right[thread]) / 2 : 0, kv_head);
+                const int slot = left_slot(thread);
+                slot_row[slot] = cache_row(page_table, active ? (left[thread] + middle) / 2 : 0, kv_head);
+                slot_row[slot + 4] = cache_row(page_table, active ? (middle + right[thread]) / 2 : 0, kv_head);
             }
             sync_block();
-            // A key's position is the index of its chunk in the list.
-#pragma unroll 4
-            for (int item = thread; item < PROBES * HALF / 4; item += THREADS) {
-                const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
-                const int chunk = group * CHUNKS + slot / 32 * 16 + slot % 16;
-                const unsigned long long row = probe_row[slot];
-                const float2* const angles = &rope_table[chunk * HALF + element];
-                Quad<float> x = load_quad(&keys[row * HEAD_DIM + element]);
-                Quad<float> y = load_quad(&keys[row * HEAD_DIM + element + HALF]);
-                for (int i = 0; i < 4; ++i) rotate(x.at[i], y.at[i], angles[i]);
-                store_quad(&probes[slot * STRIDE + element], x);
-                store_quad(&probes[slot * STRIDE + element + HALF], y);
+            for (int first_item = thread; first_item < PROBES * HALF / 4; first_item += 2 * THREADS) {
+                Quad<float> x[2], y[2];
+                for (int i = 0; i < 2; ++i) {
+                    const int item = first_item + i * THREADS;
+                    const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
+                    const unsigned long long row = slot_row[slot];
+                    x[i] = load_quad(&keys[row * HEAD_DIM + element]);
+                    y[i] = load_quad(&keys[row * HEAD_DIM + element + HALF]);
+                }
+                for (int i = 0; i < 2; ++i) {
+                    const int item = first_item + i * THREADS;
+                    const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
+                    const float2* const angles = &rope_table[slot_position[slot] * HALF + element];
+                    for (int e = 0; e < 4; ++e) rotate(x[i].at[e], y[i].at[e], angles[e]);
+                    store_quad(&probes[slot * STRIDE + element], x[i]);
+                    store_quad(&probes[slot * STRIDE + element + HALF], y[i]);
+                }
             }
             sync_block();
             const int lane = thread % 32, warp = thread / 32, across = lane % 8, down = lane / 8;
             const float* const warp_probes = &probes[warp / ROW_WARPS * 32 * STRIDE];
             float product[4] = {LOWEST, LOWEST, LOWEST, LOWEST};
-            // 4 x 4 products a thread: rows down + 4 * i, probes across + 8 * j.
+            // 4 x 4 products a thread: rows down + 4 * i, probes across + 8 * j, which are all left ones or all right ones.
             for (int row = warp % ROW_WARPS * 16; row < TILE_ROWS; row += ROW_WARPS * 16) {
                 float sum[4][4] = {};
 #pragma unroll 4
@@ -498,11 +510,11 @@ KERNEL(THREADS) ihip_paper3k_s2_scan_chunk_indexed_c8_k8192_d64_bf16(
             sync_block();
             // A tie goes right. The score is the best probe of all halvings, not the one the descent ends at.
             if (thread < CHUNKS && left[thread] < right[thread] && left[thread] <= limit) {
-                const int slot = thread / 16 * 32 + thread % 16;
+                const int slot = left_slot(thread);
                 float left_score = LOWEST, right_score = LOWEST;
                 for (int rows_of = 0; rows_of < ROW_WARPS; ++rows_of) {
                     left_score = max(left_score, largest[rows_of * PROBES + slot]);
-                    right_score = max(right_score, largest[rows_of * PROBES + slot + 16]);
+                    right_score = max(right_score, largest[rows_of * PROBES + slot + 4]);
                 }
                 const int middle = (left[thread] + right[thread]) / 2;
                 if (left_score > right_score) {
