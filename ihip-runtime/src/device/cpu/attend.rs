@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use ihip_dsl::PrunedLayer;
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::cache::Store;
@@ -221,10 +221,8 @@ impl<const W: usize> Panel<W> {
             }
         }
 
-        let scale = arch.dispatch(
-            #[inline(always)]
-            || self.soften(weights),
-        );
+        let (largest, total) = (&mut self.largest, &mut self.total);
+        let scale = arch.dispatch(Soften { logits: weights, largest, total });
 
         let sums = &mut self.sums;
         let values = Rows {
@@ -241,34 +239,6 @@ impl<const W: usize> Panel<W> {
         });
     }
 
-    /// Turns logits into weights relative to the new largest logit; gives what older sums have to be multiplied by.
-    #[inline(always)]
-    fn soften(&mut self, logits: &mut [[f32; W]]) -> [f32; W] {
-        let mut largest = self.largest;
-        for logits in logits.iter() {
-            for (largest, logit) in largest.iter_mut().zip(logits) {
-                *largest = if *logit > *largest { *logit } else { *largest };
-            }
-        }
-        // A row that has seen nothing yet keeps weights of 0: −∞ − 0 is −∞, where −∞ − (−∞) would be no number.
-        let shift = largest.map(|largest| if largest == f32::NEG_INFINITY { 0.0 } else { largest });
-        let mut scale = [0.0; W];
-        for ((scale, old), shift) in scale.iter_mut().zip(&self.largest).zip(&shift) {
-            *scale = exp(old - shift);
-        }
-        for (total, scale) in self.total.iter_mut().zip(&scale) {
-            *total *= scale;
-        }
-        for logits in logits {
-            for ((logit, shift), total) in logits.iter_mut().zip(&shift).zip(&mut self.total) {
-                *logit = exp(*logit - shift);
-                *total += *logit;
-            }
-        }
-        self.largest = largest;
-        scale
-    }
-
     /// Writes the averages, `[columns][head_dim]`; 0 for a row that saw no key.
     fn write(&self, head_dim: usize, out: &mut [f32]) {
         for (column, out) in out.chunks_exact_mut(head_dim).enumerate() {
@@ -277,5 +247,48 @@ impl<const W: usize> Panel<W> {
                 *out = if total > 0.0 { sums[column] / total } else { 0.0 };
             }
         }
+    }
+}
+
+/// Turns logits into weights relative to the new largest logit; gives what older sums have to be multiplied by.
+struct Soften<'a, const W: usize> {
+    logits: &'a mut [[f32; W]],
+    largest: &'a mut [f32; W],
+    total: &'a mut [f32; W],
+}
+
+impl<const W: usize> WithSimd for Soften<'_, W> {
+    type Output = [f32; W];
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) -> [f32; W] {
+        let mut largest = *self.largest;
+        for logits in self.logits.iter() {
+            for (largest, logit) in largest.iter_mut().zip(logits) {
+                *largest = if *logit > *largest { *logit } else { *largest };
+            }
+        }
+        // A row that has seen nothing yet keeps weights of 0: −∞ − 0 is −∞, where −∞ − (−∞) would be no number.
+        let mut shift = largest;
+        for shift in &mut shift {
+            *shift = if *shift == f32::NEG_INFINITY { 0.0 } else { *shift };
+        }
+        let mut scale = [0.0; W];
+        for ((scale, old), shift) in scale.iter_mut().zip(&*self.largest).zip(&shift) {
+            *scale = exp(old - shift);
+        }
+        let mut total = *self.total;
+        for (total, scale) in total.iter_mut().zip(&scale) {
+            *total *= scale;
+        }
+        for logits in self.logits {
+            for ((logit, shift), total) in logits.iter_mut().zip(&shift).zip(&mut total) {
+                *logit = exp(*logit - shift);
+                *total += *logit;
+            }
+        }
+        *self.largest = largest;
+        *self.total = total;
+        scale
     }
 }

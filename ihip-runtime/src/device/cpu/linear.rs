@@ -1,6 +1,6 @@
 //! Linear maps, norms and the activation.
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::product::{Rows, WIDE, product};
@@ -100,40 +100,61 @@ impl CpuMatrix {
 /// Root-mean-square norm of every row.
 pub(super) fn rms_norm(arch: Arch, x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
     let columns = weight.len();
-    x.par_chunks(columns).zip(out.par_chunks_mut(columns)).for_each(|(x, out)| {
-        arch.dispatch(
-            #[inline(always)]
-            || {
-                // Sixteen sums side by side, because one alone could not be computed in vectors without reordering.
-                let mut sums = [0.0f32; 16];
-                for part in x.chunks(16) {
-                    for (sum, value) in sums.iter_mut().zip(part) {
-                        *sum += value * value;
-                    }
-                }
-                let mean = sums.iter().sum::<f32>() / columns as f32;
-                let scale = 1.0 / (mean + epsilon).sqrt();
-                for ((out, value), weight) in out.iter_mut().zip(x).zip(weight) {
-                    *out = value * scale * weight;
-                }
-            },
-        );
-    });
+    let rows = x.par_chunks(columns).zip(out.par_chunks_mut(columns));
+    rows.for_each(|(x, out)| arch.dispatch(Norm { x, weight, epsilon, out }));
+}
+
+struct Norm<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    epsilon: f32,
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Norm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) {
+        // Sixteen sums side by side, because one alone could not be computed in vectors without reordering.
+        let mut sums = [0.0f32; 16];
+        for part in self.x.chunks(16) {
+            for (sum, value) in sums.iter_mut().zip(part) {
+                *sum += value * value;
+            }
+        }
+        let mean = sums.iter().sum::<f32>() / self.x.len() as f32;
+        let scale = 1.0 / (mean + self.epsilon).sqrt();
+        for ((out, value), weight) in self.out.iter_mut().zip(self.x).zip(self.weight) {
+            *out = value * scale * weight;
+        }
+    }
 }
 
 /// `out = silu(gate) · up` with gate and up side by side in each row of `gate_up`.
 pub(super) fn swiglu(arch: Arch, gate_up: &[f32], columns: usize, out: &mut [f32]) {
-    gate_up.par_chunks(2 * columns).zip(out.par_chunks_mut(columns)).for_each(|(gate_up, out)| {
+    let rows = gate_up.par_chunks(2 * columns).zip(out.par_chunks_mut(columns));
+    rows.for_each(|(gate_up, out)| {
         let (gate, up) = gate_up.split_at(columns);
-        arch.dispatch(
-            #[inline(always)]
-            || {
-                for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-                    *out = gate / (1.0 + exp(-gate)) * up;
-                }
-            },
-        );
+        arch.dispatch(Swiglu { gate, up, out });
     });
+}
+
+struct Swiglu<'a> {
+    gate: &'a [f32],
+    up: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Swiglu<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) {
+        for ((out, gate), up) in self.out.iter_mut().zip(self.gate).zip(self.up) {
+            *out = gate / (1.0 + exp(-gate)) * up;
+        }
+    }
 }
 
 /// e^x with a relative error below 2·10⁻⁷, in a form that compilers turn into vectors; 0 below −87.
