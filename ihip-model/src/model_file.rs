@@ -1,6 +1,6 @@
 //! A model on disk: weights, tokenizer and chat template of one GGUF file.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -25,10 +25,11 @@ impl ModelFile {
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let read = |source| Error::Read { path: path.clone(), source };
-        let file = File::open(&path).map_err(read)?;
-        if !file.metadata().map_err(read)?.is_file() {
+        // Asked before opening: opening a pipe would wait for somebody to write to it.
+        if !fs::metadata(&path).map_err(read)?.is_file() {
             return Err(Error::NotAFile { path });
         }
+        let file = File::open(&path).map_err(read)?;
         // SAFETY: the mapping is private and only read. Nothing can keep another process from changing the file
         // meanwhile; the model cache replaces files by renaming, which leaves a mapped file as it was.
         let bytes = unsafe { Mmap::map(&file) }.map_err(read)?;

@@ -49,7 +49,13 @@ fn of_bytes_that_are_not_utf_8() {
 
 #[test]
 fn of_two_prompts() {
-    insta::assert_snapshot!(generate(&["--prompt", "a", "--prompt-file", "b"]));
+    insta::assert_snapshot!(generate(&["--prompt", "a", "--prompt-file", "b"]), @r"
+    error: the argument '--prompt <TEXT>' cannot be used with '--prompt-file <FILE>'
+
+    Usage: own_pipeline generate --model <NAME|PATH> --prompt <TEXT>
+
+    For more information, try '--help'.
+    ");
 }
 
 #[test]
@@ -98,7 +104,11 @@ fn of_a_pipeline_that_names_a_layer_beyond_the_model() {
 
 #[test]
 fn of_a_device_that_is_not_there() {
-    insta::assert_snapshot!(generate(&["--prompt", "x", "--device", "tpu"]));
+    insta::assert_snapshot!(generate(&["--prompt", "x", "--device", "tpu"]), @r"
+    error: invalid value 'tpu' for '--device <DEVICE>': there is no such device: give auto or cpu
+
+    For more information, try '--help'.
+    ");
 }
 
 #[test]
@@ -117,8 +127,16 @@ fn of_numbers_out_of_range_or_no_numbers() {
             assert!(refusal.contains(option), "{option} {value}: {refusal}");
         }
     }
-    insta::assert_snapshot!(generate(&["--prompt", "x", "--top-p", "1.5"]));
-    insta::assert_snapshot!(generate(&["--prompt", "x", "--prefill-chunk", "100"]));
+    insta::assert_snapshot!(generate(&["--prompt", "x", "--top-p", "1.5"]), @r"
+    error: invalid value '1.5' for '--top-p <P>': it must be greater than 0 and at most 1
+
+    For more information, try '--help'.
+    ");
+    insta::assert_snapshot!(generate(&["--prompt", "x", "--prefill-chunk", "100"]), @r"
+    error: invalid value '100' for '--prefill-chunk <N>': it must be a multiple of 64 that divides 8192: 64, 128, 256, 512, 1024, 2048, 4096 or 8192
+
+    For more information, try '--help'.
+    ");
 }
 
 #[test]

@@ -14,8 +14,8 @@ fn decode(ids: &str) -> String {
 
 #[test]
 fn ids_are_separated_by_spaces_and_special_tokens_are_parsed() {
-    // "the" is a merge, "<|im_end|>" is token 2, a line feed is the byte-level character after 32 others.
-    insta::assert_snapshot!(tokenize("an<|im_end|>an<|im_end"));
+    // "an" is a merge; a special token that is cut short is text.
+    insta::assert_snapshot!(tokenize("an<|im_end|>an<|im_end"), @"263 2 263 30 94 75 79 65 71 267");
     assert_eq!(tokenize(""), "\n");
 }
 

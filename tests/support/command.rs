@@ -47,6 +47,8 @@ impl Outcome {
 pub fn command<A: AsRef<OsStr>>(program: &str, arguments: &[A]) -> Command {
     let mut command = Command::new(program);
     command.args(arguments);
+    // Help is wrapped to the terminal's width, or this.
+    command.env_remove("COLUMNS");
     command
 }
 

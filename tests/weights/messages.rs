@@ -1,6 +1,7 @@
 //! Every way in which a model file can be wrong, and what is said about it.
 
 use std::io::Write;
+use std::path::Path;
 
 use ihip_model::weights::Encoding;
 use ihip_model::{Error, ModelFile};
@@ -131,6 +132,8 @@ fn paths_that_are_no_files() {
     let folder = tempfile::tempdir().unwrap();
     let missing = ModelFile::open(folder.path().join("missing.gguf")).unwrap_err();
     assert!(matches!(missing, Error::Read { .. }), "{missing}");
-    let directory = ModelFile::open(folder.path()).unwrap_err();
-    assert!(matches!(directory, Error::NotAFile { .. }), "{directory}");
+    for path in [folder.path(), Path::new("/dev/null")] {
+        let error = ModelFile::open(path).unwrap_err();
+        assert!(matches!(error, Error::NotAFile { .. }), "{error}");
+    }
 }

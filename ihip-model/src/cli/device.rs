@@ -20,10 +20,10 @@ pub(super) struct DeviceArguments {
     #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = parse_precision)]
     precision: Precision,
     /// Threads of the CPU device [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = arguments::count)]
+    #[arg(long, value_name = "N", value_parser = arguments::count, allow_negative_numbers = true)]
     threads: Option<usize>,
     /// Prompt tokens of one step; the masks are the same for every choice [default: what suits the device]
-    #[arg(long, value_name = "N", value_parser = arguments::chunk)]
+    #[arg(long, value_name = "N", value_parser = arguments::chunk, allow_negative_numbers = true)]
     prefill_chunk: Option<usize>,
 }
 

@@ -41,7 +41,7 @@ pub(super) struct Generate {
     #[command(flatten)]
     device: DeviceArguments,
     /// Tokens to write at most
-    #[arg(long, value_name = "N", default_value = "256", value_parser = arguments::count)]
+    #[arg(long, value_name = "N", default_value = "256", value_parser = arguments::count, allow_negative_numbers = true)]
     max_new_tokens: usize,
     /// 0 takes the most likely token; higher values draw more freely
     #[arg(long, value_name = "T", default_value = "0", value_parser = arguments::temperature, allow_negative_numbers = true)]
@@ -50,7 +50,7 @@ pub(super) struct Generate {
     #[arg(long, value_name = "P", default_value = "1", value_parser = arguments::top_p, allow_negative_numbers = true)]
     top_p: f32,
     /// The same seed draws the same text
-    #[arg(long, value_name = "N", default_value = "0")]
+    #[arg(long, value_name = "N", default_value = "0", allow_negative_numbers = true)]
     seed: u64,
     /// Print one line of JSON to standard error at the end: tokens, seconds, keys attended, peak bytes
     #[arg(long)]
@@ -138,6 +138,7 @@ impl Work for Job<'_> {
             token = generation.sample(&mut sampler)?;
         }
         output::write(&decoder.finish())?;
+        output::end_line()?;
         seconds.decode = start.elapsed().as_secs_f64();
 
         if let Some(masks) = self.masks {

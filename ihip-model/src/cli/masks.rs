@@ -53,6 +53,7 @@ impl Masks {
             Some(parent) if parent != Path::new("") => parent,
             _ => Path::new("."),
         };
+        std::fs::metadata(folder).map_err(failed)?;
         let mut builder = tempfile::Builder::new();
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));

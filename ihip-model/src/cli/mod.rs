@@ -28,7 +28,7 @@ use error::Error;
 
 /// Runs language models over very long texts by InfiniteHiP's pruned attention (it has nothing to do with AMD's HIP).
 #[derive(Debug, Parser)]
-#[command(name = "ihip", version, max_term_width = 100)]
+#[command(name = "ihip", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = false)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

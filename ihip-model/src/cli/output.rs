@@ -1,6 +1,6 @@
 //! Standard output: results alone, each piece as soon as it is there.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use super::error::{Error, Result};
 
@@ -14,4 +14,12 @@ pub(super) fn write(text: &str) -> Result<()> {
         io::ErrorKind::BrokenPipe => Error::ClosedOutput,
         _ => Error::Output(error),
     })
+}
+
+/// Ends the line on a terminal, where a prompt would follow the text; what is piped stays the text alone.
+///
+/// # Errors
+/// Those of [`write`].
+pub(super) fn end_line() -> Result<()> {
+    if io::stdout().is_terminal() { write("\n") } else { Ok(()) }
 }

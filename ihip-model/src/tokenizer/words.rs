@@ -19,8 +19,8 @@ pub(super) struct Words {
 /// Rules by the names that converters write. Each is a list of expressions; one splits what the one before left.
 const RULES: [(&[&str], Rule); 4] = [
     (&["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"], Rule::SingleDigits),
-    (&["gpt-2", "gpt2", "mpt", "olmo", "jais", "phi-2", "trillion", "granite-docling"], Rule::Gpt2),
-    (&["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "smaug-bpe"], Rule::Llama3),
+    (&["gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion"], Rule::Gpt2),
+    (&["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"], Rule::Llama3),
     (&["default"], Rule::Default),
 ];
 
