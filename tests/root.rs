@@ -5,7 +5,9 @@
 mod cli;
 mod cpu;
 mod emulator;
+mod families;
 mod golden;
+mod gpu;
 mod model;
 mod nvrtc;
 mod reference;

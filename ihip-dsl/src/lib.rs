@@ -12,8 +12,8 @@
 pub mod ast;
 pub mod check;
 mod draft;
-pub mod error;
 pub mod emit;
+pub mod error;
 pub mod geometry;
 pub mod macro_support;
 pub mod parse;

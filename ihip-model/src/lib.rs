@@ -7,6 +7,7 @@ pub mod chat;
 pub mod cli;
 mod error;
 pub mod fetch;
+pub mod gallery;
 pub mod generate;
 pub mod llama;
 pub mod model_file;

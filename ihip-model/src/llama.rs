@@ -21,7 +21,7 @@ use crate::weights::{Config, Layer};
 use crate::{Error, ModelFile};
 
 /// Tokens of a page of the key-value cache.
-const PAGE: u32 = 16;
+pub(crate) const PAGE: u32 = 16;
 
 /// Rows of logits that are computed at a time: a vocabulary is far wider than a hidden state, and only scoring asks
 /// for more than one row.

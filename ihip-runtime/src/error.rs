@@ -1,6 +1,10 @@
 //! What can go wrong while a plan runs.
 
+use std::sync::Arc;
+
 use thiserror::Error;
+
+use crate::jit::JitError;
 
 /// Shorthand for this crate's results.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -38,6 +42,60 @@ pub enum Error {
         /// What was found instead, and what to do.
         reason: String,
     },
+    /// A kernel does not compile, or the compiler is missing.
+    #[error(transparent)]
+    Jit(#[from] Arc<JitError>),
+    /// The emitter has no kernels for the model.
+    #[error(transparent)]
+    Emit(#[from] ihip_dsl::emit::EmitError),
+    /// A call of the CUDA driver failed.
+    #[error("{call} failed: {source}")]
+    Cuda {
+        /// Function of the driver.
+        call: &'static str,
+        /// Its result.
+        source: cudarc::driver::DriverError,
+    },
+    /// A call of cuBLASLt failed.
+    #[error("{call} failed: {source}")]
+    Cublas {
+        /// Function of the library.
+        call: &'static str,
+        /// Its result.
+        source: cudarc::cublaslt::result::CublasError,
+    },
+    /// A launch whose arguments are not the kernel's: the launch list and the kernel disagree.
+    #[error("kernel {kernel} takes {takes} and was given {given}")]
+    ArgumentMismatch {
+        /// The kernel.
+        kernel: String,
+        /// Types of its arguments.
+        takes: String,
+        /// What the launch list gave.
+        given: String,
+    },
+    /// A launch list names something that is not there.
+    #[error("the launch list names {name}, which this plan does not have")]
+    NotInPlan {
+        /// A kernel or a buffer.
+        name: String,
+    },
+    /// A tensor that does not hold what an operation reads.
+    #[error(
+        "{operation} reads {needed} columns of {element:?}, and its input holds {held} columns of {held_element:?}"
+    )]
+    TensorMismatch {
+        /// The operation.
+        operation: &'static str,
+        /// Columns it reads.
+        needed: usize,
+        /// Element type it reads.
+        element: ihip_dsl::emit::Element,
+        /// Columns of the tensor.
+        held: usize,
+        /// Element type that was last written to it.
+        held_element: ihip_dsl::emit::Element,
+    },
     /// A token that the model does not have.
     #[error("token {token} is beyond the vocabulary of {vocabulary} tokens")]
     NoSuchToken {
@@ -64,7 +122,10 @@ pub enum Error {
         /// Why.
         source: rayon::ThreadPoolBuildError,
     },
-    /// A kernel does not compile, or the compiler is missing.
-    #[error(transparent)]
-    Jit(#[from] crate::jit::JitError),
+}
+
+impl From<JitError> for Error {
+    fn from(error: JitError) -> Self {
+        Self::Jit(Arc::new(error))
+    }
 }

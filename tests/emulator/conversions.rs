@@ -1,9 +1,8 @@
 //! Conversions against the `half` crate, over every pattern of 16 bits, and the fast functions against f64.
 
 use half::{bf16, f16};
-use ihip_tests::support::emulator::{Argument, Memory};
 
-use super::Trial;
+use super::{Given, Trial};
 
 const BODY: &str = r"
 template <typename T>
@@ -42,17 +41,20 @@ fn around_every_value(decode: impl Fn(u16) -> f32) -> Vec<f32> {
 fn check(name: &str, decode: impl Fn(u16) -> f32, encode: impl Fn(f32) -> u16) {
     let patterns: Vec<u16> = (0..=u16::MAX).collect();
     let floats = around_every_value(&decode);
-    let (patterns_in, wide) = (Memory::of("patterns", &patterns), Memory::new("wide", 65536 * 4));
-    let (floats_in, narrow) = (Memory::of("floats", &floats), Memory::new("narrow", floats.len() * 2));
     let count = i32::try_from(floats.len()).unwrap();
-    let arguments = [&patterns_in, &wide, &floats_in, &narrow].map(|memory| Argument::Buffer(memory, 0));
-    Trial::warp(name, BODY).run(&[&arguments[..], &[Argument::I32(count)]].concat()).unwrap();
-    for (bits, value) in wide.read::<f32>().into_iter().enumerate() {
+    let results = Trial::warp(name, BODY).results(&[
+        Given::values(&patterns),
+        Given::room::<f32>(65536),
+        Given::values(&floats),
+        Given::room::<u16>(floats.len()),
+        Given::I32(count),
+    ]);
+    for (bits, value) in results.of::<f32>(1).into_iter().enumerate() {
         let expected = decode(patterns[bits]);
         let same = value.to_bits() == expected.to_bits() || (value.is_nan() && expected.is_nan());
         assert!(same, "{bits:#06x} is {expected}, not {value}");
     }
-    for (&float, bits) in floats.iter().zip(narrow.read::<u16>()) {
+    for (&float, bits) in floats.iter().zip(results.of::<u16>(3)) {
         let expected = if float.is_nan() { 0x7fff } else { encode(float) };
         assert_eq!(bits, expected, "{float:e} ({:#010x}) becomes {expected:#06x}, not {bits:#06x}", float.to_bits());
     }
@@ -79,12 +81,10 @@ KERNEL(32) fast(const float* in, float* exponential, float* root, int count) {
 }";
     let values: Vec<f32> =
         (-3000..3000).map(|step| step as f32 * 0.0457).chain([f32::NEG_INFINITY, f32::INFINITY]).collect();
-    let input = Memory::of("in", &values);
-    let [exponential, root] = ["exponential", "root"].map(|name| Memory::new(name, values.len() * 4));
-    let arguments = [&input, &exponential, &root].map(|memory| Argument::Buffer(memory, 0));
-    let count = Argument::I32(i32::try_from(values.len()).unwrap());
-    Trial::warp("fast", body).run(&[&arguments[..], &[count]].concat()).unwrap();
-    for ((&value, found), root) in values.iter().zip(exponential.read::<f32>()).zip(root.read::<f32>()) {
+    let room = Given::room::<f32>(values.len());
+    let count = Given::I32(i32::try_from(values.len()).unwrap());
+    let results = Trial::warp("fast", body).results(&[Given::values(&values), room.clone(), room, count]);
+    for ((&value, found), root) in values.iter().zip(results.of::<f32>(1)).zip(results.of::<f32>(2)) {
         let exact = f64::from(value).exp2();
         if exact < f64::from(f32::MIN_POSITIVE) {
             assert_eq!(found.to_bits(), 0, "2^{value}");

@@ -2,7 +2,7 @@
 
 use ihip_tests::support::emulator::{Argument, CopyTime, Emulator, Memory};
 
-use super::Trial;
+use super::{Given, Trial};
 
 const BODY: &str = r"
 KERNEL(32) copied(const int* in, int* out, int wait) {
@@ -23,7 +23,7 @@ fn copied(copies: CopyTime, wait: i32) -> Vec<i32> {
     let (input, out) = (Memory::of("in", &values), Memory::new("out", 384 * 4));
     let emulator = Emulator { copies, ..Emulator::default() };
     let trial = Trial { emulator, ..Trial::warp("copied", BODY) };
-    trial.run(&[Argument::Buffer(&input, 0), Argument::Buffer(&out, 0), Argument::I32(wait)]).unwrap();
+    trial.emulate(&[Argument::Buffer(&input, 0), Argument::Buffer(&out, 0), Argument::I32(wait)]).unwrap();
     out.read()
 }
 
@@ -42,6 +42,13 @@ fn late_copies_are_there_only_after_their_wait() {
     for (wait, groups) in [(0, 3), (1, 2), (2, 1), (3, 0)] {
         assert_eq!(copied(CopyTime::Late, wait), expected(groups), "wait {wait}");
     }
+}
+
+#[test]
+fn copies_are_all_there_after_the_wait_for_all() {
+    let values: Vec<i32> = (0..384).collect();
+    let given = [Given::values(&values), Given::room::<i32>(384), Given::I32(0)];
+    assert_eq!(Trial::warp("copied", BODY).results(&given).of::<i32>(1), expected(3));
 }
 
 #[test]
@@ -71,7 +78,7 @@ KERNEL(32) overwritten(float* in, float* out) {
     for (copies, value) in [(CopyTime::Late, 2.0), (CopyTime::Early, 1.0)] {
         let (input, out) = (Memory::of("in", &[1.0_f32; 128]), Memory::new("out", 512));
         let trial = Trial { emulator: Emulator { copies, ..Emulator::default() }, ..Trial::warp("overwritten", body) };
-        trial.run(&[Argument::Buffer(&input, 0), Argument::Buffer(&out, 0)]).unwrap();
+        trial.emulate(&[Argument::Buffer(&input, 0), Argument::Buffer(&out, 0)]).unwrap();
         assert_eq!(out.read::<f32>(), [value; 128]);
     }
 }

@@ -72,7 +72,7 @@ KERNEL(64) beyond(const float* in, float* out) { out[threadIdx.x] = in[threadIdx
     let (failure, _, thread) = trial.failure(&[Argument::Buffer(&input, 0), Argument::Buffer(&out, 0)]);
     let place = Place { buffer: "in".to_owned(), bytes: 240, offset: 240 };
     assert_eq!((failure, thread), (Failure::OutOfBounds { place }, 60));
-    let message = trial.run(&[Argument::Buffer(&input, 0), Argument::Buffer(&out, 0)]).unwrap_err();
+    let message = trial.emulate(&[Argument::Buffer(&input, 0), Argument::Buffer(&out, 0)]).unwrap_err();
     let expected = "beyond, block [0, 0, 0], thread 60: access to byte 240 of in, which has 240 bytes";
     assert_eq!(message.to_string(), expected);
 }
@@ -83,7 +83,7 @@ fn writes_beside_a_buffer_are_found_at_either_end() {
 KERNEL(32) beside(float* out, int at) { if (threadIdx.x == 0) out[at] = 1.0f; }";
     for (at, offset) in [(-1, -4), (-16, -64), (13, 52), (15, 60)] {
         let out = Memory::new("out", 52);
-        let found = Trial::warp("beside", body).run(&[Argument::Buffer(&out, 0), Argument::I32(at)]);
+        let found = Trial::warp("beside", body).emulate(&[Argument::Buffer(&out, 0), Argument::I32(at)]);
         match found {
             Err(EmulatorError::Overrun { kernel, buffer, bytes: 52, offset: found }) => {
                 assert_eq!((kernel.as_str(), buffer.as_str()), ("beside", "out"));
@@ -125,7 +125,7 @@ KERNEL(32) beside_shared(int at, int value) {
         assert_eq!(failure, Failure::SharedOverrun { bytes, offset });
     }
     let trial = Trial { shared_bytes: 16, ..Trial::warp("beside_shared", body) };
-    trial.run(&[Argument::I32(4), Argument::I32(-1)]).unwrap();
+    trial.emulate(&[Argument::I32(4), Argument::I32(-1)]).unwrap();
 }
 
 #[test]
@@ -201,18 +201,18 @@ KERNEL(32) crowded(int* out) {
 fn wrong_arguments_and_shapes_are_refused() {
     let body = "KERNEL(32) shapes(float* out, int count) { out[0] = count; }";
     let out = Memory::new("out", 4);
-    let swapped = Trial::warp("shapes", body).run(&[Argument::I32(1), Argument::Buffer(&out, 0)]);
+    let swapped = Trial::warp("shapes", body).emulate(&[Argument::I32(1), Argument::Buffer(&out, 0)]);
     let message = swapped.unwrap_err().to_string();
     assert!(message.starts_with("shapes takes arguments (pi) and was given (ip)"), "{message}");
-    let odd = Trial { threads: 48, ..Trial::warp("shapes", body) }.run(&[]).unwrap_err();
+    let odd = Trial { threads: 48, ..Trial::warp("shapes", body) }.emulate(&[]).unwrap_err();
     assert_eq!(odd.to_string(), "shapes has 48 threads a block; it must be a multiple of 32 up to 1024");
-    let large = Trial { shared_bytes: 232_449, ..Trial::warp("shapes", body) }.run(&[]).unwrap_err();
+    let large = Trial { shared_bytes: 232_449, ..Trial::warp("shapes", body) }.emulate(&[]).unwrap_err();
     assert!(large.to_string().starts_with("shapes asks for 232449 bytes of dynamic shared memory"), "{large}");
 }
 
 #[test]
 fn a_text_that_does_not_compile_shows_the_compilers_words() {
-    let refused = Trial::warp("refused", "KERNEL(32) refused(float* out) { out[0] = undeclared; }").run(&[]);
+    let refused = Trial::warp("refused", "KERNEL(32) refused(float* out) { out[0] = undeclared; }").emulate(&[]);
     let Err(EmulatorError::Compile { kernel, file, messages }) = refused else {
         panic!("the compiler takes undeclared names");
     };
@@ -239,7 +239,7 @@ KERNEL(32) again(int* out, int at) { out[threadIdx.x * at] = threadIdx.x; sync_w
         let trial = Trial::warp("again", body);
         let (_, _, thread) = trial.failure(&[Argument::Buffer(&out, 0), Argument::I32(2)]);
         assert_eq!(thread, 16);
-        trial.run(&[Argument::Buffer(&out, 0), Argument::I32(1)]).unwrap();
+        trial.emulate(&[Argument::Buffer(&out, 0), Argument::I32(1)]).unwrap();
         assert_eq!(out.read::<i32>(), (0..32).collect::<Vec<_>>());
     }
 }

@@ -1,10 +1,10 @@
 //! Matrix loads and tensor-core products against a plain product of matrices.
 
+use bytemuck::Pod;
 use half::{bf16, f16};
-use ihip_tests::support::emulator::{Argument, Memory, Plain};
 use proptest::prelude::*;
 
-use super::Trial;
+use super::{Given, Trial};
 
 /// a row-major 16×16, b given as 8 rows of 16 (its columns), d 16×8: through shared memory and matrix loads, as kernels
 /// do it. `transposed` takes b from 16 rows of 8 instead.
@@ -34,12 +34,9 @@ inline void product(const T* a, const T* b, float* d, int transposed) {
 KERNEL(32) product_bf16(const bf16* a, const bf16* b, float* d, int transposed) { product<bf16>(a, b, d, transposed); }
 KERNEL(32) product_f16(const f16* a, const f16* b, float* d, int transposed) { product<f16>(a, b, d, transposed); }";
 
-fn multiply<T: Plain>(name: &str, a: &[T], b: &[T], d: &[f32], transposed: bool) -> Vec<f32> {
-    let (a, b, d) = (Memory::of("a", a), Memory::of("b", b), Memory::of("d", d));
-    let arguments = [&a, &b, &d].map(|memory| Argument::Buffer(memory, 0));
-    let transposed = Argument::I32(i32::from(transposed));
-    Trial::warp(name, BODY).run(&[&arguments[..], &[transposed]].concat()).unwrap();
-    d.read()
+fn multiply<T: Pod>(name: &str, a: &[T], b: &[T], d: &[f32], transposed: bool) -> Vec<f32> {
+    let given = [Given::values(a), Given::values(b), Given::values(d), Given::I32(i32::from(transposed))];
+    Trial::warp(name, BODY).results(&given).of(2)
 }
 
 /// d + a · b in whole numbers, b by its columns.
@@ -95,9 +92,7 @@ KERNEL(32) loaded(const unsigned short* in, unsigned* out) {
     }
 }";
     let elements: Vec<u16> = (0..256).map(|at| 1000 + at).collect();
-    let (input, out) = (Memory::of("in", &elements), Memory::new("out", 1024));
-    Trial::warp("loaded", body).run(&[Argument::Buffer(&input, 0), Argument::Buffer(&out, 0)]).unwrap();
-    let out = out.read::<u32>();
+    let out = Trial::warp("loaded", body).results(&[Given::values(&elements), Given::room::<u32>(256)]).of::<u32>(1);
     let element =
         |matrix: usize, row: usize, column: usize| u32::from(elements[(8 * matrix + row) * 5 % 32 * 8 + column]);
     for lane in 0..32 {

@@ -2,7 +2,7 @@
 
 use ihip_tests::support::emulator::{Argument, Emulator, Memory, Order};
 
-use super::Trial;
+use super::{Given, Trial};
 
 const ORDERS: [Order; 4] = [Order::Ascending, Order::Descending, Order::Random(1), Order::Random(2)];
 
@@ -16,11 +16,9 @@ KERNEL(64) place(unsigned* out) {
     let grid = [3, 2, 4];
     let mut seen = Vec::new();
     for blocks in ORDERS {
-        let out = Memory::new("out", 64 * 24 * 4);
         let emulator = Emulator { blocks, ..Emulator::default() };
         let trial = Trial { emulator, threads: 64, grid, ..Trial::warp("place", body) };
-        trial.run(&[Argument::Buffer(&out, 0)]).unwrap();
-        seen.push(out.read::<u32>());
+        seen.push(trial.results(&[Given::room::<u32>(64 * 24)]).of::<u32>(0));
     }
     let expected: Vec<u32> = (0..24 * 64)
         .map(|at| {
@@ -45,13 +43,12 @@ KERNEL(96) lanes(unsigned* exchanged, float* from, double* wide, unsigned* voted
     }
 }";
     for threads in ORDERS {
-        let [exchanged, from, voted] = ["exchanged", "from", "voted"].map(|name| Memory::new(name, 32 * 96 * 4));
-        let wide = Memory::new("wide", 32 * 96 * 8);
         let emulator = Emulator { threads, ..Emulator::default() };
         let trial = Trial { emulator, threads: 96, ..Trial::warp("lanes", body) };
-        trial.run(&[&exchanged, &from, &wide, &voted].map(|out| Argument::Buffer(out, 0))).unwrap();
-        let (exchanged, from) = (exchanged.read::<u32>(), from.read::<f32>());
-        let (wide, voted) = (wide.read::<f64>(), voted.read::<u32>());
+        let room = Given::room::<u32>(32 * 96);
+        let results = trial.results(&[room.clone(), room.clone(), Given::room::<f64>(32 * 96), room]);
+        let (exchanged, from) = (results.of::<u32>(0), results.of::<f32>(1));
+        let (wide, voted) = (results.of::<f64>(2), results.of::<u32>(3));
         for mask in 1..32_usize {
             for thread in 0..96_usize {
                 let at = mask * 96 + thread;
@@ -84,11 +81,10 @@ KERNEL(256) reversed(const int* in, int* out) {
     let values: Vec<i32> = (0..1024).map(|value| value * 3 - 700).collect();
     let expected: Vec<i32> = (0..1024).map(|at| values[at / 256 * 256 + (255 - ((at % 256) ^ 32))] + 1024).collect();
     for threads in ORDERS {
-        let (input, out) = (Memory::of("in", &values), Memory::new("out", 4096));
         let emulator = Emulator { threads, ..Emulator::default() };
         let trial = Trial { emulator, threads: 256, shared_bytes: 1024, ..Trial::warp("reversed", body) };
-        trial.run(&[Argument::Buffer(&input, 0), Argument::Buffer(&out, 0)]).unwrap();
-        assert_eq!(out.read::<i32>(), expected);
+        let results = trial.results(&[Given::values(&values), Given::room::<i32>(1024)]);
+        assert_eq!(results.of::<i32>(1), expected);
     }
 }
 
@@ -102,7 +98,7 @@ KERNEL(64) unordered(int* out) {
 }";
     let out = Memory::new("out", 256);
     let trial = Trial { threads: 64, ..Trial::warp("unordered", body) };
-    trial.run(&[Argument::Buffer(&out, 0)]).unwrap();
+    trial.emulate(&[Argument::Buffer(&out, 0)]).unwrap();
     assert_eq!(out.read::<i32>().iter().filter(|&&value| value == -1).count(), 32);
 }
 
@@ -117,7 +113,7 @@ KERNEL(32) leftover(unsigned* out) {
 }";
     let out = Memory::new("out", 256);
     let trial = Trial { shared_bytes: 128, grid: [2, 1, 1], ..Trial::warp("leftover", body) };
-    trial.run(&[Argument::Buffer(&out, 0)]).unwrap();
+    trial.emulate(&[Argument::Buffer(&out, 0)]).unwrap();
     assert_eq!(out.read::<u32>(), [u32::MAX; 64]);
 }
 
@@ -132,38 +128,37 @@ KERNEL(64) counted(unsigned* counters, unsigned* tickets) {
     if (atomic_max(&counters[2], 0) != 5) atomic_add(&counters[3], 2);
 }";
     for workers in [1, 3] {
-        let counters = Memory::of("counters", &[0_u32, 9, 5, 0]);
-        let tickets = Memory::new("tickets", 50 * 64 * 4);
         let emulator = Emulator { workers, ..Emulator::random(workers as u64) };
         let trial = Trial { emulator, threads: 64, grid: [50, 1, 1], ..Trial::warp("counted", body) };
-        trial.run(&[Argument::Buffer(&counters, 0), Argument::Buffer(&tickets, 0)]).unwrap();
+        let results = trial.results(&[Given::values(&[0_u32, 9, 5, 0]), Given::room::<u32>(50 * 64)]);
         let largest = (0..3200_u32).map(|thread| thread.wrapping_mul(2_654_435_761)).max();
-        assert_eq!(counters.read::<u32>(), [3200, largest.unwrap(), 5, 0]);
-        assert_eq!(tickets.read::<u32>(), [1; 3200]);
+        assert_eq!(results.of::<u32>(0), [3200, largest.unwrap(), 5, 0]);
+        assert_eq!(results.of::<u32>(1), [1; 3200]);
     }
 }
 
 #[test]
 fn arguments_arrive_as_they_were_given() {
     let body = r"
-KERNEL(32) given(const float* in, int i, unsigned u, float f, unsigned* out) {
+KERNEL(32) given(const float* in, int i, float f, unsigned* out) {
     if (threadIdx.x == 0) {
-        out[0] = float_bits(in[0]);
+        out[0] = float_bits(in[1]);
         out[1] = i;
-        out[2] = u;
-        out[3] = float_bits(f);
-        out[4] = float_bits(bits_float(0x12345678u));
+        out[2] = float_bits(f);
+        out[3] = float_bits(bits_float(0x12345678u));
     }
 }";
-    let (input, out) = (Memory::of("in", &[1.0_f32, -2.5]), Memory::new("out", 20));
-    let arguments = [
-        Argument::Buffer(&input, 4),
-        Argument::I32(-3),
-        Argument::U32(u32::MAX),
-        Argument::F32(0.1),
-        Argument::Buffer(&out, 0),
-    ];
-    Trial::warp("given", body).run(&arguments).unwrap();
-    let expected = [(-2.5_f32).to_bits(), (-3_i32).cast_unsigned(), u32::MAX, 0.1_f32.to_bits(), 0x1234_5678];
-    assert_eq!(out.read::<u32>(), expected);
+    let given = [Given::values(&[1.0_f32, -2.5]), Given::I32(-3), Given::F32(0.1), Given::room::<u32>(4)];
+    let expected = [(-2.5_f32).to_bits(), (-3_i32).cast_unsigned(), 0.1_f32.to_bits(), 0x1234_5678];
+    assert_eq!(Trial::warp("given", body).results(&given).of::<u32>(1), expected);
+}
+
+#[test]
+fn unsigned_arguments_and_offsets_reach_the_kernel() {
+    let body =
+        "KERNEL(32) offset(const int* in, unsigned u, unsigned* out) { out[threadIdx.x] = in[threadIdx.x] + u; }";
+    let (input, out) = (Memory::of("in", &[5_i32; 40]), Memory::new("out", 40 * 4));
+    let arguments = [Argument::Buffer(&input, 32), Argument::U32(u32::MAX), Argument::Buffer(&out, 32)];
+    Trial::warp("offset", body).emulate(&arguments).unwrap();
+    assert_eq!(out.read::<u32>(), [[u32::MAX; 8].as_slice(), &[4; 32]].concat());
 }

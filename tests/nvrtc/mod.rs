@@ -1,4 +1,6 @@
 //! The run-time compiler, without a GPU: cubins, resources, and what its errors say.
 
 mod compiler;
+mod gallery;
 mod library;
+mod model;

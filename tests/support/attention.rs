@@ -107,11 +107,23 @@ impl Attention {
         }
     }
 
+    /// Puts a prefill call in place and returns its launches: `qkv` is `[rows, qkv_row]`.
+    pub fn begin_prefill(&mut self, start: usize, t_max: usize, qkv: &[f32]) -> Vec<Launch> {
+        let rows = qkv.len() / self.qkv_row;
+        self.begin(start, rows, t_max, qkv);
+        self.program.prefill(0, self.extent, rows, t_max)
+    }
+
+    /// Puts a decoding step in place and returns its launches: `qkv` is one row.
+    pub fn begin_decode(&mut self, position: usize, t_max: usize, restart: Option<usize>, qkv: &[f32]) -> Vec<Launch> {
+        self.begin(position, 1, t_max, qkv);
+        self.program.decode(0, self.extent, restart)
+    }
+
     /// A prefill call: `qkv` is `[rows, qkv_row]`. Returns the output and the masks.
     pub fn prefill(&mut self, start: usize, t_max: usize, qkv: &[f32]) -> (Vec<f32>, Masks) {
         let rows = qkv.len() / self.qkv_row;
-        self.begin(start, rows, t_max, qkv);
-        let launches = self.program.prefill(0, self.extent, rows, t_max);
+        let launches = self.begin_prefill(start, t_max, qkv);
         self.launch(&launches);
         let mut masks = Masks::default();
         if let LayerPlan::Pruned(layer) = &self.program.plan().kinds()[0].clone() {
@@ -132,9 +144,14 @@ impl Attention {
     }
 
     /// A decoding step: `qkv` is one row. Returns the output and the list in force.
-    pub fn decode(&mut self, position: usize, t_max: usize, restart: Option<usize>, qkv: &[f32]) -> (Vec<f32>, Vec<i32>) {
-        self.begin(position, 1, t_max, qkv);
-        let launches = self.program.decode(0, self.extent, restart);
+    pub fn decode(
+        &mut self,
+        position: usize,
+        t_max: usize,
+        restart: Option<usize>,
+        qkv: &[f32],
+    ) -> (Vec<f32>, Vec<i32>) {
+        let launches = self.begin_decode(position, t_max, restart, qkv);
         self.launch(&launches);
         let list = match &self.program.plan().kinds()[0] {
             LayerPlan::Pruned(layer) if !layer.stages.is_empty() => {
@@ -149,6 +166,13 @@ impl Attention {
     /// Whether every score is zero again, as the next call needs it.
     pub fn scores_are_zero(&mut self) -> bool {
         !self.buffers.contains_key(&Buffer::Scores) || self.read_i32(Buffer::Scores).iter().all(|&score| score == 0)
+    }
+
+    /// Forgets every score, as `select` does.
+    pub fn zero_scores(&mut self) {
+        if let Some(&(handle, bytes)) = self.buffers.get(&Buffer::Scores) {
+            self.host.write(handle, 0, &vec![0; bytes]);
+        }
     }
 
     fn begin(&mut self, start: usize, rows: usize, t_max: usize, qkv: &[f32]) {
@@ -167,7 +191,8 @@ impl Attention {
         self.host.write(handle, at, &bytes);
     }
 
-    fn out(&mut self, rows: usize) -> Vec<f32> {
+    /// The first `rows` rows of the output.
+    pub fn out(&mut self, rows: usize) -> Vec<f32> {
         let element = self.program.activation().element();
         let row = self.out_row * element.bytes();
         let (handle, _) = self.buffers[&Buffer::Out];
@@ -175,7 +200,8 @@ impl Attention {
         decode(element, &bytes)
     }
 
-    fn launch(&mut self, launches: &[Launch]) {
+    /// Runs launches in order.
+    pub fn launch(&mut self, launches: &[Launch]) {
         for launch in launches {
             let values = launch.arguments.iter().map(|value| match value {
                 Value::Buffer(buffer) => HostValue::Buffer(self.buffers[buffer].0, 0),
@@ -188,15 +214,32 @@ impl Attention {
 
     fn write(&mut self, buffer: Buffer, bytes: &[u8]) {
         let (handle, size) = self.buffers[&buffer];
-        assert_eq!(bytes.len(), size, "{buffer:?}");
+        assert!(bytes.len() <= size, "{} bytes into {buffer:?} of {size}", bytes.len());
         self.host.write(handle, 0, bytes);
     }
 
-    fn read_i32(&mut self, buffer: Buffer) -> Vec<i32> {
+    /// Writes the front of a buffer of i32.
+    pub fn write_i32(&mut self, buffer: Buffer, values: &[i32]) {
+        self.write(buffer, &values.iter().flat_map(|value| value.to_ne_bytes()).collect::<Vec<u8>>());
+    }
+
+    /// Everything in a buffer.
+    pub fn read(&mut self, buffer: Buffer) -> Vec<u8> {
         let (handle, bytes) = self.buffers[&buffer];
-        let bytes = self.host.read(handle, 0, bytes);
+        self.host.read(handle, 0, bytes)
+    }
+
+    /// Everything in a buffer of i32.
+    pub fn read_i32(&mut self, buffer: Buffer) -> Vec<i32> {
+        let bytes = self.read(buffer);
         let (words, _) = bytes.as_chunks();
         words.iter().map(|&word| i32::from_ne_bytes(word)).collect()
+    }
+
+    /// What runs here.
+    #[must_use]
+    pub const fn program(&self) -> &Program {
+        &self.program
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ihip_dsl::emit::Kernel;
+use ihip_runtime::device::cuda::{KernelArgument, KernelBuffer, KernelRunner};
 
 use super::emulator::{Argument, Compiled, Emulator, Memory, Source};
 
@@ -45,7 +46,60 @@ pub trait Host {
 pub fn host() -> Box<dyn Host> {
     match std::env::var("IHIP_TEST_DEVICE").as_deref() {
         Err(_) | Ok("emulator") => Box::new(Emulated::new(Emulator::default())),
+        Ok("cuda") => Box::new(OnGpu::new()),
         Ok(other) => panic!("IHIP_TEST_DEVICE is {other}, and tests know `emulator` and `cuda`"),
+    }
+}
+
+/// The first GPU as a host.
+pub struct OnGpu {
+    runner: KernelRunner,
+    buffers: Vec<KernelBuffer>,
+}
+
+impl OnGpu {
+    /// # Panics
+    /// Where there is no GPU, or no way to compile for it.
+    #[must_use]
+    pub fn new() -> Self {
+        let runner = KernelRunner::new(0).unwrap_or_else(|error| panic!("IHIP_TEST_DEVICE is cuda, but {error}"));
+        Self { runner, buffers: Vec::new() }
+    }
+}
+
+impl Default for OnGpu {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Host for OnGpu {
+    fn allocate(&mut self, name: &str, bytes: usize) -> Handle {
+        let buffer = self.runner.allocate(bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
+        // A kernel that reads what nobody has written finds NaN and huge positions rather than a convenient zero.
+        buffer.write(0, &vec![0xff_u8; bytes]).unwrap_or_else(|error| panic!("{name}: {error}"));
+        self.buffers.push(buffer);
+        Handle(self.buffers.len() - 1)
+    }
+
+    fn write(&mut self, to: Handle, offset: usize, bytes: &[u8]) {
+        self.buffers[to.0].write(offset, bytes).unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    fn read(&mut self, from: Handle, offset: usize, bytes: usize) -> Vec<u8> {
+        self.buffers[from.0].read(offset, bytes).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn launch(&mut self, kernel: &Kernel, grid: [u32; 3], arguments: &[HostValue]) {
+        let arguments: Vec<KernelArgument<'_>> = arguments
+            .iter()
+            .map(|argument| match *argument {
+                HostValue::Buffer(handle, offset) => KernelArgument::Buffer(&self.buffers[handle.0], offset),
+                HostValue::I32(value) => KernelArgument::I32(value),
+                HostValue::F32(value) => KernelArgument::F32(value),
+            })
+            .collect();
+        self.runner.launch(kernel, grid, &arguments).unwrap_or_else(|error| panic!("{}: {error}", kernel.name));
     }
 }
 

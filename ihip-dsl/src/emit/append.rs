@@ -57,7 +57,14 @@ impl Append {
         if self.rotated {
             arguments.push(Argument { name: "frequencies", kind: ArgumentKind::Input(Element::F64) });
         }
-        Kernel { name: name.to_owned(), family: Family::Append, text: writer.finish(), arguments, threads: THREADS, shared_bytes: 0 }
+        Kernel {
+            name: name.to_owned(),
+            family: Family::Append,
+            text: writer.finish(),
+            arguments,
+            threads: THREADS,
+            shared_bytes: 0,
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Prefill: attention of a tile of query rows, in f32 from shared memory, with an online softmax in base 2.
 
 use super::functions::{CACHE_ROW, QUADS, ROTATE, Shape};
-use super::visible::{Visible, load_plain, load_turned};
+use super::tile::Tile;
+use super::visible::Visible;
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel};
 use crate::LayerPlan;
@@ -42,7 +43,8 @@ impl Attend {
 
     /// Heads of a group that fill a tile together where a query block alone does not.
     fn tile_heads(&self) -> usize {
-        let fits = |heads: &usize| self.shape.group().is_multiple_of(*heads) && heads * self.tile_queries() <= TILE_ROWS;
+        let fits =
+            |heads: &usize| self.shape.group().is_multiple_of(*heads) && heads * self.tile_queries() <= TILE_ROWS;
         (1..=self.shape.group()).rev().find(fits).unwrap_or(1)
     }
 
@@ -101,14 +103,18 @@ impl Attend {
             .constant("STRIDE", self.shape.head_dim() + 4, "floats between rows in shared memory: no bank conflicts")
             .constant("WEIGHT_STRIDE", self.tile_keys() + 4, "the same for the weights")
             .constant("NOWHERE", 0x3fff_ffff, "token of an empty slot: after every query")
-            .float("QUERY_SCALE", self.shape.geometry.query_scale * std::f32::consts::LOG2_E, "factor of every query, times log2(e)")
+            .float(
+                "QUERY_SCALE",
+                self.shape.geometry.query_scale * std::f32::consts::LOG2_E,
+                "factor of every query, times log2(e)",
+            )
             .float("LOWEST", f32::MIN, "below every score");
         writer.text(QUADS).text(CACHE_ROW);
         if self.visible.rotates() {
             writer.text(ROTATE);
         }
         writer.text(&format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* qkv, const Cached* keys, const Cached* values,\n    const unsigned* page_table,{} Activation* out) {{",
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const Cached* __restrict__ values, const unsigned* __restrict__ page_table,\n   {} Activation* out) {{",
             self.visible.parameters()
         ));
         writer.more(&PLACE.replace("$POSITIONS", self.visible.position_array()));
@@ -123,17 +129,22 @@ impl Attend {
         };
         writer.text(&QUERIES.replace("$TURN\n", turn));
         writer.text(&self.tiles());
-        writer.more(&if self.visible.rotates() {
-            load_turned("keys", "tile", "TILE_KEYS", 4)
-        } else {
-            load_plain("keys", "tile", "TILE_KEYS", 8)
-        });
+        let tile = |from| Tile {
+            from,
+            to: "tile",
+            rows: ("TILE_KEYS", self.tile_keys()),
+            threads: self.threads(),
+            head_dim: self.shape.head_dim(),
+            loads: 8,
+            indent: 8,
+        };
+        writer.more(&if self.visible.rotates() { tile("keys").load_turned() } else { tile("keys").load_plain() });
         let seen = match self.visible {
             Visible::All => "distance >= 0",
             Visible::Pruned { .. } => "in_window ? distance >= 0 && distance < WINDOW : distance >= WINDOW",
         };
         writer.more(&SCORES.replace("$SEEN", seen));
-        writer.more(&load_plain("values", "tile", "TILE_KEYS", 8));
+        writer.more(&tile("values").load_plain());
         writer.more(OUTPUT);
         let mut arguments = self.visible.arguments(self.shape);
         arguments.push(Argument { name: "out", kind: ArgumentKind::Output(self.shape.activation.element()) });
@@ -153,7 +164,11 @@ impl Attend {
             if self.visible.rotates() { format!("\n                position = {expression};") } else { String::new() }
         };
         let declared = if self.visible.rotates() { ", position = 0" } else { "" };
-        let store = if self.visible.rotates() { "            slot_position[thread] = position;\n" } else { "" };
+        let store = if self.visible.rotates() {
+            "            slot_position[thread] = token == NOWHERE ? 0 : position;\n"
+        } else {
+            ""
+        };
         let (counts, cases) = match self.visible {
             Visible::All => (
                 "    const int tiles = last / TILE_KEYS + 1;\n".to_owned(),

@@ -2,7 +2,8 @@
 
 use super::functions::{CACHE_ROW, QUADS, ROTATE, Shape};
 use super::launch::Element;
-use super::visible::{Visible, load_plain, load_turned};
+use super::tile::Tile;
+use super::visible::Visible;
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel};
 use crate::LayerPlan;
@@ -14,6 +15,8 @@ const TILE_KEYS: usize = 64;
 const DENSE_BLOCKS: usize = 1024;
 /// Splits of a dense layer at most: the merge goes through them one by one.
 const DENSE_SPLITS: usize = 128;
+/// Threads of the merge that share the splits of one element.
+const MERGE_PARTS: usize = 4;
 
 /// Constants of the kernel.
 #[derive(Clone, Debug, PartialEq)]
@@ -120,16 +123,24 @@ impl SplitAttend {
             .constant("WARPS", THREADS / 32, "warps of a block")
             .constant("STRIDE", self.shape.head_dim() + 4, "floats between rows in shared memory: no bank conflicts")
             .constant("QUADS", self.heads() * self.shape.head_dim() / 4, "quads of output")
-            .constant("QUADS_EACH", (self.heads() * self.shape.head_dim() / 4).div_ceil(THREADS), "of which a thread holds these")
+            .constant(
+                "QUADS_EACH",
+                (self.heads() * self.shape.head_dim() / 4).div_ceil(THREADS),
+                "of which a thread holds these",
+            )
             .constant("NOWHERE", -1, "token of an empty slot")
-            .float("QUERY_SCALE", self.shape.geometry.query_scale * std::f32::consts::LOG2_E, "factor of every query, times log2(e)")
+            .float(
+                "QUERY_SCALE",
+                self.shape.geometry.query_scale * std::f32::consts::LOG2_E,
+                "factor of every query, times log2(e)",
+            )
             .float("LOWEST", f32::MIN, "below every score");
         writer.text(QUADS).text(CACHE_ROW);
         if self.visible.rotates() {
             writer.text(ROTATE);
         }
         writer.text(&format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* qkv, const Cached* keys, const Cached* values,\n    const unsigned* page_table,{} float* partials, float* partial_sums) {{",
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const Cached* __restrict__ values, const unsigned* __restrict__ page_table,\n   {} float* partials, float* partial_sums) {{",
             self.visible.parameters()
         ));
         writer.more(&PLACE.replace("$POSITIONS", self.visible.position_array()));
@@ -144,12 +155,18 @@ impl SplitAttend {
         };
         writer.text(&QUERIES.replace("$TURN\n", turn));
         writer.text(&self.slots());
-        writer.more(&if self.visible.rotates() {
-            load_turned("keys", "key_tile", "TILE_KEYS", 4)
-        } else {
-            load_plain("keys", "key_tile", "TILE_KEYS", 8)
-        });
-        writer.more(&load_plain("values", "value_tile", "TILE_KEYS", 8));
+        let tile = |from, to| Tile {
+            from,
+            to,
+            rows: ("TILE_KEYS", TILE_KEYS),
+            threads: THREADS,
+            head_dim: self.shape.head_dim(),
+            loads: 16,
+            indent: 8,
+        };
+        let keys = tile("keys", "key_tile");
+        writer.more(&if self.visible.rotates() { keys.load_turned() } else { keys.load_plain() });
+        writer.more(&tile("values", "value_tile").load_plain());
         writer.more(ATTEND);
         let mut arguments = self.visible.arguments(self.shape);
         arguments.push(Argument { name: "partials", kind: ArgumentKind::Output(Element::F32) });
@@ -185,7 +202,7 @@ impl SplitAttend {
             "            ".to_owned()
         };
         let (declared, store) = if self.visible.rotates() {
-            (", at = 0", "            slot_position[thread] = at;\n")
+            (", at = 0", "            slot_position[thread] = token == NOWHERE ? 0 : at;\n")
         } else {
             ("", "")
         };
@@ -335,8 +352,8 @@ impl Merge {
 
     pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
         let mut writer = Writer::new(
-            "Decoding: joins the splits of a query's attention, in their order. One block of threads a query head, one\n\
-             thread an element.",
+            "Decoding: joins the splits of a query's attention, in a fixed order. One block of threads a query head, PARTS\n\
+             threads an element.",
             &format!("{pipeline}, merge"),
         );
         let activation = self.shape.activation.element();
@@ -344,9 +361,11 @@ impl Merge {
         writer
             .constant("QUERY_HEADS", self.shape.query_heads(), "query heads")
             .constant("HEAD_DIM", self.shape.head_dim(), "elements of a head")
+            .constant("PARTS", MERGE_PARTS, "threads of an element, each with its share of the splits")
+            .constant("THREADS", MERGE_PARTS * self.shape.head_dim(), "threads of a block")
             .float("LOWEST", f32::MIN, "below every score");
         writer.text(&format!(
-            "KERNEL(HEAD_DIM) {name}(\n    const int* step, const float* partials, const float* partial_sums, Activation* out, int splits) {{"
+            "KERNEL(THREADS) {name}(\n    const int* step, const float* partials, const float* partial_sums, Activation* out, int splits) {{"
         ));
         writer.more(MERGE);
         let input = |name, element| Argument { name, kind: ArgumentKind::Input(element) };
@@ -361,25 +380,32 @@ impl Merge {
                 Argument { name: "out", kind: ArgumentKind::Output(activation) },
                 Argument { name: "splits", kind: ArgumentKind::I32 },
             ],
-            threads: self.shape.geometry.head_dim,
+            threads: MERGE_PARTS as u32 * self.shape.geometry.head_dim,
             shared_bytes: 0,
         }
     }
 }
 
 const MERGE: &str = r"
-    const int first_row = step[3], head = blockIdx.x, element = threadIdx.x;
+    SHARED(float, shares, PARTS * HEAD_DIM);
+    const int first_row = step[3], head = blockIdx.x, thread = threadIdx.x, lane = thread % 32;
+    const int element = thread % HEAD_DIM, part = thread / HEAD_DIM;
     const float* const sums = partial_sums + head * splits * 2;
-    float largest = LOWEST;
-    for (int split = 0; split < splits; ++split) largest = max(largest, sums[split * 2]);
-    float output = 0.0f, total = 0.0f;
+    // Every warp finds the largest score and the sum of all weights for itself.
+    float largest = LOWEST, total = 0.0f;
+    for (int split = lane; split < splits; split += 32) largest = max(largest, sums[split * 2]);
+    for (int mask = 16; mask > 0; mask /= 2) largest = max(largest, shuffle_xor(largest, mask));
+    for (int split = lane; split < splits; split += 32) total += sums[split * 2 + 1] * exp2_fast(sums[split * 2] - largest);
+    for (int mask = 16; mask > 0; mask /= 2) total += shuffle_xor(total, mask);
+    float share = 0.0f;
 #pragma unroll 8
-    for (int split = 0; split < splits; ++split) {
-        const float factor = exp2_fast(sums[split * 2] - largest);
-        total += sums[split * 2 + 1] * factor;
-        output += partials[(head * splits + split) * HEAD_DIM + element] * factor;
-    }
-    const float result = total > 0.0f ? output / total : 0.0f;  // a row without a visible key is zero
+    for (int split = part; split < splits; split += PARTS)
+        share += partials[(head * splits + split) * HEAD_DIM + element] * exp2_fast(sums[split * 2] - largest);
+    shares[thread] = share;
+    sync_block();
+    if (part > 0) return;
+    for (int other = 1; other < PARTS; ++other) share += shares[other * HEAD_DIM + element];
+    const float result = total > 0.0f ? share / total : 0.0f;  // a row without a visible key is zero
     out[(static_cast<unsigned long long>(first_row) * QUERY_HEADS + head) * HEAD_DIM + element] = from_float<Activation>(result);
 }
 ";

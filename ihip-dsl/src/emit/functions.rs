@@ -4,7 +4,6 @@ use super::launch::Activation;
 use super::writer::Writer;
 use crate::{Geometry, KvType, PrunedLayer};
 
-
 /// What kernels of every family depend on: the geometry and the type of activations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Shape {
@@ -55,7 +54,11 @@ impl Shape {
             .constant("GROUP", self.group(), "query heads that share a key-value head")
             .constant("HEAD_DIM", self.head_dim(), "elements of a head")
             .constant("HALF", self.head_dim() / 2, "element j rotates with element j + HALF")
-            .constant("QKV_ROW", (self.query_heads() + 2 * self.kv_heads()) * self.head_dim(), "elements of a row of projections")
+            .constant(
+                "QKV_ROW",
+                (self.query_heads() + 2 * self.kv_heads()) * self.head_dim(),
+                "elements of a row of projections",
+            )
             .constant("PAGE", self.geometry.page, "tokens of a page of the cache");
     }
 }
@@ -159,6 +162,10 @@ pub(crate) fn chunk_list_constants(writer: &mut Writer, layer: &PrunedLayer, sta
             .constant("KEPT", keep, "chunks that the stage before keeps")
             .constant("SPLIT", plan.split, "chunks that each of them is cut into")
             .constant("BLOCK_RATIO", plan.block_ratio, "query blocks of this stage in one of the stage before")
-            .constant("PARENT_QUERY_BLOCK", layer.stages[stage - 1].query_block, "queries of a block of the stage before");
+            .constant(
+                "PARENT_QUERY_BLOCK",
+                layer.stages[stage - 1].query_block,
+                "queries of a block of the stage before",
+            );
     }
 }

@@ -5,15 +5,17 @@ mod attend;
 mod decode;
 mod functions;
 pub mod launch;
+pub mod model;
 mod program;
 mod scan;
 mod scan_row;
 mod select;
+mod tile;
 mod visible;
 mod writer;
 
-pub use program::{EmitError, Program};
 pub use launch::{Activation, Buffer, Element, Extent, Launch, Storage, Value, step};
+pub use program::{EmitError, Program};
 
 /// A complete translation unit with one entry point.
 #[derive(Clone, Debug, PartialEq, Eq)]

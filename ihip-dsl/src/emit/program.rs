@@ -1,5 +1,6 @@
 //! Kernels of a plan, and which of them a step of each kind of layer launches.
 
+use super::Kernel;
 use super::append::Append;
 use super::attend::Attend;
 use super::decode::{Merge, SplitAttend};
@@ -9,7 +10,6 @@ use super::scan::Scan;
 use super::scan_row::ScanRow;
 use super::select::Select;
 use super::writer::snake_case;
-use super::Kernel;
 use thiserror::Error;
 
 use crate::{AttendRope, LayerPlan, Plan, PrunedLayer, ScanRope};
@@ -65,7 +65,9 @@ impl Unit {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum EmitError {
     /// A head of an unusual size.
-    #[error("kernels are made for heads of 32, 64 or 128 elements, and the model's have {head_dim}: run it on the cpu device")]
+    #[error(
+        "kernels are made for heads of 32, 64 or 128 elements, and the model's have {head_dim}: run it on the cpu device"
+    )]
     HeadDim {
         /// The model's head dimension.
         head_dim: u32,
@@ -158,7 +160,8 @@ impl Program {
         let stages = self.pruned().map(|layer| layer.stages.len()).max().unwrap_or(0);
         for stage in 1..stages {
             let lists = self.pruned().filter(|layer| layer.stages.len() > stage).map(|layer| {
-                extent.rows.div_ceil(layer.stages[stage - 1].query_block) * (layer.stages[stage].keep_chunks.unwrap_or(0) + 1)
+                extent.rows.div_ceil(layer.stages[stage - 1].query_block)
+                    * (layer.stages[stage].keep_chunks.unwrap_or(0) + 1)
             });
             push(Buffer::Lists { stage }, Element::I32, lists.max().unwrap_or(0), false);
         }
@@ -166,10 +169,12 @@ impl Program {
             .pruned()
             .filter(|layer| !layer.stages.is_empty())
             .map(|layer| (extent.rows.div_ceil(layer.query_block), layer.keep_blocks));
-        let (blocks, rows) = counts.fold((0, 0), |(blocks, rows), (count, keep)| (blocks.max(count * keep), rows.max(count)));
+        let (blocks, rows) =
+            counts.fold((0, 0), |(blocks, rows), (count, keep)| (blocks.max(count * keep), rows.max(count)));
         push(Buffer::Blocks, Element::I32, blocks, false);
         push(Buffer::Counts, Element::I32, rows, false);
-        let splits = self.plan.kinds().iter().map(|kind| SplitAttend::new(self.shape, kind).splits()).max().unwrap_or(0);
+        let splits =
+            self.plan.kinds().iter().map(|kind| SplitAttend::new(self.shape, kind).splits()).max().unwrap_or(0);
         let partials = self.shape.query_heads() * splits;
         push(Buffer::Partials, Element::F32, partials * self.shape.head_dim(), false);
         push(Buffer::PartialSums, Element::F32, partials * 2, false);
@@ -200,21 +205,21 @@ impl Program {
         let LayerPlan::Pruned(layer) = &self.plan.kinds()[kind] else {
             let attend = Attend::new(self.shape, &self.plan.kinds()[kind]);
             let grid = attend.grid(rows);
-            return vec![append, self.launch(Unit::Attend(attend), grid, dense_arguments())];
+            return vec![append, self.launch(&Unit::Attend(attend), grid, dense_arguments())];
         };
         let mut launches = vec![append];
         for stage in 0..layer.stages.len() {
             let parents = |stage| Buffer::Lists { stage };
             let scan = Scan::new(self.shape, layer, stage);
             let grid = scan.grid(rows, layer.chunks(stage, t_max));
-            launches.push(self.launch(Unit::Scan(scan), grid, self.scan_arguments(layer, stage, parents, extent)));
+            launches.push(self.launch(&Unit::Scan(scan), grid, self.scan_arguments(layer, stage, parents, extent)));
             let blocks = rows.div_ceil(layer.stages[stage].query_block);
             launches.push(self.select(layer, stage, blocks, parents, [Buffer::Blocks, Buffer::Counts], extent));
         }
         let attend = Attend::new(self.shape, &self.plan.kinds()[kind]);
         let grid = attend.grid(rows);
         let arguments = attend_arguments(layer, [Buffer::Blocks, Buffer::Counts], &[Buffer::Out]);
-        launches.push(self.launch(Unit::Attend(attend), grid, arguments));
+        launches.push(self.launch(&Unit::Attend(attend), grid, arguments));
         launches
     }
 
@@ -232,7 +237,7 @@ impl Program {
                 let mut arguments = dense_arguments();
                 arguments.pop();
                 arguments.extend(partials.map(Value::Buffer));
-                launches.push(self.launch(Unit::SplitAttend(split), grid, arguments));
+                launches.push(self.launch(&Unit::SplitAttend(split), grid, arguments));
             }
             LayerPlan::Pruned(layer) => {
                 for stage in restart.unwrap_or(layer.stages.len())..layer.stages.len() {
@@ -240,18 +245,22 @@ impl Program {
                     let scan = ScanRow::new(self.shape, layer, stage);
                     let grid = scan.grid();
                     let arguments = self.scan_arguments(layer, stage, parents, extent);
-                    launches.push(self.launch(Unit::ScanRow(scan), grid, arguments));
+                    launches.push(self.launch(&Unit::ScanRow(scan), grid, arguments));
                     let last = [Buffer::CachedBlocks, Buffer::CachedCount];
                     launches.push(self.select(layer, stage, 1, parents, last, extent));
                 }
                 let arguments = attend_arguments(layer, [Buffer::CachedBlocks, Buffer::CachedCount], &partials);
-                launches.push(self.launch(Unit::SplitAttend(split), grid, arguments));
+                launches.push(self.launch(&Unit::SplitAttend(split), grid, arguments));
             }
         }
         let merge = [Buffer::Step, Buffer::Partials, Buffer::PartialSums, Buffer::Out].map(Value::Buffer);
         let mut arguments = merge.to_vec();
         arguments.push(Value::I32(splits as i32));
-        launches.push(self.launch(Unit::Merge(Merge::new(self.shape)), [self.shape.geometry.query_heads, 1, 1], arguments));
+        launches.push(self.launch(
+            &Unit::Merge(Merge::new(self.shape)),
+            [self.shape.geometry.query_heads, 1, 1],
+            arguments,
+        ));
         launches
     }
 
@@ -264,7 +273,8 @@ impl Program {
 
     /// Entries of a row of [`Buffer::Scores`].
     fn score_stride(&self, extent: Extent) -> usize {
-        let chunks = self.pruned().flat_map(|layer| (0..layer.stages.len()).map(|stage| layer.chunks(stage, extent.tokens)));
+        let chunks =
+            self.pruned().flat_map(|layer| (0..layer.stages.len()).map(|stage| layer.chunks(stage, extent.tokens)));
         chunks.max().unwrap_or(0)
     }
 
@@ -275,7 +285,7 @@ impl Program {
             buffers.push(Buffer::Frequencies);
         }
         let arguments = buffers.into_iter().map(Value::Buffer).collect();
-        self.launch(Unit::Append(append), [rows as u32, 1, 1], arguments)
+        self.launch(&Unit::Append(append), [rows as u32, 1, 1], arguments)
     }
 
     fn scan_arguments(
@@ -319,11 +329,11 @@ impl Program {
         }
         let mut arguments: Vec<_> = buffers.into_iter().map(Value::Buffer).collect();
         arguments.push(Value::I32(self.score_stride(extent) as i32));
-        self.launch(Unit::Select(Select::new(layer, stage)), [blocks as u32, 1, 1], arguments)
+        self.launch(&Unit::Select(Select::new(layer, stage)), [blocks as u32, 1, 1], arguments)
     }
 
-    fn launch(&self, unit: Unit, grid: [u32; 3], arguments: Vec<Value>) -> Launch {
-        let known = self.units.iter().find(|(known, _)| *known == unit);
+    fn launch(&self, unit: &Unit, grid: [u32; 3], arguments: Vec<Value>) -> Launch {
+        let known = self.units.iter().find(|(known, _)| known == unit);
         let (_, name) = known.expect("launches are made of the units that `units_of` lists");
         Launch { kernel: name.clone(), grid, arguments }
     }
@@ -346,7 +356,9 @@ fn units_of(shape: Shape, kind: &LayerPlan) -> Vec<Unit> {
 }
 
 fn dense_arguments() -> Vec<Value> {
-    [Buffer::Step, Buffer::Qkv, Buffer::Keys, Buffer::Values, Buffer::PageTable, Buffer::Out].map(Value::Buffer).to_vec()
+    [Buffer::Step, Buffer::Qkv, Buffer::Keys, Buffer::Values, Buffer::PageTable, Buffer::Out]
+        .map(Value::Buffer)
+        .to_vec()
 }
 
 fn attend_arguments(layer: &PrunedLayer, lists: [Buffer; 2], outputs: &[Buffer]) -> Vec<Value> {

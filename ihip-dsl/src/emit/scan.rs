@@ -5,6 +5,7 @@
 
 use super::functions::{self, CACHE_ROW, ORDERED, QUADS, ROTATE, Shape};
 use super::launch::Element;
+use super::tile::Tile;
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel};
 use crate::{PrunedLayer, ScanRope};
@@ -14,8 +15,9 @@ const WARPS: usize = THREADS / 32;
 /// Rows and probes of a warp's product: 8 threads across, 4 down, 4 × 4 results each.
 const WARP_ROWS: usize = 16;
 const WARP_PROBES: usize = 32;
-/// Groups of chunks that one block of threads goes through, so that loading its queries is paid for once.
-const GROUPS_PER_BLOCK: usize = 4;
+/// Blocks of threads of a launch, unless there are fewer groups of chunks: several rounds on a large chip. Fewer would
+/// leave part of it idle; more would load the same queries more often.
+const BLOCKS: usize = 4096;
 
 /// Constants of the kernel.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,8 +51,9 @@ impl Scan {
 
     /// Blocks of threads for `rows` queries and lists of `chunks` chunks.
     pub(crate) fn grid(&self, rows: usize, chunks: usize) -> [u32; 3] {
-        let groups = chunks.div_ceil(self.chunks_of_group()).div_ceil(GROUPS_PER_BLOCK).max(1);
         let blocks = rows.div_ceil(self.layer.stages[self.stage].query_block);
+        let wanted = BLOCKS.div_ceil(blocks * self.shape.query_heads());
+        let groups = chunks.div_ceil(self.chunks_of_group()).clamp(1, wanted);
         [groups as u32, self.shape.geometry.query_heads, blocks as u32]
     }
 
@@ -80,8 +83,13 @@ impl Scan {
         self.probes() / 2
     }
 
+    /// Floats from one copy of the queries to the next: a warp reads four rows of each at a time, from all banks.
+    fn copy_floats(&self) -> usize {
+        self.tile_rows() * (self.shape.head_dim() + 4) + 16
+    }
+
     fn shared_floats(&self, copies: usize) -> usize {
-        (copies * self.tile_rows() + self.probes()) * (self.shape.head_dim() + 4)
+        copies * self.copy_floats() + self.probes() * (self.shape.head_dim() + 4)
     }
 
     fn rotation(&self) -> Rotation {
@@ -101,7 +109,11 @@ impl Scan {
             "Prefill, stage {}: scores chunks of {} tokens for blocks of {} queries by {} halvings.\n\
              A block of threads takes one head of one query block and groups of {} chunks; a chunk's score is the largest\n\
              product of any averaged query with any probe, over all heads.",
-            self.stage, stage.chunk, stage.query_block, stage.halvings, self.chunks_of_group()
+            self.stage,
+            stage.chunk,
+            stage.query_block,
+            stage.halvings,
+            self.chunks_of_group()
         );
         let mut writer = Writer::new(&heading, &format!("{pipeline}, stage {}", self.stage));
         self.shape.constants(&mut writer);
@@ -118,35 +130,56 @@ impl Scan {
             .constant("THREADS", THREADS, "threads of a block")
             .constant("ROW_WARPS", self.row_warps(), "warps side by side along the rows")
             .constant("CHUNKS", self.chunks_of_group(), "chunks that descend together")
-            .constant("PROBES", self.probes(), "two a chunk: 16 left ones, then their right ones, and so on")
+            .constant("PROBES", self.probes(), "two a chunk: the left ones of 4 chunks, their right ones, and so on")
             .constant("STRIDE", self.shape.head_dim() + 4, "floats between rows in shared memory: no bank conflicts");
         if rotation == Rotation::QueriesTwice {
-            writer.constant("COPIES", 2, "queries turned for left probes and for right ones");
+            writer.constant(
+                "COPY",
+                self.copy_floats(),
+                "floats between queries turned for left probes and for right ones, 16 banks apart",
+            );
         }
         writer.text(QUADS).text(CACHE_ROW).text(ORDERED);
         if rotation != Rotation::None {
             writer.text(ROTATE);
         }
         functions::chunk_list(&mut writer, self.stage);
-        let rope = if rotation == Rotation::None { "" } else { "\n    const float2* rope_table," };
+        writer.text(LEFT_SLOT);
+        let rope = if rotation == Rotation::None { "" } else { " const float2* __restrict__ rope_table," };
         let parents = if self.stage == 0 { "" } else { " const int* parents," };
         writer.text(&format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* qkv, const Cached* keys, const unsigned* page_table,{rope}\n   {parents} unsigned* scores, int score_stride) {{"
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{rope}\n   {parents} unsigned* scores, int score_stride) {{"
         ));
-        writer.more(&PLACE.replace("$COPIES", if copies == 2 { "COPIES * " } else { "" }));
+        let (shape, size) =
+            if copies == 2 { ("[2][COPY]", "2 * COPY") } else { ("[TILE_ROWS][STRIDE]", "TILE_ROWS * STRIDE") };
+        let positions = if rotation == Rotation::Chunks { "    SHARED(int, slot_position, PROBES);\n" } else { "" };
+        writer.more(&PLACE.replace("$SHAPE", shape).replace("$SIZE", size).replace("$POSITIONS", positions));
         writer.more(chunks_here(self.stage));
         let whole = self.tile_rows() == self.padded_rows();
         if whole {
             writer.text(&queries(rotation, "slot"));
         }
         let start = if self.stage == 0 { "chunk_start(" } else { "chunk_start(kept, " };
-        let clamp = if self.stage == 0 { "min(left[thread] + CHUNK, step[2] - SCAN_WINDOW)" } else { "left[thread] + CHUNK" };
-        writer.text(&GROUPS.replace("$START(", start).replace("$RIGHT", clamp));
-        writer.more(&probes(rotation));
-        let product = if rotation == Rotation::QueriesTwice { PRODUCT_OF_TWO } else { PRODUCT };
+        let clamp =
+            if self.stage == 0 { "min(left[thread] + CHUNK, step[2] - SCAN_WINDOW)" } else { "left[thread] + CHUNK" };
+        let position = if rotation == Rotation::Chunks { POSITION } else { "" };
+        writer.text(&GROUPS.replace("$POSITION", position).replace("$START(", start).replace("$RIGHT", clamp));
+        let probes = Tile {
+            from: "keys",
+            to: "probes",
+            rows: ("PROBES", self.probes()),
+            threads: THREADS,
+            head_dim: self.shape.head_dim(),
+            loads: 16,
+            indent: 12,
+        };
+        writer.more(&if rotation == Rotation::Chunks { probes.load_turned() } else { probes.load_plain() });
+        writer.more("            sync_block();");
+        let copy = if copies == 2 { "across / 4 * COPY + " } else { "" };
+        let product = PRODUCT.replace("$COPY", copy);
         writer.more(PLACE_IN_PRODUCT);
         if whole {
-            writer.more(product);
+            writer.more(&product);
         } else {
             writer.more("            // More rows than fit into shared memory: they take turns.");
             writer.more("            for (int tile = 0; tile < ROWS; tile += TILE_ROWS) {\n            sync_block();");
@@ -173,7 +206,14 @@ pub(super) fn scan_constants(layer: &PrunedLayer, stage: usize) -> PrunedLayer {
     for stage in &mut stages {
         stage.refresh = 1;
     }
-    PrunedLayer { stages, keep_blocks: 0, query_block: 0, block: 1, attend_rope: crate::AttendRope::None, ..layer.clone() }
+    PrunedLayer {
+        stages,
+        keep_blocks: 0,
+        query_block: 0,
+        block: 1,
+        attend_rope: crate::AttendRope::None,
+        ..layer.clone()
+    }
 }
 
 /// Defines `chunks`, and `kept` from the second stage on, for the query block `block`.
@@ -223,14 +263,19 @@ pub(super) fn scan_arguments(shape: Shape, rope: ScanRope, stage: usize) -> Vec<
     arguments
 }
 
+const LEFT_SLOT: &str = r"
+// The slot of a chunk's left probe; its right one is 4 further.
+inline int left_slot(int chunk) { return chunk / 4 * 8 + chunk % 4; }
+";
+
 const PLACE: &str = r"
-    SHARED_DYNAMIC(float, queries);                       // [$COPIESTILE_ROWS][STRIDE]
-    float* const probes = queries + $COPIESTILE_ROWS * STRIDE;  // [PROBES][STRIDE]
+    SHARED_DYNAMIC(float, queries);           // $SHAPE
+    float* const probes = queries + $SIZE;  // [PROBES][STRIDE]
     SHARED(int, left, CHUNKS);
     SHARED(int, right, CHUNKS);
     SHARED(float, best, CHUNKS);
-    SHARED(unsigned, probe_row, PROBES);
-    SHARED(float, largest, ROW_WARPS * PROBES);
+    SHARED(unsigned, slot_row, PROBES);
+$POSITIONS    SHARED(float, largest, ROW_WARPS * PROBES);
 
     const int start = step[0], rows = step[1], first_row = step[3];
     const int head = blockIdx.y, kv_head = head / GROUP, block = blockIdx.z, thread = threadIdx.x;
@@ -252,8 +297,8 @@ fn queries(rotation: Rotation, row: &str) -> String {
         // Left probes are at position 0, right ones at 1, queries at SCAN_WINDOW + 1: what counts is the distance.
         float right_x = x, right_y = y;
         rotate(right_x, right_y, rope_table[SCAN_WINDOW * HALF + element]);
-        queries[(TILE_ROWS + slot) * STRIDE + element] = right_x;
-        queries[(TILE_ROWS + slot) * STRIDE + element + HALF] = right_y;
+        queries[COPY + slot * STRIDE + element] = right_x;
+        queries[COPY + slot * STRIDE + element + HALF] = right_y;
         rotate(x, y, rope_table[(SCAN_WINDOW + 1) * HALF + element]);"
             .to_owned(),
     };
@@ -266,7 +311,8 @@ fn queries(rotation: Rotation, row: &str) -> String {
         const int slot = item / HALF, row = {row}, element = item % HALF;
         const int neighbours = min(QUERY_STRIDE, queries_here - row * QUERY_STRIDE);
         float x = 0.0f, y = 0.0f;
-        for (int neighbour = 0; neighbour < neighbours; ++neighbour) {{
+        for (int neighbour = 0; neighbour < QUERY_STRIDE; ++neighbour) {{
+            if (neighbour >= neighbours) continue;
             const unsigned long long at = static_cast<unsigned long long>(first_row + first + row * QUERY_STRIDE + neighbour);
             const Activation* const query = &qkv[at * QKV_ROW + head * HEAD_DIM + element];
             x += to_float(query[0]);
@@ -286,6 +332,10 @@ fn turn(position: &str) -> String {
     format!("        rotate(x, y, rope_table[({position}) * HALF + element]);")
 }
 
+const POSITION: &str = r"            // A key's position is the index of its chunk in the list.
+            slot_position[left_slot(thread)] = slot_position[left_slot(thread) + 4] = min(chunk, chunks);
+";
+
 const GROUPS: &str = r"
     for (int group = blockIdx.x; group * CHUNKS < chunks; group += gridDim.x) {
         // The list is ascending: where a group's first chunk lies beyond the limit, so does every later one.
@@ -295,51 +345,18 @@ const GROUPS: &str = r"
             left[thread] = chunk < chunks ? $START(chunk) : 0;
             right[thread] = chunk < chunks ? $RIGHT : 0;
             best[thread] = LOWEST;
-        }
+$POSITION        }
         for (int halving = 0; halving < HALVINGS; ++halving) {
             // The middle token of each half stands for it. An inactive chunk probes token 0 and ignores the product.
             if (thread < CHUNKS) {
                 const bool active = left[thread] < right[thread] && left[thread] <= limit;
                 const int middle = (left[thread] + right[thread]) / 2;
-                const int slot = thread / 16 * 32 + thread % 16;
-                probe_row[slot] = cache_row(page_table, active ? (left[thread] + middle) / 2 : 0, kv_head);
-                probe_row[slot + 16] = cache_row(page_table, active ? (middle + right[thread]) / 2 : 0, kv_head);
+                const int slot = left_slot(thread);
+                slot_row[slot] = cache_row(page_table, active ? (left[thread] + middle) / 2 : 0, kv_head);
+                slot_row[slot + 4] = cache_row(page_table, active ? (middle + right[thread]) / 2 : 0, kv_head);
             }
             sync_block();
 ";
-
-/// Gathers the probes into shared memory.
-fn probes(rotation: Rotation) -> String {
-    match rotation {
-        Rotation::None | Rotation::Queries | Rotation::QueriesTwice => r"
-#pragma unroll 8
-            for (int item = thread; item < PROBES * HEAD_DIM / 4; item += THREADS) {
-                const int slot = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
-                const unsigned long long row = probe_row[slot];
-                store_quad(&probes[slot * STRIDE + element], load_quad(&keys[row * HEAD_DIM + element]));
-            }
-            sync_block();
-"
-        .to_owned(),
-        Rotation::Chunks => r"
-            // A key's position is the index of its chunk in the list.
-#pragma unroll 4
-            for (int item = thread; item < PROBES * HALF / 4; item += THREADS) {
-                const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
-                const int chunk = group * CHUNKS + slot / 32 * 16 + slot % 16;
-                const unsigned long long row = probe_row[slot];
-                const float2* const angles = &rope_table[chunk * HALF + element];
-                Quad<float> x = load_quad(&keys[row * HEAD_DIM + element]);
-                Quad<float> y = load_quad(&keys[row * HEAD_DIM + element + HALF]);
-                for (int i = 0; i < 4; ++i) rotate(x.at[i], y.at[i], angles[i]);
-                store_quad(&probes[slot * STRIDE + element], x);
-                store_quad(&probes[slot * STRIDE + element + HALF], y);
-            }
-            sync_block();
-"
-        .to_owned(),
-    }
-}
 
 const PLACE_IN_PRODUCT: &str = r"
             const int lane = thread % 32, warp = thread / 32, across = lane % 8, down = lane / 8;
@@ -348,39 +365,17 @@ const PLACE_IN_PRODUCT: &str = r"
 ";
 
 const PRODUCT: &str = r"
-            // 4 x 4 products a thread: rows down + 4 * i, probes across + 8 * j.
+            // 4 x 4 products a thread: rows down + 4 * i, probes across + 8 * j, which are all left ones or all right ones.
             for (int row = warp % ROW_WARPS * 16; row < TILE_ROWS; row += ROW_WARPS * 16) {
                 float sum[4][4] = {};
 #pragma unroll 4
                 for (int element = 0; element < HEAD_DIM; element += 4) {
                     Quad<float> query[4], probe[4];
-                    for (int i = 0; i < 4; ++i) query[i] = load_quad(&queries[(row + down + 4 * i) * STRIDE + element]);
+                    for (int i = 0; i < 4; ++i) query[i] = load_quad(&queries[$COPY(row + down + 4 * i) * STRIDE + element]);
                     for (int j = 0; j < 4; ++j) probe[j] = load_quad(&warp_probes[(across + 8 * j) * STRIDE + element]);
                     for (int i = 0; i < 4; ++i)
                         for (int j = 0; j < 4; ++j)
                             for (int e = 0; e < 4; ++e) sum[i][j] += query[i].at[e] * probe[j].at[e];
-                }
-                for (int i = 0; i < 4; ++i)
-                    for (int j = 0; j < 4; ++j)
-                        if (row + down + 4 * i < live_rows) product[j] = max(product[j], sum[i][j]);
-            }
-";
-
-const PRODUCT_OF_TWO: &str = r"
-            // 4 x 4 products a thread: rows down + 4 * i, probes across + 8 * j, the first two left and the others right.
-            for (int row = warp % ROW_WARPS * 16; row < TILE_ROWS; row += ROW_WARPS * 16) {
-                float sum[4][4] = {};
-#pragma unroll 4
-                for (int element = 0; element < HEAD_DIM; element += 4) {
-                    Quad<float> probe[4];
-                    for (int j = 0; j < 4; ++j) probe[j] = load_quad(&warp_probes[(across + 8 * j) * STRIDE + element]);
-                    for (int i = 0; i < 4; ++i) {
-                        const float* const query = &queries[(row + down + 4 * i) * STRIDE + element];
-                        const Quad<float> for_left = load_quad(query), for_right = load_quad(query + TILE_ROWS * STRIDE);
-                        for (int j = 0; j < 4; ++j)
-                            for (int e = 0; e < 4; ++e)
-                                sum[i][j] += (j < 2 ? for_left : for_right).at[e] * probe[j].at[e];
-                    }
                 }
                 for (int i = 0; i < 4; ++i)
                     for (int j = 0; j < 4; ++j)
@@ -397,11 +392,11 @@ const DESCEND: &str = r"
             sync_block();
             // A tie goes right. The score is the best probe of all halvings, not the one the descent ends at.
             if (thread < CHUNKS && left[thread] < right[thread] && left[thread] <= limit) {
-                const int slot = thread / 16 * 32 + thread % 16;
+                const int slot = left_slot(thread);
                 float left_score = LOWEST, right_score = LOWEST;
                 for (int rows_of = 0; rows_of < ROW_WARPS; ++rows_of) {
                     left_score = max(left_score, largest[rows_of * PROBES + slot]);
-                    right_score = max(right_score, largest[rows_of * PROBES + slot + 16]);
+                    right_score = max(right_score, largest[rows_of * PROBES + slot + 4]);
                 }
                 const int middle = (left[thread] + right[thread]) / 2;
                 if (left_score > right_score) {

@@ -65,23 +65,28 @@ impl ScanRow {
             writer.text(ROTATE);
         }
         functions::chunk_list_of_row(&mut writer, self.stage);
-        let table = if rope == ScanRope::None { "" } else { "\n    const float2* rope_table," };
+        let table = if rope == ScanRope::None { "" } else { " const float2* __restrict__ rope_table," };
         let parents = if self.stage == 0 { "" } else { " const int* kept," };
         writer.text(&format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* qkv, const Cached* keys, const unsigned* page_table,{table}\n   {parents} unsigned* scores, int score_stride) {{"
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{table}\n   {parents} unsigned* scores, int score_stride) {{"
         ));
         let copies = if rope == ScanRope::Relative { "2 * " } else { "" };
         let list = if self.stage == 0 { "step[2]" } else { "kept" };
         writer.more(&PLACE.replace("$COPIES", copies).replace("$LIST", list));
-        writer.text(&QUERIES.replace("$TURN\n", match rope {
-            ScanRope::Relative => TURN_TWICE,
-            ScanRope::Infllm => "        rotate(x, y, rope_table[SCAN_WINDOW * HALF + element]);\n",
-            ScanRope::ChunkIndexed | ScanRope::None => "",
-        }));
+        writer.text(&QUERIES.replace(
+            "$TURN\n",
+            match rope {
+                ScanRope::Relative => TURN_TWICE,
+                ScanRope::Infllm => "        rotate(x, y, rope_table[SCAN_WINDOW * HALF + element]);\n",
+                ScanRope::ChunkIndexed | ScanRope::None => "",
+            },
+        ));
         let start = if self.stage == 0 { "chunk_start(" } else { "chunk_start(kept, " };
         let clamp = if self.stage == 0 { "min(left[i] + CHUNK, step[2] - SCAN_WINDOW)" } else { "left[i] + CHUNK" };
         let (fragments, load, for_right) = match rope {
-            ScanRope::Relative => ("float left_query[DESCENTS][VECTOR], right_query[DESCENTS][VECTOR];", LOAD_TWO, "right_query"),
+            ScanRope::Relative => {
+                ("float left_query[DESCENTS][VECTOR], right_query[DESCENTS][VECTOR];", LOAD_TWO, "right_query")
+            }
             ScanRope::ChunkIndexed => ("float left_query[DESCENTS][VECTOR];", LOAD_TURNED, "left_query"),
             ScanRope::Infllm | ScanRope::None => ("float left_query[DESCENTS][VECTOR];", LOAD_ONE, "left_query"),
         };

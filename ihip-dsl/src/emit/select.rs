@@ -71,7 +71,12 @@ impl Select {
             ("kept_chunks + block * (KEEP + 1)", "", "")
         };
         writer.text(
-            &COMPACT.replace("$ROW", row).replace("$START", start).replace("$FLOOR", store).replace("$DECLARED", if self.block.is_some() { "    int visible = 0;\n" } else { "" }).replace("$VISIBLE\n", visible.trim_start_matches('\n')),
+            &COMPACT
+                .replace("$ROW", row)
+                .replace("$START", start)
+                .replace("$FLOOR", store)
+                .replace("$DECLARED", if self.block.is_some() { "    int visible = 0;\n" } else { "" })
+                .replace("$VISIBLE\n", visible.trim_start_matches('\n')),
         );
         writer.more(if self.block.is_some() { COUNT } else { "    if (thread == 0) list[KEEP] = keep;\n}" });
         let mut arguments = vec![Argument { name: "step", kind: ArgumentKind::Input(Element::I32) }];

@@ -77,9 +77,11 @@ impl Visible {
                 .constant("WINDOW", window, "most recent tokens, which every query sees")
                 .constant("QUERY_BLOCK", query_block, "queries that share a block list");
             if self.has_list() {
-                writer
-                    .constant("BLOCK", block, "tokens of a block of the list")
-                    .constant("KEEP", keep_blocks, "entries of a list; beyond its count they are not read");
+                writer.constant("BLOCK", block, "tokens of a block of the list").constant(
+                    "KEEP",
+                    keep_blocks,
+                    "entries of a list; beyond its count they are not read",
+                );
             }
         }
     }
@@ -88,7 +90,7 @@ impl Visible {
     pub(crate) fn parameters(&self) -> String {
         let mut text = String::new();
         if self.rotates() {
-            text.push_str(" const float2* rope_table,");
+            text.push_str(" const float2* __restrict__ rope_table,");
         }
         if self.has_list() {
             text.push_str(" const int* blocks, const int* counts,");
@@ -158,37 +160,4 @@ impl Visible {
             _ => "0".to_owned(),
         }
     }
-}
-
-/// Copies a tile of rows from the cache into shared memory as f32; `count`, `rows` and `to` as in the kernel's text.
-pub(crate) fn load_plain(from: &str, to: &str, count: &str, unroll: usize) -> String {
-    format!(
-        r"
-#pragma unroll {unroll}
-        for (int item = thread; item < {count} * HEAD_DIM / 4; item += THREADS) {{
-            const int slot = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
-            const unsigned long long row = slot_row[slot];
-            store_quad(&{to}[slot * STRIDE + element], load_quad(&{from}[row * HEAD_DIM + element]));
-        }}
-"
-    )
-}
-
-/// The same, turning every row by the angle of its rotary position.
-pub(crate) fn load_turned(from: &str, to: &str, count: &str, unroll: usize) -> String {
-    format!(
-        r"
-#pragma unroll {unroll}
-        for (int item = thread; item < {count} * HALF / 4; item += THREADS) {{
-            const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
-            const unsigned long long row = slot_row[slot];
-            const float2* const angles = &rope_table[slot_position[slot] * HALF + element];
-            Quad<float> x = load_quad(&{from}[row * HEAD_DIM + element]);
-            Quad<float> y = load_quad(&{from}[row * HEAD_DIM + element + HALF]);
-            for (int i = 0; i < 4; ++i) rotate(x.at[i], y.at[i], angles[i]);
-            store_quad(&{to}[slot * STRIDE + element], x);
-            store_quad(&{to}[slot * STRIDE + element + HALF], y);
-        }}
-"
-    )
 }

@@ -24,7 +24,12 @@ impl Writer {
     }
 
     /// Adds an integer constant and what it means. Constants come out as one aligned block.
-    pub(crate) fn constant(&mut self, name: &'static str, value: impl Display, meaning: impl Into<String>) -> &mut Self {
+    pub(crate) fn constant(
+        &mut self,
+        name: &'static str,
+        value: impl Display,
+        meaning: impl Into<String>,
+    ) -> &mut Self {
         self.constants.push((name, format!("constexpr int {name} = {value};"), meaning.into()));
         self
     }

@@ -4,6 +4,7 @@ use clap::Args;
 use ihip_dsl::KvType;
 use ihip_runtime::Device;
 use ihip_runtime::device::cpu::CpuDevice;
+use ihip_runtime::device::cuda::{CudaDevice, Precision};
 use thiserror::Error as ThisError;
 
 use super::arguments;
@@ -12,9 +13,12 @@ use super::error::Result;
 /// Where the model runs, and in which steps it reads a prompt.
 #[derive(Debug, Args)]
 pub(super) struct DeviceArguments {
-    /// Where the model runs: `auto` or `cpu`
+    /// Where the model runs: `auto` (a GPU where there is one), `cpu`, or `cuda`, `cuda:1` and so on
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = Choice::parse)]
     device: Choice,
+    /// Type of weights, matrix products' inputs and cache on a GPU; the CPU computes in f32
+    #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = parse_precision)]
+    precision: Precision,
     /// Threads of the CPU device [default: one for each core]
     #[arg(long, value_name = "N", value_parser = arguments::count, allow_negative_numbers = true)]
     threads: Option<usize>,
@@ -30,11 +34,13 @@ pub(super) enum Choice {
     Auto,
     /// The CPU.
     Cpu,
+    /// A GPU, by its number.
+    Cuda(usize),
 }
 
 /// A device that this program does not know.
 #[derive(Clone, Debug, PartialEq, Eq, ThisError)]
-#[error("there is no such device: give auto or cpu")]
+#[error("there is no such device: give auto, cpu, cuda or cuda:N")]
 pub(super) struct UnknownDevice;
 
 impl Choice {
@@ -42,8 +48,25 @@ impl Choice {
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
-            _ => Err(UnknownDevice),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => {
+                let ordinal = text.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok());
+                ordinal.map(Self::Cuda).ok_or(UnknownDevice)
+            }
         }
+    }
+}
+
+/// A precision that this program does not know.
+#[derive(Clone, Debug, PartialEq, Eq, ThisError)]
+#[error("there is no such precision: give f32 or bf16")]
+pub(super) struct UnknownPrecision;
+
+fn parse_precision(text: &str) -> std::result::Result<Precision, UnknownPrecision> {
+    match text {
+        "f32" => Ok(Precision::F32),
+        "bf16" => Ok(Precision::Bf16),
+        _ => Err(UnknownPrecision),
     }
 }
 
@@ -75,10 +98,26 @@ impl DeviceArguments {
     /// Where there is no such device, and those of the work.
     pub(super) fn run<W: Work>(&self, work: W) -> Result<W::Output> {
         match self.device {
-            Choice::Auto | Choice::Cpu => {
-                let settings = Settings { kv_type: KvType::F32, chunk: self.prefill_chunk.unwrap_or(512) };
-                work.run(&mut CpuDevice::new(self.threads.unwrap_or(0))?, settings)
-            }
+            Choice::Cpu => self.run_on_cpu(work),
+            Choice::Cuda(ordinal) => self.run_on_cuda(work, CudaDevice::new(ordinal, self.precision)?),
+            Choice::Auto => match CudaDevice::new(0, self.precision) {
+                Ok(device) => self.run_on_cuda(work, device),
+                Err(ihip_runtime::Error::NoSuchDevice { .. }) => self.run_on_cpu(work),
+                Err(error) => Err(error.into()),
+            },
         }
+    }
+
+    fn run_on_cpu<W: Work>(&self, work: W) -> Result<W::Output> {
+        let settings = Settings { kv_type: KvType::F32, chunk: self.prefill_chunk.unwrap_or(512) };
+        work.run(&mut CpuDevice::new(self.threads.unwrap_or(0))?, settings)
+    }
+
+    fn run_on_cuda<W: Work>(&self, work: W, mut device: CudaDevice) -> Result<W::Output> {
+        let kv_type = match self.precision {
+            Precision::F32 => KvType::F32,
+            Precision::Bf16 => KvType::Bf16,
+        };
+        work.run(&mut device, Settings { kv_type, chunk: self.prefill_chunk.unwrap_or(2048) })
     }
 }

@@ -8,6 +8,7 @@ use thiserror::Error as ThisError;
 
 use super::prompt::Source;
 use super::pruning::Nearest;
+use crate::gallery::GalleryError;
 use crate::registry::DuplicateName;
 
 /// Exit code of what failed while it ran.
@@ -25,6 +26,9 @@ pub(super) enum Error {
     /// A model that cannot be used, or failed while it ran.
     #[error(transparent)]
     Model(#[from] crate::Error),
+    /// Kernels that cannot be shown.
+    #[error(transparent)]
+    Gallery(#[from] GalleryError),
     /// Pipelines that share a name.
     #[error(transparent)]
     DuplicateName(#[from] DuplicateName),
@@ -134,7 +138,7 @@ impl Error {
         match self {
             Self::Model(crate::Error::Interrupted) => INTERRUPTED,
             Self::Model(crate::Error::Runtime(Runtime::OutOfMemory { .. } | Runtime::NoSuchDevice { .. })) => REFUSED,
-            Self::Model(crate::Error::Runtime(_)) | Self::Signal(_) | Self::Output(_) => FAILED,
+            Self::Model(crate::Error::Runtime(_)) | Self::Gallery(_) | Self::Signal(_) | Self::Output(_) => FAILED,
             Self::ClosedOutput => 0,
             _ => REFUSED,
         }

@@ -9,6 +9,7 @@ mod device;
 mod error;
 mod generate;
 mod interrupt;
+mod kernels;
 mod masks;
 mod model;
 mod output;
@@ -36,6 +37,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Generate(generate::Generate),
+    Kernels(kernels::Kernels),
     Score(score::Score),
     Tokenize(tokenize::Tokenize),
 }
@@ -53,6 +55,7 @@ pub fn main() -> ExitCode {
     };
     let outcome = match arguments.command {
         Command::Generate(command) => command.run(),
+        Command::Kernels(command) => command.run(),
         Command::Score(command) => command.run(),
         Command::Tokenize(command) => command.run(),
     };

@@ -5,6 +5,7 @@
 //! handed over by [`Device::begin`], outside of what is recorded.
 
 pub mod cpu;
+pub mod cuda;
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -6,7 +6,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use rayon::prelude::*;
 
 use super::cache::{CacheKey, CubinStore, Entry};
-use super::{Architecture, Cubin, JitError, Nvrtc};
+use super::{Architecture, Cubin, JitError, Nvrtc, cache_folder};
+
+/// Room of the store that [`Compiler::from_environment`] opens: some thousand kernels.
+pub const STORE_BYTES: u64 = 256 << 20;
 
 /// Compiles for one architecture: a kernel comes from memory, else from the store, else from NVRTC.
 ///
@@ -30,6 +33,19 @@ impl Compiler {
     #[must_use]
     pub fn new(nvrtc: Nvrtc, architecture: Architecture, store: Option<CubinStore>, may_compile: bool) -> Self {
         Self { nvrtc, architecture, store, may_compile, flights: Mutex::default() }
+    }
+
+    /// A compiler for `architecture` as the environment describes it: the NVRTC of [`Nvrtc::find`], the store `cubins`
+    /// in [`cache_folder`] with room for [`STORE_BYTES`], and no compilation at all where `IHIP_NO_JIT` is 1.
+    ///
+    /// A store that cannot be used costs the store and no more.
+    ///
+    /// # Errors
+    /// Those of [`Nvrtc::find`].
+    pub fn from_environment(architecture: Architecture) -> Result<Self, JitError> {
+        let store = cache_folder().and_then(|cache| CubinStore::open(&cache.join("cubins"), STORE_BYTES, None).ok());
+        let may_compile = std::env::var_os("IHIP_NO_JIT").is_none_or(|value| value != "1");
+        Ok(Self::new(Nvrtc::find()?, architecture, store, may_compile))
     }
 
     /// What it compiles for.

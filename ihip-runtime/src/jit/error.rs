@@ -58,7 +58,7 @@ pub enum JitError {
         /// The architecture.
         architecture: Architecture,
         /// The compiler's lines, with the text around them.
-        diagnostics: Diagnostics,
+        diagnostics: Box<Diagnostics>,
         /// What the compiler was given.
         options: Vec<String>,
         /// Where the whole text lies.

@@ -63,7 +63,6 @@ functions! {
 
 /// Finds and opens the library.
 pub(super) fn find() -> Result<(PathBuf, Functions), JitError> {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     if let Some(stated) = variable("IHIP_NVRTC") {
         return open(Path::new(&stated));
     }
@@ -73,7 +72,7 @@ pub(super) fn find() -> Result<(PathBuf, Functions), JitError> {
         }
     }
     let mut looked_in = vec!["the loader's path".to_owned()];
-    for folder in folders(variable("CUDA_PATH"), variable("CUDA_HOME")) {
+    for folder in folders() {
         if let Some(found) = library_in(&folder) {
             return open(&found);
         }
@@ -91,9 +90,7 @@ pub(super) fn open(path: &Path) -> Result<(PathBuf, Functions), JitError> {
     // The library opens its builtins by name when it first compiles and has no search path of its own. Once they
     // are loaded, the loader answers that name with them wherever they lie.
     for builtins in files_named(file.parent().unwrap_or(Path::new(".")), BUILTINS) {
-        if let Some(library) = load(&builtins) {
-            std::mem::forget(library);
-        }
+        preload(&builtins);
     }
     // SAFETY: opening runs the initialisers of NVIDIA's library, which have no preconditions.
     let library = unsafe { Library::open(Some(&file), RTLD_NOW | RTLD_GLOBAL) }
@@ -110,14 +107,24 @@ fn functions(path: &Path, library: Library) -> Result<(PathBuf, Functions), JitE
     Ok((path.to_owned(), functions))
 }
 
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// Loads a library of NVIDIA's for good, so that the loader answers its name with it; whether that went well.
+pub(crate) fn preload(path: &Path) -> bool {
+    load(path).map(std::mem::forget).is_some()
+}
+
 fn load(path: &Path) -> Option<Library> {
     // SAFETY: opening runs the initialisers of NVIDIA's library, which have no preconditions.
     unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.ok()
 }
 
 /// The folders where CUDA, `pip` and ihip's own cache keep libraries, in the order they are searched.
-fn folders(cuda_path: Option<OsString>, cuda_home: Option<OsString>) -> Vec<PathBuf> {
-    let mut roots: Vec<PathBuf> = [cuda_path, cuda_home].into_iter().flatten().map(PathBuf::from).collect();
+pub(crate) fn folders() -> Vec<PathBuf> {
+    let mut roots: Vec<PathBuf> =
+        ["CUDA_PATH", "CUDA_HOME"].into_iter().filter_map(variable).map(PathBuf::from).collect();
     let mut installed: Vec<PathBuf> = std::fs::read_dir("/usr/local")
         .into_iter()
         .flatten()

@@ -16,9 +16,10 @@ mod library;
 mod nvrtc;
 mod resources;
 
-pub use compiler::Compiler;
+pub use compiler::{Compiler, STORE_BYTES};
 pub use diagnostics::{Diagnostic, Diagnostics};
 pub use error::{JitError, Saved};
+pub(crate) use library::{folders as library_folders, preload};
 pub use nvrtc::{Architecture, Cubin, Nvrtc};
 pub use resources::Resources;
 

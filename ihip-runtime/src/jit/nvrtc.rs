@@ -167,6 +167,14 @@ impl Nvrtc {
                 });
             }
         }
+        if let Some(resources) = Resources::read(&log, kernel) {
+            return Ok(Cubin { image: compilation.cubin()?, resources });
+        }
+        // Beside a driver, newer versions answer from the driver's cache, where no log is kept. Older ones have neither
+        // that cache nor the option, so it is given only once a log has stayed empty.
+        let uncached = [options.as_slice(), &["--no-cache".to_owned()]].concat();
+        let compilation = Compilation::run(self.functions, kernel, text, &uncached)?;
+        let log = compilation.log()?;
         match Resources::read(&log, kernel) {
             Some(resources) => Ok(Cubin { image: compilation.cubin()?, resources }),
             None => Err(JitError::NoResources { kernel: kernel.to_owned(), architecture, log }),
@@ -185,7 +193,7 @@ impl Nvrtc {
         JitError::Rejected {
             kernel: kernel.to_owned(),
             architecture,
-            diagnostics: Diagnostics::read(&log, text),
+            diagnostics: Box::new(Diagnostics::read(&log, text)),
             options: options.to_vec(),
             saved,
         }

@@ -25,7 +25,7 @@ impl Resources {
     /// ```
     pub(super) fn read(log: &str, entry: &str) -> Option<Self> {
         let mut lines = log.lines().skip_while(|line| {
-            !line.split_once("Function properties for ").is_some_and(|(_, name)| name.trim() == entry)
+            line.split_once("Function properties for ").is_none_or(|(_, name)| name.trim() != entry)
         });
         let frame = lines.find(|line| line.contains("bytes stack frame"))?;
         let used = lines.find(|line| line.contains("Used "))?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use half::{bf16, f16};
+use bytemuck::Pod;
 
 /// What nobody has written yet: NaN in every float type, −1 as an integer, far out of range as an index.
 pub(super) const POISON: u8 = 0xff;
@@ -18,31 +18,6 @@ pub(super) fn page_bytes() -> usize {
     let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     usize::try_from(bytes).expect("the system knows its page size")
 }
-
-/// An element type that host and kernels lay out alike.
-///
-/// # Safety
-/// Every pattern of bits is a value, and there is no padding.
-pub unsafe trait Plain: Copy + 'static {}
-
-// SAFETY: plain numbers.
-unsafe impl Plain for f32 {}
-// SAFETY: plain numbers.
-unsafe impl Plain for f64 {}
-// SAFETY: plain numbers.
-unsafe impl Plain for i32 {}
-// SAFETY: plain numbers.
-unsafe impl Plain for u32 {}
-// SAFETY: plain numbers.
-unsafe impl Plain for u16 {}
-// SAFETY: plain numbers.
-unsafe impl Plain for u8 {}
-// SAFETY: a u16 inside.
-unsafe impl Plain for bf16 {}
-// SAFETY: a u16 inside.
-unsafe impl Plain for f16 {}
-// SAFETY: two plain numbers of one size.
-unsafe impl Plain for [f32; 2] {}
 
 /// A buffer as kernels see it: 16-byte aligned, nothing readable behind its last 16 bytes or in the page before it.
 #[derive(Debug)]
@@ -110,7 +85,7 @@ impl Memory {
 
     /// A buffer of `values`.
     #[must_use]
-    pub fn of<T: Plain>(name: &str, values: &[T]) -> Self {
+    pub fn of<T: Pod>(name: &str, values: &[T]) -> Self {
         let mut memory = Self::new(name, size_of_val(values));
         memory.write(0, values);
         memory
@@ -135,10 +110,10 @@ impl Memory {
     }
 
     /// Writes `values` from byte `offset` on.
-    pub fn write<T: Plain>(&mut self, offset: usize, values: &[T]) {
+    pub fn write<T: Pod>(&mut self, offset: usize, values: &[T]) {
         let bytes = size_of_val(values);
         assert!(offset + bytes <= self.bytes, "{offset} + {bytes} bytes into {} of {}", self.name, self.bytes);
-        // SAFETY: in bounds by the assertion; T has no padding.
+        // SAFETY: in bounds by the assertion.
         unsafe {
             self.data.add(offset).copy_from_nonoverlapping(values.as_ptr().cast(), bytes);
         };
@@ -146,16 +121,9 @@ impl Memory {
 
     /// Everything in it.
     #[must_use]
-    pub fn read<T: Plain>(&self) -> Vec<T> {
-        let count = self.bytes / size_of::<T>();
-        let mut values: Vec<T> = Vec::with_capacity(count);
-        // SAFETY: the buffer holds `count` elements, every pattern of bits is a T, and the copy fills them all.
-        unsafe {
-            let to: *mut u8 = values.as_mut_ptr().cast();
-            to.copy_from_nonoverlapping(self.data, count * size_of::<T>());
-            values.set_len(count);
-        }
-        values
+    pub fn read<T: Pod>(&self) -> Vec<T> {
+        // SAFETY: the data lies in the readable pages of the mapping, and the values are copied out of it.
+        bytemuck::pod_collect_to_vec(unsafe { std::slice::from_raw_parts(self.data, self.bytes) })
     }
 
     /// The first byte beside the data that was written, as an offset from the data's start.

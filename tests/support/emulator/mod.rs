@@ -24,7 +24,7 @@ pub use collective::Collective;
 pub use compile::{Compiled, Source};
 pub use copies::CopyTime;
 pub use error::{EmulatorError, Failure};
-pub use memory::{Memory, Place, Plain};
+pub use memory::{Memory, Place};
 pub use order::Order;
 
 /// What a kernel is given.

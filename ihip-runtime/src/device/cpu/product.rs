@@ -244,7 +244,7 @@ macro_rules! tiles_of {
             sink: &mut K,
         ) -> usize {
             assert!(N * S::F32_LANES == W && panel.len() >= rows.depth * W);
-            while first + $rows <= rows.range.end {
+            while (first..rows.range.end).len() >= $rows {
                 let [$($pointer),*] = rows.pointers::<$rows>(first);
                 $(let mut $sums = [simd.splat_f32s(0.0); N];)*
                 let mut column = panel.as_ptr();

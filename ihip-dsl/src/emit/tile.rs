@@ -1,0 +1,92 @@
+//! Rows of the cache on their way into shared memory.
+
+/// A tile of rows of the cache, on its way into shared memory as f32.
+pub(crate) struct Tile {
+    /// The cached array.
+    pub(crate) from: &'static str,
+    /// The array in shared memory.
+    pub(crate) to: &'static str,
+    /// Name of the constant that says how many rows there are, and its value.
+    pub(crate) rows: (&'static str, usize),
+    /// Threads of a block.
+    pub(crate) threads: usize,
+    /// Elements of a row.
+    pub(crate) head_dim: usize,
+    /// Loads of a thread that are under way together, at most.
+    pub(crate) loads: usize,
+    /// Spaces in front of the text.
+    pub(crate) indent: usize,
+}
+
+impl Tile {
+    /// Copies the rows as they are.
+    pub(crate) fn load_plain(&self) -> String {
+        let (rows, _) = self.rows;
+        let (from, to) = (self.from, self.to);
+        self.batches(
+            &format!("{rows} * HEAD_DIM / 4"),
+            self.head_dim / 4,
+            self.loads,
+            "Quad<float> batch",
+            &format!(
+                "const int slot = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
+const unsigned long long row = slot_row[slot];
+batch[i] = load_quad(&{from}[row * HEAD_DIM + element]);"
+            ),
+            &format!(
+                "const int slot = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
+store_quad(&{to}[slot * STRIDE + element], batch[i]);"
+            ),
+        )
+    }
+
+    /// Copies the rows, each turned by the angle of its rotary position.
+    pub(crate) fn load_turned(&self) -> String {
+        let (rows, _) = self.rows;
+        let (from, to) = (self.from, self.to);
+        self.batches(
+            &format!("{rows} * HALF / 4"),
+            self.head_dim / 8,
+            self.loads / 2,
+            "Quad<float> x[$BATCH], y",
+            &format!(
+                "const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
+const unsigned long long row = slot_row[slot];
+x[i] = load_quad(&{from}[row * HEAD_DIM + element]);
+y[i] = load_quad(&{from}[row * HEAD_DIM + element + HALF]);"
+            ),
+            &format!(
+                "const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
+const float2* const angles = &rope_table[slot_position[slot] * HALF + element];
+for (int e = 0; e < 4; ++e) rotate(x[i].at[e], y[i].at[e], angles[e]);
+store_quad(&{to}[slot * STRIDE + element], x[i]);
+store_quad(&{to}[slot * STRIDE + element + HALF], y[i]);"
+            ),
+        )
+    }
+
+    /// A loop over `items`, `of_row` of them a row, whose loads of up to `most` turns are all under way before the
+    /// first is used.
+    fn batches(&self, items: &str, of_row: usize, most: usize, batch: &str, load: &str, store: &str) -> String {
+        let turns = self.rows.1 * of_row / self.threads;
+        let size = (1..=most).rev().find(|size| turns.is_multiple_of(*size)).unwrap_or(1);
+        let indent = " ".repeat(self.indent);
+        let inner = |text: &str| text.replace('\n', &format!("\n{indent}        "));
+        let batch = batch.replace("$BATCH", &size.to_string());
+        format!(
+            "{indent}for (int first_item = thread; first_item < {items}; first_item += {size} * THREADS) {{
+{indent}    {batch}[{size}];
+{indent}    for (int i = 0; i < {size}; ++i) {{
+{indent}        const int item = first_item + i * THREADS;
+{indent}        {}
+{indent}    }}
+{indent}    for (int i = 0; i < {size}; ++i) {{
+{indent}        const int item = first_item + i * THREADS;
+{indent}        {}
+{indent}    }}
+{indent}}}",
+            inner(load),
+            inner(store)
+        )
+    }
+}

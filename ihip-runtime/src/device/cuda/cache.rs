@@ -1,0 +1,265 @@
+//! Keys, values, block lists and recorded graphs of one request.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use cudarc::driver::CudaStream;
+use cudarc::driver::safe::CudaGraph;
+use cudarc::driver::sys::CUdeviceptr;
+use ihip_dsl::LayerPlan;
+use ihip_dsl::emit::{self, Extent, Launch, Program, Value, step};
+
+use super::launch::{Function, Operand};
+use super::memory::Buffer;
+use crate::device::BlockLists;
+use crate::session::{Phase, SEGMENT};
+use crate::{Error, Result, Step};
+
+/// Keys, values, block lists and recorded graphs of one request.
+pub struct CudaCache {
+    pub(super) program: Program,
+    pub(super) kernels: HashMap<String, Arc<Function>>,
+    pub(super) extent: Extent,
+    pub(super) capacity: usize,
+    /// Keys and values of each layer, `[physical page][kv_head][page token][head_dim]`.
+    layers: Vec<[Arc<Buffer>; 2]>,
+    /// The physical page of each logical one. Nothing is offloaded: every page is where it was first put.
+    page_table: Arc<Buffer>,
+    rope_table: Arc<Buffer>,
+    frequencies: Arc<Buffer>,
+    /// i32 `[step::WORDS]`: what differs from step to step.
+    step_words: Arc<Buffer>,
+    workspace: HashMap<emit::Buffer, Arc<Buffer>>,
+    /// What each layer has of its own: the block lists of the last prefill step, and what decoding keeps.
+    states: Vec<HashMap<emit::Buffer, Arc<Buffer>>>,
+    /// The step at hand.
+    pub(super) step: Step,
+    /// Whether block lists are wanted. They are there in any case: every layer has its own.
+    pub(super) record: bool,
+    /// What each pattern of restart stages recorded.
+    pub(super) graphs: HashMap<Vec<Option<usize>>, Recording>,
+}
+
+impl fmt::Debug for CudaCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CudaCache")
+            .field("capacity", &self.capacity)
+            .field("step", &self.step)
+            .field("graphs", &self.graphs.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What became of one pattern of restart stages so far.
+pub(super) enum Recording {
+    /// It ran once, unrecorded: libraries load their kernels at the first launch, which no recording may contain.
+    Ran,
+    /// It can be replayed.
+    Recorded {
+        graph: CudaGraph,
+        /// Every buffer that the graph names.
+        _buffers: Vec<Arc<Buffer>>,
+    },
+}
+
+/// The extent of a request of `capacity` tokens. A step never leaves its segment, so that `t_max` is a segment's end.
+pub(super) fn extent(capacity: usize) -> Extent {
+    let tokens = capacity.next_multiple_of(SEGMENT).max(SEGMENT);
+    Extent { rows: capacity.clamp(1, SEGMENT), tokens }
+}
+
+/// Bytes of each buffer that a cache allocates, in order.
+fn sizes(program: &Program, extent: Extent, capacity: usize) -> Sizes {
+    let plan = program.plan();
+    let geometry = plan.geometry();
+    let pages = capacity.div_ceil(geometry.page as usize);
+    let page = geometry.kv_heads as usize * geometry.page as usize * geometry.head_dim as usize;
+    Sizes {
+        pages,
+        region: pages * page * geometry.kv_type.bytes(),
+        rope_positions: program.rope_positions(extent),
+        workspace: program.workspace(extent).into_iter().filter(|storage| !is_list(storage.buffer)).collect(),
+        states: (0..plan.kinds().len()).map(|kind| state(program, extent, kind)).collect(),
+    }
+}
+
+/// Whether a buffer holds the final block lists of a prefill step. Each layer has its own, so that they can be read
+/// after the step.
+const fn is_list(buffer: emit::Buffer) -> bool {
+    matches!(buffer, emit::Buffer::Blocks | emit::Buffer::Counts)
+}
+
+/// Buffers of which a layer of `kind` has its own.
+fn state(program: &Program, extent: Extent, kind: usize) -> Vec<emit::Storage> {
+    let mut storage = program.layer_state(kind);
+    let LayerPlan::Pruned(layer) = &program.plan().kinds()[kind] else { return storage };
+    if !layer.stages.is_empty() {
+        let blocks = extent.rows.div_ceil(layer.query_block);
+        let list = |buffer, count| emit::Storage { buffer, element: emit::Element::I32, count, zeroed: false };
+        storage.push(list(emit::Buffer::Blocks, blocks * layer.keep_blocks));
+        storage.push(list(emit::Buffer::Counts, blocks));
+    }
+    storage
+}
+
+struct Sizes {
+    pages: usize,
+    region: usize,
+    rope_positions: usize,
+    workspace: Vec<emit::Storage>,
+    /// Of each kind of layer.
+    states: Vec<Vec<emit::Storage>>,
+}
+
+/// Bytes that a cache of `capacity` tokens allocates.
+pub(super) fn bytes(program: &Program, capacity: usize) -> u64 {
+    let plan = program.plan();
+    let sizes = sizes(program, extent(capacity), capacity);
+    let half = plan.geometry().head_dim as usize / 2;
+    let states: usize = (0..plan.layers())
+        .map(|layer| sizes.states[plan.kind_of(layer)].iter().map(emit::Storage::bytes).sum::<usize>())
+        .sum();
+    let total = 2 * plan.layers() * sizes.region
+        + sizes.pages * size_of::<u32>()
+        + sizes.rope_positions * half * size_of::<[f32; 2]>()
+        + half * size_of::<f64>()
+        + step::WORDS * size_of::<i32>()
+        + sizes.workspace.iter().map(emit::Storage::bytes).sum::<usize>()
+        + states;
+    total as u64
+}
+
+impl CudaCache {
+    pub(super) fn new(
+        stream: &Arc<CudaStream>,
+        program: Program,
+        kernels: HashMap<String, Arc<Function>>,
+        capacity: usize,
+    ) -> Result<Self> {
+        let plan = program.plan();
+        let extent = extent(capacity);
+        let sizes = sizes(&program, extent, capacity);
+        let what = "the key-value cache";
+        let allocate = |bytes, zeroed| Buffer::new(stream, what, bytes, zeroed);
+        let allocate_all = |storage: &[emit::Storage]| {
+            storage
+                .iter()
+                .map(|storage| Ok((storage.buffer, allocate(storage.bytes(), storage.zeroed)?)))
+                .collect::<Result<HashMap<_, _>>>()
+        };
+        let table: Vec<u32> = (0..sizes.pages as u32).collect();
+        Ok(Self {
+            layers: (0..plan.layers())
+                .map(|_| Ok([allocate(sizes.region, false)?, allocate(sizes.region, false)?]))
+                .collect::<Result<_>>()?,
+            page_table: Buffer::with(stream, what, &table)?,
+            rope_table: Buffer::with(stream, what, &rope_table(plan.frequencies(), sizes.rope_positions))?,
+            frequencies: Buffer::with(stream, what, plan.frequencies())?,
+            step_words: allocate(step::WORDS * size_of::<i32>(), true)?,
+            workspace: allocate_all(&sizes.workspace)?,
+            states: (0..plan.layers())
+                .map(|layer| allocate_all(&sizes.states[plan.kind_of(layer)]))
+                .collect::<Result<_>>()?,
+            step: Step { start: 0, rows: 0, t_max: 0, phase: Phase::Prefill },
+            record: false,
+            graphs: HashMap::new(),
+            program,
+            kernels,
+            extent,
+            capacity,
+        })
+    }
+
+    /// Puts a step's positions where the kernels read them.
+    pub(super) fn begin(&mut self, step: &Step) -> Result<()> {
+        if step.start + step.rows > self.capacity {
+            let position = step.start.max(self.capacity);
+            return Err(Error::CapacityExceeded { capacity: self.capacity, position });
+        }
+        let word = |value: usize| i32::try_from(value).unwrap_or(i32::MAX);
+        let mut words = [0_i32; step::WORDS];
+        words[step::START] = word(step.start);
+        words[step::ROWS] = word(step.rows);
+        words[step::T_MAX] = word(step.t_max);
+        self.step_words.write(0, &words)?;
+        self.step = step.clone();
+        Ok(())
+    }
+
+    /// The launches of the step at hand in `layer`.
+    pub(super) fn launches(&self, layer: usize) -> Vec<Launch> {
+        let kind = self.program.plan().kind_of(layer);
+        match &self.step.phase {
+            Phase::Prefill => self.program.prefill(kind, self.extent, self.step.rows, self.step.t_max),
+            Phase::Decode { restart } => self.program.decode(kind, self.extent, restart[kind]),
+        }
+    }
+
+    /// What a value of the launch list stands for in `layer`.
+    pub(super) fn operand(&self, value: Value, layer: usize, [qkv, out]: [CUdeviceptr; 2]) -> Result<Operand> {
+        let buffer = match value {
+            Value::I32(value) => return Ok(Operand::I32(value)),
+            Value::Buffer(buffer) => buffer,
+        };
+        let address = match buffer {
+            emit::Buffer::Step => self.step_words.address(),
+            emit::Buffer::Qkv => qkv,
+            emit::Buffer::Out => out,
+            emit::Buffer::Keys => self.layers[layer][0].address(),
+            emit::Buffer::Values => self.layers[layer][1].address(),
+            emit::Buffer::PageTable => self.page_table.address(),
+            emit::Buffer::RopeTable => self.rope_table.address(),
+            emit::Buffer::Frequencies => self.frequencies.address(),
+            other => self.states[layer]
+                .get(&other)
+                .or_else(|| self.workspace.get(&other))
+                .ok_or_else(|| Error::NotInPlan { name: format!("buffer {other:?}") })?
+                .address(),
+        };
+        Ok(Operand::Address(address))
+    }
+
+    /// Every buffer that a recorded step may name.
+    pub(super) fn buffers(&self) -> Vec<Arc<Buffer>> {
+        let shared = [&self.page_table, &self.rope_table, &self.frequencies, &self.step_words];
+        shared
+            .into_iter()
+            .chain(self.layers.iter().flatten())
+            .chain(self.workspace.values())
+            .chain(self.states.iter().flat_map(HashMap::values))
+            .cloned()
+            .collect()
+    }
+
+    /// The lists with which the last step attended in `layer`; `None` where the layer keeps none.
+    pub(super) fn lists(&self, layer: usize) -> Result<Option<BlockLists>> {
+        let LayerPlan::Pruned(pruned) = self.program.plan().layer(layer) else { return Ok(None) };
+        let (names, blocks) = match &self.step.phase {
+            Phase::Prefill => {
+                ([emit::Buffer::Blocks, emit::Buffer::Counts], self.step.rows.div_ceil(pruned.query_block))
+            }
+            Phase::Decode { .. } => ([emit::Buffer::CachedBlocks, emit::Buffer::CachedCount], 1),
+        };
+        if pruned.stages.is_empty() {
+            return Ok(Some(BlockLists { width: 0, blocks: Vec::new(), counts: vec![0; blocks] }));
+        }
+        let read = |name, count| {
+            let buffer = self.states[layer].get(&name);
+            buffer.ok_or_else(|| Error::NotInPlan { name: format!("buffer {name:?}") })?.read::<i32>(0, count)
+        };
+        Ok(Some(BlockLists {
+            width: pruned.keep_blocks,
+            blocks: read(names[0], blocks * pruned.keep_blocks)?,
+            counts: read(names[1], blocks)?,
+        }))
+    }
+}
+
+/// Cosine and sine of every position's angles, `[positions][head_dim / 2]`.
+fn rope_table(frequencies: &[f64], positions: usize) -> Vec<[f32; 2]> {
+    (0..positions)
+        .flat_map(|position| frequencies.iter().map(move |frequency| position as f64 * frequency))
+        .map(|angle| [angle.cos() as f32, angle.sin() as f32])
+        .collect()
+}

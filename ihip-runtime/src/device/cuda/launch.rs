@@ -1,0 +1,129 @@
+//! Kernels on the device: compiled side by side, loaded once, launched with checked arguments.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use cudarc::driver::sys::{CUdeviceptr, CUfunction_attribute};
+use cudarc::driver::{CudaContext, CudaFunction, CudaStream, result};
+use cudarc::nvrtc::Ptx;
+use ihip_dsl::emit::{ArgumentKind, Kernel};
+
+use super::memory::failed;
+use crate::jit::Compiler;
+use crate::{Error, Result};
+
+/// Shared memory that a block may use without being allowed to.
+const SHARED_DEFAULT: u32 = 48 * 1024;
+
+/// What a kernel is handed for one argument.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Operand {
+    /// The address of a buffer, for inputs and outputs alike.
+    Address(CUdeviceptr),
+    /// A 32-bit integer.
+    I32(i32),
+    /// A float.
+    F32(f32),
+}
+
+/// A loaded kernel.
+#[derive(Debug)]
+pub(super) struct Function {
+    name: String,
+    function: CudaFunction,
+    arguments: Vec<ArgumentKind>,
+    threads: u32,
+    shared_bytes: u32,
+}
+
+impl Function {
+    /// Launches `grid` blocks.
+    pub(super) fn launch(&self, stream: &CudaStream, grid: [u32; 3], operands: &[Operand]) -> Result<()> {
+        let fits = self.arguments.len() == operands.len()
+            && self.arguments.iter().zip(operands).all(|(argument, operand)| match argument {
+                ArgumentKind::Input(_) | ArgumentKind::Output(_) => matches!(operand, Operand::Address(_)),
+                ArgumentKind::I32 => matches!(operand, Operand::I32(_)),
+                ArgumentKind::F32 => matches!(operand, Operand::F32(_)),
+            });
+        if !fits {
+            return Err(Error::ArgumentMismatch {
+                kernel: self.name.clone(),
+                takes: format!("{:?}", self.arguments),
+                given: format!("{operands:?}"),
+            });
+        }
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let mut pointers: Vec<*mut c_void> = operands
+            .iter()
+            .map(|operand| match operand {
+                Operand::Address(address) => std::ptr::from_ref(address).cast_mut().cast(),
+                Operand::I32(value) => std::ptr::from_ref(value).cast_mut().cast(),
+                Operand::F32(value) => std::ptr::from_ref(value).cast_mut().cast(),
+            })
+            .collect();
+        stream.context().bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
+        // SAFETY: the kernel takes as many arguments of these sizes, as checked above, and the driver copies them
+        // before it returns. That the addresses are of buffers long enough is the emitter's contract, which the
+        // emulator checks for the same text and the same launches.
+        unsafe {
+            result::launch_kernel(
+                self.function.cu_function(),
+                (grid[0], grid[1], grid[2]),
+                (self.threads, 1, 1),
+                self.shared_bytes,
+                stream.cu_stream(),
+                &mut pointers,
+            )
+        }
+        .map_err(failed("cuLaunchKernel"))
+    }
+}
+
+/// Compiles and loads kernels, each text once.
+#[derive(Debug)]
+pub(super) struct Loader {
+    context: Arc<CudaContext>,
+    compiler: Compiler,
+    /// By text: kernels of two plans may share a name and differ in a constant.
+    loaded: HashMap<String, Arc<Function>>,
+}
+
+impl Loader {
+    pub(super) fn new(context: Arc<CudaContext>, compiler: Compiler) -> Self {
+        Self { context, compiler, loaded: HashMap::new() }
+    }
+
+    /// Loads `kernels`; those that were not loaded before are compiled side by side.
+    pub(super) fn load(&mut self, kernels: Vec<Kernel>) -> Result<HashMap<String, Arc<Function>>> {
+        let missing: Vec<&Kernel> = kernels.iter().filter(|kernel| !self.loaded.contains_key(&kernel.text)).collect();
+        let texts: Vec<(&str, &str)> = missing.iter().map(|kernel| (&*kernel.name, &*kernel.text)).collect();
+        let compiled = self.compiler.cubins(&texts, &|_| ())?;
+        for (kernel, cubin) in missing.into_iter().zip(compiled) {
+            let function = Arc::new(self.load_one(kernel, cubin.image.clone())?);
+            self.loaded.insert(kernel.text.clone(), function);
+        }
+        let function = |kernel: Kernel| self.loaded.get(&kernel.text).map(|function| (kernel.name, function.clone()));
+        Ok(kernels.into_iter().filter_map(function).collect())
+    }
+
+    fn load_one(&self, kernel: &Kernel, image: Vec<u8>) -> Result<Function> {
+        let module = self.context.load_module(Ptx::from_binary(image)).map_err(failed("cuModuleLoadData"))?;
+        let function = module.load_function(&kernel.name).map_err(failed("cuModuleGetFunction"))?;
+        if kernel.shared_bytes > SHARED_DEFAULT {
+            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function
+                .set_attribute(attribute, i32::try_from(kernel.shared_bytes).unwrap_or(i32::MAX))
+                .map_err(failed("cuFuncSetAttribute"))?;
+        }
+        Ok(Function {
+            name: kernel.name.clone(),
+            function,
+            arguments: kernel.arguments.iter().map(|argument| argument.kind).collect(),
+            threads: kernel.threads,
+            shared_bytes: kernel.shared_bytes,
+        })
+    }
+}

@@ -1,0 +1,102 @@
+//! Device memory: plain allocations, copied in the order of one stream.
+
+use std::sync::Arc;
+
+use bytemuck::{Pod, zeroed_vec};
+use cudarc::driver::result;
+use cudarc::driver::sys::{CUdeviceptr, CUresult};
+use cudarc::driver::{CudaStream, DriverError};
+
+use crate::{Error, Result};
+
+/// An allocation. Shared, because a recorded graph keeps every buffer alive that it names.
+///
+/// cudarc's own slices are not used: they record events for the case that several streams touch them, which one
+/// stream never needs and a captured graph must not contain.
+#[derive(Debug)]
+pub(super) struct Buffer {
+    address: CUdeviceptr,
+    bytes: usize,
+    stream: Arc<CudaStream>,
+}
+
+impl Buffer {
+    /// Allocates `bytes` for `what`, zeroed where asked.
+    pub(super) fn new(stream: &Arc<CudaStream>, what: &str, bytes: usize, zeroed: bool) -> Result<Arc<Self>> {
+        let context = stream.context();
+        context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
+        // An empty allocation is an error to the driver; a buffer that nothing is read from still needs an address.
+        let bytes = bytes.max(1);
+        // SAFETY: the context is current and the size is not zero.
+        let address = unsafe { result::malloc_sync(bytes) }.map_err(|error| {
+            if error.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                let available = context.mem_get_info().map_or(0, |(free, _)| free as u64);
+                let device = format!("cuda:{}", context.ordinal());
+                Error::OutOfMemory { what: what.to_owned(), device, needed: bytes as u64, available }
+            } else {
+                failed("cuMemAlloc")(error)
+            }
+        })?;
+        let buffer = Self { address, bytes, stream: stream.clone() };
+        if zeroed {
+            // SAFETY: the allocation above is `bytes` long.
+            unsafe { result::memset_d8_async(address, 0, bytes, stream.cu_stream()) }
+                .map_err(failed("cuMemsetD8Async"))?;
+        }
+        Ok(Arc::new(buffer))
+    }
+
+    /// Allocates and fills a buffer.
+    pub(super) fn with<T: Pod>(stream: &Arc<CudaStream>, what: &str, values: &[T]) -> Result<Arc<Self>> {
+        let buffer = Self::new(stream, what, size_of_val(values), false)?;
+        buffer.write(0, values)?;
+        Ok(buffer)
+    }
+
+    /// Where it begins.
+    pub(super) const fn address(&self) -> CUdeviceptr {
+        self.address
+    }
+
+    /// Replaces what is there from byte `offset` on.
+    pub(super) fn write<T: Pod>(&self, offset: usize, values: &[T]) -> Result<()> {
+        self.check(offset + size_of_val(values), "written");
+        self.stream.context().bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
+        // SAFETY: the destination is long enough. The source is pageable memory, which the driver copies to a buffer
+        // of its own before it returns.
+        unsafe { result::memcpy_htod_async(self.address + offset as CUdeviceptr, values, self.stream.cu_stream()) }
+            .map_err(failed("cuMemcpyHtoDAsync"))
+    }
+
+    /// `count` elements from byte `offset` on, once everything launched before has run.
+    pub(super) fn read<T: Pod>(&self, offset: usize, count: usize) -> Result<Vec<T>> {
+        self.check(offset + count * size_of::<T>(), "read");
+        self.stream.context().bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
+        let mut values = zeroed_vec(count);
+        // SAFETY: source and destination are long enough, and the destination lives until the stream is idle.
+        unsafe {
+            result::memcpy_dtoh_async(&mut values, self.address + offset as CUdeviceptr, self.stream.cu_stream())
+        }
+        .map_err(failed("cuMemcpyDtoHAsync"))?;
+        self.stream.synchronize().map_err(failed("cuStreamSynchronize"))?;
+        Ok(values)
+    }
+
+    fn check(&self, bytes: usize, what: &str) {
+        assert!(bytes <= self.bytes, "up to byte {bytes} {what} of a buffer of {}", self.bytes);
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let context = self.stream.context();
+        context.record_err(context.bind_to_thread());
+        // SAFETY: freed once, and the driver waits for the work that uses it.
+        context.record_err(unsafe { result::free_sync(self.address) });
+    }
+}
+
+/// Wraps the error of a driver call.
+pub(super) const fn failed(call: &'static str) -> impl FnOnce(DriverError) -> Error {
+    move |source| Error::Cuda { call, source }
+}

@@ -1,0 +1,424 @@
+//! The CUDA device: one GPU, one stream.
+//!
+//! Everything runs in the order of one stream, so that no operation waits for another on the host; only
+//! [`CudaDevice::read`], [`CudaDevice::sample`] and [`CudaDevice::block_lists`] do. Decoding steps are recorded into
+//! graphs, one for each pattern of restart stages: whatever differs between two steps of a pattern lies in small
+//! buffers that [`CudaDevice::begin`] fills before the graph runs.
+
+mod cache;
+mod driver;
+mod launch;
+mod linear;
+mod memory;
+mod runner;
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use cudarc::driver::sys::{CUdeviceptr, CUgraphInstantiate_flags, CUstreamCaptureMode};
+use cudarc::driver::{CudaContext, CudaStream};
+use half::bf16;
+use ihip_dsl::Plan;
+use ihip_dsl::emit::model::{BLOCK_ELEMENTS, MAX_TOKENS, ModelKernel};
+use ihip_dsl::emit::{Activation, Element, Program};
+use rayon::prelude::*;
+
+pub use cache::CudaCache;
+pub use runner::{KernelArgument, KernelBuffer, KernelRunner};
+
+use self::cache::Recording;
+use self::launch::{Function, Loader, Operand};
+use self::linear::{Products, Shape};
+use self::memory::{Buffer, failed};
+use super::{BlockLists, Device, Sampling};
+use crate::jit::{Architecture, Compiler};
+use crate::session::SEGMENT;
+use crate::{Error, Result, Step};
+
+/// Element type of weights and of the inputs of matrix products. Sums, the residual stream, scores and logits are
+/// f32 in either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// Single precision, without TF32: for comparison with the CPU.
+    F32,
+    /// bfloat16.
+    Bf16,
+}
+
+impl Precision {
+    const fn weights(self) -> Activation {
+        match self {
+            Self::F32 => Activation::F32,
+            Self::Bf16 => Activation::Bf16,
+        }
+    }
+}
+
+/// One GPU.
+#[derive(Debug)]
+pub struct CudaDevice {
+    name: String,
+    precision: Precision,
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    loader: Loader,
+    model: HashMap<String, Arc<Function>>,
+    products: Products,
+    /// Tokens of the step at hand, and the same on the host.
+    tokens: Arc<Buffer>,
+    host_tokens: Vec<u32>,
+    /// Rows of the embedding that was last used.
+    vocabulary: Option<usize>,
+    /// The token that was last chosen.
+    chosen: Arc<Buffer>,
+    /// Every tensor and weight named since a recording began.
+    recording: Option<Vec<Arc<Buffer>>>,
+}
+
+/// Activations `[rows, columns]`, of the type that was last written to them.
+#[derive(Debug)]
+pub struct CudaTensor {
+    rows: usize,
+    columns: usize,
+    held: Element,
+    single: Arc<Buffer>,
+    /// The same rows as bf16, where products take that.
+    rounded: Option<Arc<Buffer>>,
+}
+
+/// Weights of a linear map, `[outputs, inputs]`.
+#[derive(Debug)]
+pub struct CudaMatrix {
+    shape: Shape,
+    values: Arc<Buffer>,
+}
+
+/// Weights of a norm.
+#[derive(Debug)]
+pub struct CudaVector {
+    length: usize,
+    values: Arc<Buffer>,
+}
+
+impl CudaDevice {
+    /// GPU `ordinal`, counted as the driver counts.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchDevice`] where driver, GPU or cuBLASLt are missing, with what was found instead;
+    /// [`Error::Jit`] where NVRTC is.
+    pub fn new(ordinal: usize, precision: Precision) -> Result<Self> {
+        let context = driver::open(ordinal)?;
+        let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
+        let product = context.name().map_err(failed("cuDeviceGetName"))?;
+        let mut loader = Loader::new(context.clone(), Compiler::from_environment(architecture(&context)?)?);
+        let weights = precision.weights();
+        let kernels = ModelKernel::all(weights).into_iter().map(|kernel| kernel.emit(weights)).collect();
+        Ok(Self {
+            name: format!("cuda:{ordinal} ({product})"),
+            precision,
+            model: loader.load(kernels)?,
+            products: Products::new(&stream, weights)?,
+            tokens: Buffer::new(&stream, "a step's tokens", SEGMENT * size_of::<u32>(), true)?,
+            host_tokens: Vec::new(),
+            vocabulary: None,
+            chosen: Buffer::new(&stream, "the chosen token", size_of::<u32>(), true)?,
+            recording: None,
+            context,
+            stream,
+            loader,
+        })
+    }
+
+    /// The address of a buffer that the launch at hand names.
+    fn named(&mut self, buffer: &Arc<Buffer>) -> CUdeviceptr {
+        if let Some(named) = &mut self.recording {
+            named.push(buffer.clone());
+        }
+        buffer.address()
+    }
+
+    fn launch(&self, kernel: ModelKernel, grid: [u32; 3], operands: &[Operand]) -> Result<()> {
+        let name = kernel.name(self.precision.weights());
+        let function = self.model.get(&name).ok_or(Error::NotInPlan { name })?;
+        function.launch(&self.stream, grid, operands)
+    }
+
+    /// Where an operation writes the inputs of a matrix product.
+    fn product_input(&mut self, out: &mut CudaTensor) -> CUdeviceptr {
+        out.held = self.precision.weights().element();
+        let buffer = out.rounded.as_ref().unwrap_or(&out.single).clone();
+        self.named(&buffer)
+    }
+
+    /// The values of a tensor that holds f32.
+    fn single(&mut self, x: &CudaTensor, columns: usize, operation: &'static str) -> Result<CUdeviceptr> {
+        expect(x, columns, Element::F32, operation)?;
+        Ok(self.named(&x.single))
+    }
+
+    fn product(
+        &mut self,
+        x: &CudaTensor,
+        rows: Range<usize>,
+        weight: &CudaMatrix,
+        out: &mut CudaTensor,
+        add: bool,
+    ) -> Result<()> {
+        let CudaMatrix { shape, values } = weight;
+        expect(x, shape.inputs, x.held, "a linear map")?;
+        if add {
+            expect(out, shape.outputs, Element::F32, "a linear map that adds")?;
+        }
+        let element = self.precision.weights().element();
+        let offset = |address, bytes: usize| address + (rows.start * shape.inputs * bytes) as CUdeviceptr;
+        let input = match &x.rounded {
+            Some(rounded) if x.held != element => {
+                let (from, to) = (self.named(&x.single), self.named(rounded));
+                let (from, to) = (offset(from, size_of::<f32>()), offset(to, element.bytes()));
+                let count = rows.len() * shape.inputs;
+                let operands = [Operand::Address(from), Operand::Address(to), Operand::I32(word(count))];
+                self.launch(ModelKernel::Round, [count.div_ceil(BLOCK_ELEMENTS) as u32, 1, 1], &operands)?;
+                to
+            }
+            rounded => {
+                let address = self.named(rounded.as_ref().unwrap_or(&x.single));
+                offset(address, element.bytes())
+            }
+        };
+        let addresses = [self.named(values), input, self.named(&out.single)];
+        out.held = Element::F32;
+        self.products.run(&self.stream, *shape, rows.len(), addresses, add)
+    }
+
+    /// Runs `operations` while the stream records them, then runs what was recorded.
+    fn record(
+        &mut self,
+        cache: &mut CudaCache,
+        operations: &mut dyn FnMut(&mut Self, &mut CudaCache) -> Result<()>,
+    ) -> Result<Recording> {
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(failed("cuStreamBeginCapture"))?;
+        self.recording = Some(cache.buffers());
+        let outcome = operations(self, cache);
+        let mut buffers = self.recording.take().unwrap_or_default();
+        // A recording that failed must be ended all the same: the stream takes nothing else before.
+        let ended = self.stream.end_capture(CUgraphInstantiate_flags(0));
+        outcome?;
+        let graph = ended.map_err(failed("cuStreamEndCapture"))?;
+        let graph = graph.ok_or(Error::NotInPlan { name: "a recorded graph".to_owned() })?;
+        graph.launch().map_err(failed("cuGraphLaunch"))?;
+        buffers.sort_by_key(|buffer| buffer.address());
+        buffers.dedup_by_key(|buffer| buffer.address());
+        Ok(Recording::Recorded { graph, _buffers: buffers })
+    }
+
+    fn check_tokens(&self) -> Result<()> {
+        let Some(vocabulary) = self.vocabulary else { return Ok(()) };
+        match self.host_tokens.iter().find(|token| **token as usize >= vocabulary) {
+            Some(&token) => Err(Error::NoSuchToken { token, vocabulary }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Device for CudaDevice {
+    type Tensor = CudaTensor;
+    type Matrix = CudaMatrix;
+    type Vector = CudaVector;
+    type Cache = CudaCache;
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn available_bytes(&self) -> Result<Option<u64>> {
+        self.context.mem_get_info().map(|(free, _)| Some(free as u64)).map_err(failed("cuMemGetInfo"))
+    }
+
+    fn matrix(&mut self, outputs: usize, inputs: usize, values: Vec<f32>) -> Result<CudaMatrix> {
+        let what = "a weight matrix";
+        let values = match self.precision {
+            Precision::F32 => Buffer::with(&self.stream, what, &values)?,
+            Precision::Bf16 => {
+                let rounded: Vec<bf16> = values.par_iter().map(|value| bf16::from_f32(*value)).collect();
+                Buffer::with(&self.stream, what, &rounded)?
+            }
+        };
+        Ok(CudaMatrix { shape: Shape { outputs, inputs }, values })
+    }
+
+    fn vector(&mut self, values: Vec<f32>) -> Result<CudaVector> {
+        Ok(CudaVector { length: values.len(), values: Buffer::with(&self.stream, "a norm's weights", &values)? })
+    }
+
+    fn tensor(&mut self, rows: usize, columns: usize) -> Result<CudaTensor> {
+        let allocate = |bytes| Buffer::new(&self.stream, "activations", rows * columns * bytes, true);
+        let rounded = match self.precision {
+            Precision::F32 => None,
+            Precision::Bf16 => Some(allocate(size_of::<bf16>())?),
+        };
+        Ok(CudaTensor { rows, columns, held: Element::F32, single: allocate(size_of::<f32>())?, rounded })
+    }
+
+    fn cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
+        // A plan without kernels is refused, with its reason, where the cache is allocated.
+        Program::new(plan, Activation::F32).map_or(0, |program| cache::bytes(&program, capacity))
+    }
+
+    fn cache(&mut self, plan: &Arc<Plan>, capacity: usize) -> Result<CudaCache> {
+        let program = Program::new(plan, Activation::F32)?;
+        let needed = cache::bytes(&program, capacity);
+        if let Some(available) = self.available_bytes()?.filter(|available| needed > *available) {
+            let what = format!("the key-value cache of {capacity} tokens");
+            return Err(Error::OutOfMemory { what, device: self.name(), needed, available });
+        }
+        let kernels = self.loader.load(program.kernels())?;
+        CudaCache::new(&self.stream, program, kernels, capacity)
+    }
+
+    fn record_masks(&mut self, cache: &mut CudaCache, record: bool) {
+        cache.record = record;
+    }
+
+    fn begin(&mut self, cache: &mut CudaCache, step: &Step, tokens: &[u32]) -> Result<()> {
+        self.host_tokens = tokens.to_vec();
+        self.check_tokens()?;
+        cache.begin(step)?;
+        self.tokens.write(0, tokens)
+    }
+
+    fn replay(
+        &mut self,
+        cache: &mut CudaCache,
+        step: &Step,
+        operations: &mut dyn FnMut(&mut Self, &mut CudaCache) -> Result<()>,
+    ) -> Result<()> {
+        let Some(pattern) = step.graph_key() else { return operations(self, cache) };
+        let recording = match cache.graphs.get(pattern) {
+            Some(Recording::Recorded { graph, .. }) => return graph.launch().map_err(failed("cuGraphLaunch")),
+            Some(Recording::Ran) => self.record(cache, operations)?,
+            None => {
+                operations(self, cache)?;
+                Recording::Ran
+            }
+        };
+        cache.graphs.insert(pattern.to_vec(), recording);
+        Ok(())
+    }
+
+    fn embed(&mut self, table: &CudaMatrix, rows: usize, out: &mut CudaTensor) -> Result<()> {
+        self.vocabulary = Some(table.shape.outputs);
+        self.check_tokens()?;
+        let tokens = self.tokens.clone();
+        let addresses = [&table.values, &tokens, &out.single].map(|buffer| Operand::Address(self.named(buffer)));
+        out.held = Element::F32;
+        let [values, tokens, to] = addresses;
+        self.launch(
+            ModelKernel::Embed,
+            [rows as u32, 1, 1],
+            &[values, tokens, to, Operand::I32(word(table.shape.inputs))],
+        )
+    }
+
+    fn rms_norm(
+        &mut self,
+        x: &CudaTensor,
+        rows: usize,
+        weight: &CudaVector,
+        epsilon: f32,
+        out: &mut CudaTensor,
+    ) -> Result<()> {
+        let columns = weight.length;
+        let operands = [
+            Operand::Address(self.single(x, columns, "a norm")?),
+            Operand::Address(self.named(&weight.values)),
+            Operand::Address(self.product_input(out)),
+            Operand::I32(word(columns)),
+            Operand::F32(epsilon),
+        ];
+        self.launch(ModelKernel::RmsNorm, [rows as u32, 1, 1], &operands)
+    }
+
+    fn linear(&mut self, x: &CudaTensor, rows: Range<usize>, weight: &CudaMatrix, out: &mut CudaTensor) -> Result<()> {
+        self.product(x, rows, weight, out, false)
+    }
+
+    fn linear_add(&mut self, x: &CudaTensor, rows: usize, weight: &CudaMatrix, out: &mut CudaTensor) -> Result<()> {
+        self.product(x, 0..rows, weight, out, true)
+    }
+
+    fn swiglu(&mut self, gate_up: &CudaTensor, rows: usize, out: &mut CudaTensor) -> Result<()> {
+        let columns = out.columns;
+        let operands = [
+            Operand::Address(self.single(gate_up, 2 * columns, "the activation")?),
+            Operand::Address(self.product_input(out)),
+            Operand::I32(word(columns)),
+        ];
+        self.launch(ModelKernel::Swiglu, [rows as u32, columns.div_ceil(BLOCK_ELEMENTS) as u32, 1], &operands)
+    }
+
+    fn attention(&mut self, cache: &mut CudaCache, layer: usize, qkv: &CudaTensor, out: &mut CudaTensor) -> Result<()> {
+        let activations = [self.single(qkv, qkv.columns, "the attention")?, self.named(&out.single)];
+        out.held = Element::F32;
+        for launch in cache.launches(layer) {
+            let operands = launch
+                .arguments
+                .iter()
+                .map(|value| cache.operand(*value, layer, activations))
+                .collect::<Result<Vec<_>>>()?;
+            let function = cache
+                .kernels
+                .get(&launch.kernel)
+                .ok_or_else(|| Error::NotInPlan { name: format!("kernel {}", launch.kernel) })?;
+            function.launch(&self.stream, launch.grid, &operands)?;
+        }
+        Ok(())
+    }
+
+    fn block_lists(&mut self, cache: &CudaCache, layer: usize) -> Result<Option<BlockLists>> {
+        if cache.record { cache.lists(layer) } else { Ok(None) }
+    }
+
+    fn read(&mut self, x: &CudaTensor, rows: usize) -> Result<Vec<f32>> {
+        let count = rows.min(x.rows) * x.columns;
+        match (&x.rounded, x.held) {
+            (Some(rounded), Element::Bf16) => {
+                Ok(rounded.read::<bf16>(0, count)?.into_iter().map(bf16::to_f32).collect())
+            }
+            _ => x.single.read(0, count),
+        }
+    }
+
+    fn sample(&mut self, logits: &CudaTensor, sampling: &Sampling, draw: f32) -> Result<u32> {
+        let count = Operand::I32(word(logits.columns.min(MAX_TOKENS)));
+        let from = Operand::Address(self.single(logits, logits.columns, "sampling")?);
+        let to = Operand::Address(self.chosen.address());
+        if sampling.temperature > 0.0 {
+            let [temperature, top_p, draw] = [sampling.temperature, sampling.top_p, draw].map(Operand::F32);
+            self.launch(ModelKernel::Sample, [1, 1, 1], &[from, count, temperature, top_p, draw, to])?;
+        } else {
+            self.launch(ModelKernel::Argmax, [1, 1, 1], &[from, count, to])?;
+        }
+        Ok(self.chosen.read::<u32>(0, 1)?[0])
+    }
+}
+
+/// What the compiler calls the GPU.
+fn architecture(context: &CudaContext) -> Result<Architecture> {
+    let (major, minor) = context.compute_capability().map_err(failed("cuDeviceGetAttribute"))?;
+    Ok(Architecture::new(major.unsigned_abs(), minor.unsigned_abs()))
+}
+
+/// Fails where `x` does not hold `columns` columns of `element`.
+fn expect(x: &CudaTensor, columns: usize, element: Element, operation: &'static str) -> Result<()> {
+    if x.columns == columns && x.held == element {
+        return Ok(());
+    }
+    Err(Error::TensorMismatch { operation, needed: columns, element, held: x.columns, held_element: x.held })
+}
+
+/// A size as a kernel takes it.
+fn word(value: usize) -> i32 {
+    i32::try_from(value).unwrap_or(i32::MAX)
+}

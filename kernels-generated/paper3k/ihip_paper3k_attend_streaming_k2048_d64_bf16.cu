@@ -1,0 +1,545 @@
+// Prefill: attention over the kept blocks, the sinks and the window, each key in exactly one of the three.
+// A block of threads takes up to 64 rows of one query block.
+
+#line 1 "prelude.cu"
+// The prelude of every kernel: the only place for assembly, shared-memory declarations and shared addresses.
+// Each primitive has two bodies: NVRTC's, and one for the emulator, which compiles this very text for the host.
+// No CUDA header is included. What NVRTC knows by itself is used as it is: threadIdx, blockIdx, gridDim, float2,
+// make_float2, min, max, __popc and the functions of <math.h>. Written for sm_80 and everything after it.
+
+// A kernel's entry: `KERNEL(128) name(arguments) { … }`. The bound lets the compiler plan registers for that many threads.
+#ifdef IHIP_EMULATOR
+#define KERNEL(threads) extern "C" void
+#else
+#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+#endif
+
+// A static shared array. 16-byte alignment for every type, because copy_async_16 and load_matrix_x4 ask for it.
+#ifdef IHIP_EMULATOR
+#define SHARED(type, name, count) \
+    static char name##_key;       \
+    type(&name)[count] = *static_cast<type(*)[count]>(emulator::shared(&name##_key, sizeof(type) * (count)))
+#else
+#define SHARED(type, name, count) __shared__ __align__(16) type name[count]
+#endif
+
+// The launch's dynamic shared memory, seen as `type*`; every declaration of one kernel names the same bytes.
+#ifdef IHIP_EMULATOR
+#define SHARED_DYNAMIC(type, name) type* const name = static_cast<type*>(emulator::shared_dynamic())
+#else
+#define SHARED_DYNAMIC(type, name)                            \
+    extern __shared__ __align__(16) unsigned char dynamic_shared[]; \
+    type* const name = reinterpret_cast<type*>(dynamic_shared)
+#endif
+
+// ---- Element types. Arithmetic is f32 throughout: these two are only stored, converted and multiplied by mma_16x8x16.
+
+struct bf16 { unsigned short bits; };
+struct f16 { unsigned short bits; };
+
+// The bits of a float, and back.
+inline unsigned float_bits(float value) {
+#ifdef IHIP_EMULATOR
+    return emulator::reinterpret<unsigned>(value);
+#else
+    return __float_as_uint(value);
+#endif
+}
+
+inline float bits_float(unsigned bits) {
+#ifdef IHIP_EMULATOR
+    return emulator::reinterpret<float>(bits);
+#else
+    return __uint_as_float(bits);
+#endif
+}
+
+// Exact: every bf16 and f16 is a float.
+inline float to_float(float value) { return value; }
+
+inline float to_float(bf16 value) { return bits_float(static_cast<unsigned>(value.bits) << 16); }
+
+inline float to_float(f16 value) {
+#ifdef IHIP_EMULATOR
+    return emulator::float_of_f16(value.bits);
+#else
+    float result;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
+    return result;
+#endif
+}
+
+// Rounds to nearest, ties to even; too large becomes infinity, every NaN becomes 0x7fff.
+template <typename T>
+inline T from_float(float value);
+
+template <>
+inline float from_float<float>(float value) { return value; }
+
+template <>
+inline bf16 from_float<bf16>(float value) {
+#ifdef IHIP_EMULATOR
+    return bf16{emulator::bf16_of_float(value)};
+#else
+    bf16 result;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
+    return result;
+#endif
+}
+
+template <>
+inline f16 from_float<f16>(float value) {
+#ifdef IHIP_EMULATOR
+    return f16{emulator::f16_of_float(value)};
+#else
+    f16 result;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
+    return result;
+#endif
+}
+
+// Two rounded values in one register, as the fragments of mma_16x8x16 hold them: `low` in bits 0-15.
+template <typename T>
+inline unsigned pack(float low, float high) {
+    return static_cast<unsigned>(from_float<T>(low).bits) | static_cast<unsigned>(from_float<T>(high).bits) << 16;
+}
+
+#ifndef IHIP_EMULATOR
+// The compiler does not merge two conversions into the paired instruction by itself.
+template <>
+inline unsigned pack<bf16>(float low, float high) {
+    unsigned result;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+    return result;
+}
+
+template <>
+inline unsigned pack<f16>(float low, float high) {
+    unsigned result;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+    return result;
+}
+#endif
+
+// 2^value to 2 units in the last place; results below 2^-126 are zero, which no softmax weight notices.
+inline float exp2_fast(float value) {
+#ifdef IHIP_EMULATOR
+    return emulator::exp2_flushed(value);
+#else
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+    return result;
+#endif
+}
+
+// 1 / sqrt(value) to about 2^-22 of its size, for normal values.
+inline float rsqrt_fast(float value) {
+#ifdef IHIP_EMULATOR
+    return 1.0f / sqrtf(value);
+#else
+    float result;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+    return result;
+#endif
+}
+
+// ---- Threads together. A collective of a warp is reached by all 32 lanes, sync_block by all threads of the block.
+
+// Every thread arrives before one goes on; shared and global writes made before it are seen by the block after it.
+inline void sync_block() {
+#ifdef IHIP_EMULATOR
+    emulator::sync_block();
+#else
+    __syncthreads();
+#endif
+}
+
+// The same for the lanes of a warp, which do not run in lockstep by themselves.
+inline void sync_warp() {
+#ifdef IHIP_EMULATOR
+    emulator::sync_warp();
+#else
+    __syncwarp();
+#endif
+}
+
+// The value of the lane whose number differs by `mask`, and the value of a given lane (its number modulo 32).
+template <typename T>
+inline T shuffle_xor(T value, int mask) {
+#ifdef IHIP_EMULATOR
+    return emulator::exchange(value, static_cast<int>(threadIdx.x) ^ mask);
+#else
+    return __shfl_xor_sync(0xffffffffu, value, mask);
+#endif
+}
+
+template <typename T>
+inline T shuffle(T value, int lane) {
+#ifdef IHIP_EMULATOR
+    return emulator::exchange(value, lane);
+#else
+    return __shfl_sync(0xffffffffu, value, lane);
+#endif
+}
+
+// Bit i is what lane i says.
+inline unsigned ballot(bool predicate) {
+#ifdef IHIP_EMULATOR
+    return emulator::ballot(predicate);
+#else
+    return __ballot_sync(0xffffffffu, predicate);
+#endif
+}
+
+// Relaxed, over the whole device; both return the value from before.
+inline unsigned atomic_add(unsigned* address, unsigned value) {
+#ifdef IHIP_EMULATOR
+    return emulator::atomic_add(address, value);
+#else
+    return atomicAdd(address, value);
+#endif
+}
+
+inline unsigned atomic_max(unsigned* address, unsigned value) {
+#ifdef IHIP_EMULATOR
+    return emulator::atomic_max(address, value);
+#else
+    return atomicMax(address, value);
+#endif
+}
+
+// Writes before it are seen by the device before writes after it: needed by "the last block that arrives goes on".
+inline void fence_device() {
+#ifdef IHIP_EMULATOR
+    emulator::fence();
+#else
+    __threadfence();
+#endif
+}
+
+// ---- Shared memory: asynchronous copies and matrix loads.
+
+#ifndef IHIP_EMULATOR
+// The 32-bit address that cp.async and ldmatrix take for a generic pointer into shared memory.
+inline unsigned shared_address(const void* pointer) {
+    unsigned long long address;
+    asm("cvta.to.shared.u64 %0, %1;" : "=l"(address) : "l"(pointer));
+    return static_cast<unsigned>(address);
+}
+#endif
+
+// Starts copying 16 bytes, both addresses 16-byte aligned; where not `valid`, writes zeros and reads nothing.
+// The bytes are there for this thread after copy_async_wait, for the others after a sync that follows it.
+inline void copy_async_16(void* shared, const void* global, bool valid) {
+#ifdef IHIP_EMULATOR
+    emulator::copy_async(shared, global, valid);
+#else
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :: "r"(shared_address(shared)), "l"(global), "r"(valid ? 16 : 0) : "memory");
+#endif
+}
+
+// Closes a group of this thread's copies.
+inline void copy_async_commit() {
+#ifdef IHIP_EMULATOR
+    emulator::copy_async_commit();
+#else
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most `pending` of this thread's newest groups are still under way.
+template <int pending>
+inline void copy_async_wait() {
+#ifdef IHIP_EMULATOR
+    emulator::copy_async_wait(pending);
+#else
+    asm volatile("cp.async.wait_group %0;" :: "n"(pending) : "memory");
+#endif
+}
+
+// Loads four 8x8 matrices of 16-bit elements: lane i gives the 16-byte aligned address of row i % 8 of matrix i / 8.
+// Lane i receives from matrix j, in r[j], the elements (i / 4, 2 * (i % 4)) and (i / 4, 2 * (i % 4) + 1).
+inline void load_matrix_x4(unsigned (&r)[4], const void* shared_row) {
+#ifdef IHIP_EMULATOR
+    emulator::load_matrix(r, shared_row, false);
+#else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(shared_row)) : "memory");
+#endif
+}
+
+// The same of the transposed matrices: elements (2 * (i % 4), i / 4) and (2 * (i % 4) + 1, i / 4).
+inline void load_matrix_x4_transposed(unsigned (&r)[4], const void* shared_row) {
+#ifdef IHIP_EMULATOR
+    emulator::load_matrix(r, shared_row, true);
+#else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(shared_row)) : "memory");
+#endif
+}
+
+// ---- Tensor cores.
+
+// d += a · b for the warp: a 16x16, b 16x8, d 16x8 in f32. With g = lane / 4 and t = 2 * (lane % 4), a lane holds
+//   a[0] (g, t..t+1)  a[1] (g + 8, t..t+1)  a[2] (g, t+8..t+9)  a[3] (g + 8, t+8..t+9)
+//   b[0] (t..t+1, g)  b[1] (t+8..t+9, g)    d[0..1] (g, t..t+1)  d[2..3] (g + 8, t..t+1)
+// The first of a pair is in the low half. a comes from load_matrix_x4 of a row-major tile.
+template <typename T>
+inline void mma_16x8x16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
+
+template <>
+inline void mma_16x8x16<bf16>(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#ifdef IHIP_EMULATOR
+    emulator::mma_bf16(d, a, b);
+#else
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+template <>
+inline void mma_16x8x16<f16>(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#ifdef IHIP_EMULATOR
+    emulator::mma_f16(d, a, b);
+#else
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+#line 1 "Paper3k, attend"
+
+using Cached = bf16;  // element of the key-value cache
+using Activation = float;
+
+constexpr int QUERY_HEADS = 9;              // query heads
+constexpr int KV_HEADS = 3;                 // key-value heads
+constexpr int GROUP = 3;                    // query heads that share a key-value head
+constexpr int HEAD_DIM = 64;                // elements of a head
+constexpr int HALF = 32;                    // element j rotates with element j + HALF
+constexpr int QKV_ROW = 960;                // elements of a row of projections
+constexpr int PAGE = 16;                    // tokens of a page of the cache
+constexpr int SINK = 256;                   // first tokens, which every query sees
+constexpr int WINDOW = 1024;                // most recent tokens, which every query sees
+constexpr int QUERY_BLOCK = 64;             // queries that share a block list
+constexpr int BLOCK = 8;                    // tokens of a block of the list
+constexpr int KEEP = 256;                   // entries of a list; beyond its count they are not read
+constexpr int TILE_QUERIES = 64;            // queries of a tile
+constexpr int TILE_HEADS = 1;               // heads of a group in a tile: they share the keys
+constexpr int TILES = 1;                    // tiles of a query block
+constexpr int TILE_ROWS = 64;               // rows of a tile, 4 a thread
+constexpr int TILE_KEYS = 32;               // keys of a tile, 4 a thread
+constexpr int ACROSS = 8;                   // threads across a tile
+constexpr int COLUMNS = 8;                  // output elements of a row that a thread holds
+constexpr int THREADS = 128;                // threads of a block
+constexpr int STRIDE = 68;                  // floats between rows in shared memory: no bank conflicts
+constexpr int WEIGHT_STRIDE = 36;           // the same for the weights
+constexpr int NOWHERE = 1073741823;         // token of an empty slot: after every query
+constexpr float QUERY_SCALE = 0.18033688f;  // factor of every query, times log2(e)
+constexpr float LOWEST = -3.4028235e38f;    // below every score
+
+// Four neighbouring elements: one load or store of 8 or 16 bytes.
+template <typename T>
+struct alignas(4 * sizeof(T)) Quad {
+    T at[4];
+};
+
+template <typename T>
+inline Quad<float> load_quad(const T* from) {
+    const Quad<T> quad = *reinterpret_cast<const Quad<T>*>(from);
+    return {{to_float(quad.at[0]), to_float(quad.at[1]), to_float(quad.at[2]), to_float(quad.at[3])}};
+}
+
+template <typename T>
+inline void store_quad(T* to, const Quad<float>& quad) {
+    *reinterpret_cast<Quad<T>*>(to) = {{from_float<T>(quad.at[0]), from_float<T>(quad.at[1]),
+                                        from_float<T>(quad.at[2]), from_float<T>(quad.at[3])}};
+}
+
+// The row of a token in the cache: [physical page][kv_head][page token].
+inline unsigned cache_row(const unsigned* page_table, int token, int kv_head) {
+    return (page_table[token / PAGE] * KV_HEADS + kv_head) * PAGE + token % PAGE;
+}
+
+// Turns the pair (x, y) = (element j, element j + HALF) by an angle given as (cosine, sine).
+inline void rotate(float& x, float& y, float2 angle) {
+    const float turned = x * angle.x - y * angle.y;
+    y = y * angle.x + x * angle.y;
+    x = turned;
+}
+
+KERNEL(THREADS) ihip_paper3k_attend_streaming_k2048_d64_bf16(
+    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,
+    const Cached* __restrict__ values, const unsigned* __restrict__ page_table,
+    const float2* __restrict__ rope_table, const int* blocks, const int* counts, Activation* out) {
+    SHARED_DYNAMIC(float, queries);                          // [TILE_ROWS][STRIDE]
+    float* const tile = queries + TILE_ROWS * STRIDE;        // [TILE_KEYS][STRIDE]: keys, then values
+    float* const weights = tile + TILE_KEYS * STRIDE;        // [TILE_ROWS][WEIGHT_STRIDE]
+    SHARED(int, slot_token, TILE_KEYS);
+    SHARED(int, slot_position, TILE_KEYS);
+    SHARED(unsigned, slot_row, TILE_KEYS);
+
+    const int start = step[0], rows = step[1], first_row = step[3];
+    const int thread = threadIdx.x, across = thread % ACROSS, down = thread / ACROSS;
+    // Tiles with many keys come last in a call: they are started first.
+    const int tile_of_call = gridDim.x - 1 - blockIdx.x, block = tile_of_call / TILES;
+    const int first = block * QUERY_BLOCK + tile_of_call % TILES * TILE_QUERIES;
+    const int first_head = blockIdx.y * TILE_HEADS, kv_head = first_head / GROUP;
+    if (first >= rows) return;
+    const int queries_here = min(min(TILE_QUERIES, block * QUERY_BLOCK + QUERY_BLOCK - first), rows - first);
+    const int tile_first = start + first, last = tile_first + queries_here - 1;
+    const int first_position = start + block * QUERY_BLOCK;
+    const int* const list = blocks + block * KEEP;
+    const int count = counts[block];
+    // Kept keys are packed to end one window before the block's first query, sinks right before them. Only
+    // differences of positions matter, so all are counted from the first sink's: the table stays short.
+    const int packed = first_position - WINDOW - SINK - count * BLOCK + 1, origin = max(0, packed);
+
+    // Row i of the tile is query i % TILE_QUERIES of head i / TILE_QUERIES.
+    for (int item = thread; item < TILE_ROWS * HALF; item += THREADS) {
+        const int row = item / HALF, element = item % HALF, query = row % TILE_QUERIES;
+        float x = 0.0f, y = 0.0f;
+        if (row < TILE_HEADS * TILE_QUERIES && query < queries_here) {
+            const int head = first_head + row / TILE_QUERIES;
+            const Activation* const from =
+                &qkv[static_cast<unsigned long long>(first_row + first + query) * QKV_ROW + head * HEAD_DIM + element];
+            x = to_float(from[0]) * QUERY_SCALE;
+            y = to_float(from[HALF]) * QUERY_SCALE;
+        rotate(x, y, rope_table[(tile_first + query - origin) * HALF + element]);
+        }
+        queries[row * STRIDE + element] = x;
+        queries[row * STRIDE + element + HALF] = y;
+    }
+    int position[4];
+    for (int i = 0; i < 4; ++i) {
+        const int row = down + 16 * i;
+        position[i] = row < TILE_HEADS * TILE_QUERIES && row % TILE_QUERIES < queries_here ? tile_first + row % TILE_QUERIES : -1;
+    }
+
+    const int listed_tiles = (count * BLOCK + TILE_KEYS - 1) / TILE_KEYS;
+    // A sink leaves its group for the window's where it is near.
+    const int sinks = max(0, min(SINK, last - WINDOW + 1)), sink_tiles = (sinks + TILE_KEYS - 1) / TILE_KEYS;
+    const int window_first = max(0, tile_first - WINDOW + 1);
+    const int tiles = listed_tiles + sink_tiles + (last - window_first) / TILE_KEYS + 1;
+
+    float output[4][COLUMNS] = {}, total[4] = {}, largest[4] = {LOWEST, LOWEST, LOWEST, LOWEST};
+    for (int tile_index = 0; tile_index < tiles; ++tile_index) {
+        const bool in_window = tile_index >= listed_tiles + sink_tiles;
+        sync_block();  // the tile before has been read
+        if (thread < TILE_KEYS) {
+            int token = NOWHERE, position = 0;
+            if (tile_index < listed_tiles) {
+                const int slot = tile_index * TILE_KEYS + thread;
+                if (slot < count * BLOCK) token = list[slot / BLOCK] + slot % BLOCK;
+                if (token < SINK || token > last) token = NOWHERE;  // sinks are seen as sinks
+                position = max(0, SINK / BLOCK * BLOCK + slot + packed) - origin;
+            } else if (!in_window) {
+                const int at = (tile_index - listed_tiles) * TILE_KEYS + thread;
+                if (at < sinks) token = at;
+                position = max(0, at + packed) - origin;
+            } else {
+                const int at = window_first + (tile_index - listed_tiles - sink_tiles) * TILE_KEYS + thread;
+                if (at <= last) token = at;
+                position = max(0, at - origin);
+            }
+            slot_token[thread] = token;
+            slot_row[thread] = cache_row(page_table, token == NOWHERE ? 0 : token, kv_head);
+            slot_position[thread] = token == NOWHERE ? 0 : position;
+        }
+        sync_block();
+        for (int first_item = thread; first_item < TILE_KEYS * HALF / 4; first_item += 2 * THREADS) {
+            Quad<float> x[2], y[2];
+            for (int i = 0; i < 2; ++i) {
+                const int item = first_item + i * THREADS;
+                const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
+                const unsigned long long row = slot_row[slot];
+                x[i] = load_quad(&keys[row * HEAD_DIM + element]);
+                y[i] = load_quad(&keys[row * HEAD_DIM + element + HALF]);
+            }
+            for (int i = 0; i < 2; ++i) {
+                const int item = first_item + i * THREADS;
+                const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
+                const float2* const angles = &rope_table[slot_position[slot] * HALF + element];
+                for (int e = 0; e < 4; ++e) rotate(x[i].at[e], y[i].at[e], angles[e]);
+                store_quad(&tile[slot * STRIDE + element], x[i]);
+                store_quad(&tile[slot * STRIDE + element + HALF], y[i]);
+            }
+        }
+        sync_block();
+        // 4 x 4 scores a thread: rows down + 16 * i, keys across + ACROSS * j.
+        float score[4][4] = {};
+#pragma unroll 4
+        for (int element = 0; element < HEAD_DIM; element += 4) {
+            Quad<float> query[4], key[4];
+            for (int i = 0; i < 4; ++i) query[i] = load_quad(&queries[(down + 16 * i) * STRIDE + element]);
+            for (int j = 0; j < 4; ++j) key[j] = load_quad(&tile[(across + ACROSS * j) * STRIDE + element]);
+            for (int i = 0; i < 4; ++i)
+                for (int j = 0; j < 4; ++j)
+                    for (int e = 0; e < 4; ++e) score[i][j] += query[i].at[e] * key[j].at[e];
+        }
+        for (int i = 0; i < 4; ++i) {
+            float top = largest[i];
+            for (int j = 0; j < 4; ++j) {
+                const int distance = position[i] - slot_token[across + ACROSS * j];
+                if (!(in_window ? distance >= 0 && distance < WINDOW : distance >= WINDOW)) score[i][j] = LOWEST;
+                top = max(top, score[i][j]);
+            }
+            for (int mask = ACROSS / 2; mask > 0; mask /= 2) top = max(top, shuffle_xor(top, mask));
+            // Weights of before are scaled to the new maximum. A row that has seen no key yet has nothing to scale.
+            const float scale = exp2_fast(largest[i] - top);
+            largest[i] = top;
+            total[i] *= scale;
+            for (int column = 0; column < COLUMNS; ++column) output[i][column] *= scale;
+            for (int j = 0; j < 4; ++j) {
+                const float weight = score[i][j] > LOWEST ? exp2_fast(score[i][j] - top) : 0.0f;
+                total[i] += weight;
+                weights[(down + 16 * i) * WEIGHT_STRIDE + across + ACROSS * j] = weight;
+            }
+        }
+        sync_block();  // every thread has read the keys
+        for (int first_item = thread; first_item < TILE_KEYS * HEAD_DIM / 4; first_item += 4 * THREADS) {
+            Quad<float> batch[4];
+            for (int i = 0; i < 4; ++i) {
+                const int item = first_item + i * THREADS;
+                const int slot = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
+                const unsigned long long row = slot_row[slot];
+                batch[i] = load_quad(&values[row * HEAD_DIM + element]);
+            }
+            for (int i = 0; i < 4; ++i) {
+                const int item = first_item + i * THREADS;
+                const int slot = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
+                store_quad(&tile[slot * STRIDE + element], batch[i]);
+            }
+        }
+        sync_block();
+        // 4 rows and COLUMNS elements a thread, four neighbours at a time.
+        for (int key = 0; key < TILE_KEYS; key += 4) {
+            Quad<float> weight[4];
+            for (int i = 0; i < 4; ++i) weight[i] = load_quad(&weights[(down + 16 * i) * WEIGHT_STRIDE + key]);
+            for (int k = 0; k < 4; ++k)
+                for (int column = 0; column < COLUMNS; column += 4) {
+                    const Quad<float> value = load_quad(&tile[(key + k) * STRIDE + (across + column / 4 * ACROSS) * 4]);
+                    for (int i = 0; i < 4; ++i)
+                        for (int e = 0; e < 4; ++e) output[i][column + e] += weight[i].at[k] * value.at[e];
+                }
+        }
+    }
+
+    for (int i = 0; i < 4; ++i) {
+        for (int mask = ACROSS / 2; mask > 0; mask /= 2) total[i] += shuffle_xor(total[i], mask);
+        if (position[i] < 0) continue;
+        const int row = down + 16 * i, head = first_head + row / TILE_QUERIES;
+        const unsigned long long at = static_cast<unsigned long long>(first_row + first + row % TILE_QUERIES) * QUERY_HEADS + head;
+        const float factor = total[i] > 0.0f ? 1.0f / total[i] : 0.0f;  // a row without a visible key is zero
+        for (int column = 0; column < COLUMNS; column += 4) {
+            Quad<float> quad;
+            for (int e = 0; e < 4; ++e) quad.at[e] = output[i][column + e] * factor;
+            store_quad(&out[at * HEAD_DIM + (across + column / 4 * ACROSS) * 4], quad);
+        }
+    }
+}

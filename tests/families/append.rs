@@ -1,0 +1,52 @@
+//! `append`: what the cache holds afterwards, page by page.
+
+use ihip_dsl::emit::{Buffer, Element};
+use ihip_dsl::reference::rope;
+use ihip_tests::support::attention::decode;
+use proptest::prelude::*;
+
+use super::{Data, Layer, TOKENS, call, check, difference, layers};
+
+/// Everything cached before position `end`, `[keys, kv_heads, head_dim]`; pages lie in reverse.
+fn cached(layer: &Layer, bytes: &[u8], end: usize) -> Vec<f32> {
+    let (_, kv_heads, head_dim) = layer.heads;
+    let (kv_heads, head_dim, page) = (kv_heads as usize, head_dim as usize, layer.page as usize);
+    let values = decode(Element::from(layer.kv_type), bytes);
+    let pages = TOKENS.div_ceil(page);
+    let mut tokens = Vec::new();
+    for position in 0..end {
+        for head in 0..kv_heads {
+            let physical = pages - 1 - position / page;
+            let row = (physical * kv_heads + head) * page + position % page;
+            tokens.extend_from_slice(&values[row * head_dim..][..head_dim]);
+        }
+    }
+    tokens
+}
+
+#[test]
+fn rows_end_up_at_their_positions() {
+    check(&layers(), 3, &(call(), any::<u64>()), |layer, attention, ((first, rows, _), seed)| {
+        let data = Data::new(layer, first, rows, seed);
+        let qkv = data.cache(layer, attention);
+        let launches = attention.begin_prefill(first, first + rows, &qkv);
+        attention.launch(&launches[..1]);
+        let values = cached(layer, &attention.read(Buffer::Values), first + rows);
+        prop_assert_eq!(&values, &data.values);
+        let keys = cached(layer, &attention.read(Buffer::Keys), first + rows);
+        if !layer.pruning.rope.rotated_cache() {
+            prop_assert_eq!(&keys, &data.keys);
+            return Ok(());
+        }
+        let head_dim = layer.heads.2 as usize;
+        let heads = data.keys.chunks(head_dim).enumerate();
+        let rotated = heads.flat_map(|(index, head)| {
+            let head: Vec<f64> = head.iter().map(|&x| f64::from(x)).collect();
+            rope::rotate(&head, index * head_dim / layer.key_row(), &layer.frequencies())
+        });
+        let rotated: Vec<f32> = rotated.map(|x| x as f32).collect();
+        let difference = difference(&rotated, &keys);
+        prop_assert!(difference < 1e-5, "keys differ by {}", difference);
+        Ok(())
+    });
+}

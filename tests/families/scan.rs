@@ -1,0 +1,87 @@
+//! `scan`: the scores of every stage, for prefill and for decoding, against the reference's.
+
+use ihip_dsl::emit::{Buffer, Launch};
+use ihip_dsl::reference::{self, StageOutcome};
+use ihip_tests::support::attention::Attention;
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
+
+use super::{Data, Layer, call, check, layers};
+
+/// A score of the reference and one of a kernel, where another order of summation may not have taken another half.
+const TOLERANCE: f32 = 1e-4;
+
+fn pruned() -> Vec<Layer> {
+    layers().into_iter().filter(|layer| !layer.pruning.stages.is_empty()).collect()
+}
+
+/// The float behind an ordered integer; `None` where nobody scored.
+fn score(bits: i32) -> Option<f32> {
+    let bits = bits.cast_unsigned();
+    let float = if bits >> 31 == 1 { bits & 0x7fff_ffff } else { !bits };
+    (bits != 0).then(|| f32::from_bits(float))
+}
+
+/// Runs the stages one by one and compares the scores that each leaves before it is cut.
+fn compare(attention: &mut Attention, launches: &[Launch], stages: &[StageOutcome]) -> Result<(), TestCaseError> {
+    attention.launch(&launches[..1]);
+    for (number, (stage, pair)) in stages.iter().zip(launches[1..].chunks(2)).enumerate() {
+        attention.launch(&pair[..1]);
+        let scores = attention.read_i32(Buffer::Scores);
+        let stride = match pair[0].arguments.last() {
+            Some(ihip_dsl::emit::Value::I32(stride)) => *stride as usize,
+            other => return Err(TestCaseError::fail(format!("no stride but {other:?}"))),
+        };
+        for (block, expected) in stage.scores.iter().enumerate() {
+            for (chunk, (&expected, &closest)) in expected.scores.iter().zip(&expected.closest).enumerate() {
+                let got = score(scores[block * stride + chunk]);
+                let place = format!("stage {number}, block {block}, chunk {chunk}: {got:?} for {expected}");
+                match got {
+                    None => prop_assert_eq!(expected, reference::scan::NEVER_SCORED, "{}", place),
+                    // Where two halves score nearly alike, which of them is descended is a matter of rounding.
+                    Some(_) if closest < TOLERANCE => {}
+                    Some(got) => prop_assert!((got - expected).abs() < TOLERANCE, "{}", place),
+                }
+            }
+        }
+        // A cut between two nearly equal scores may go either way, and then the next stage sees other chunks.
+        if stage.cuts.iter().any(|cut| cut.margin.is_some_and(|margin| margin > 0.0 && margin < TOLERANCE)) {
+            return Ok(());
+        }
+        if stage.scores.iter().any(|scores| scores.closest.iter().any(|&closest| closest < TOLERANCE)) {
+            return Ok(());
+        }
+        attention.launch(&pair[1..]);
+    }
+    Ok(())
+}
+
+#[test]
+fn prefill_scores_are_the_references() {
+    check(&pruned(), 3, &(call(), any::<u64>()), |layer, attention, ((first, rows, spare), seed)| {
+        let data = Data::new(layer, first, rows, seed);
+        let qkv = data.cache(layer, attention);
+        let t_max = first + rows + spare;
+        let frequencies = layer.frequencies();
+        let outcome = reference::prefill(&data.problem(layer, &frequencies, t_max));
+        let launches = attention.begin_prefill(first, t_max, &qkv);
+        let result = compare(attention, &launches, &outcome.stages);
+        attention.zero_scores();
+        result
+    });
+}
+
+#[test]
+fn decoding_scores_are_the_references() {
+    check(&pruned(), 4, &(0..600_usize, 0..30_usize, any::<u64>()), |layer, attention, (position, spare, seed)| {
+        let data = Data::new(layer, position, 1, seed);
+        let qkv = data.cache(layer, attention);
+        let t_max = position + 1 + spare;
+        let frequencies = layer.frequencies();
+        let outcome = reference::prefill(&data.problem(layer, &frequencies, t_max));
+        let launches = attention.begin_decode(position, t_max, Some(0), &qkv);
+        let result = compare(attention, &launches, &outcome.stages);
+        attention.zero_scores();
+        result
+    });
+}

@@ -1,0 +1,77 @@
+//! All families in a row: block lists equal to the reference's, and outputs with them.
+
+use ihip_dsl::reference::{self, Decode, StageOutcome};
+use proptest::prelude::*;
+
+use super::attend::tolerance;
+use super::{Data, Layer, call, check, difference, layers};
+
+/// Whether rounding may have decided a descent or a cut: then lists may differ, and what follows from them.
+fn undecided(layer: &Layer, stages: &[StageOutcome]) -> bool {
+    let near = if layer.pruning.rope.rotated_cache() && tolerance(layer) > 1e-3 { 1e-1 } else { 1e-5 };
+    stages.iter().any(|stage| {
+        let cut = stage.cuts.iter().any(|cut| cut.margin.is_some_and(|margin| margin > 0.0 && margin < near));
+        cut || stage.scores.iter().any(|scores| scores.closest.iter().any(|&closest| closest < near))
+    })
+}
+
+#[test]
+fn prefill_is_the_references() {
+    check(&layers(), 6, &(call(), any::<u64>()), |layer, attention, ((first, rows, spare), seed)| {
+        let data = Data::new(layer, first, rows, seed);
+        let qkv = data.cache(layer, attention);
+        let t_max = first + rows + spare;
+        let frequencies = layer.frequencies();
+        let expected = reference::prefill(&data.problem(layer, &frequencies, t_max));
+        let (out, masks) = attention.prefill(first, t_max, &qkv);
+        prop_assert!(attention.scores_are_zero(), "scores are left behind");
+        if undecided(layer, &expected.stages) {
+            return Err(TestCaseError::reject("rounding decides"));
+        }
+        if !layer.pruning.stages.is_empty() {
+            let lists = expected.lists.iter().map(|list| list.blocks[..list.count].iter().map(|&b| b as i32).collect());
+            prop_assert_eq!(lists.collect::<Vec<Vec<i32>>>(), masks.lists);
+        }
+        let difference = difference(&expected.out, &out);
+        prop_assert!(difference < tolerance(layer), "outputs differ by {}", difference);
+        Ok(())
+    });
+}
+
+#[test]
+fn decoding_with_renewed_and_reused_masks_is_the_references() {
+    check(&layers(), 2, &(60..500_usize, any::<u64>()), |layer, attention, (position, seed)| {
+        let mut layer = layer.clone();
+        // Every stage has an interval of its own, the first the longest.
+        let stages = layer.pruning.stages.to_mut();
+        let count = stages.len() as u32;
+        for (index, stage) in stages.iter_mut().enumerate() {
+            stage.refresh = 1 << (count - index as u32);
+        }
+        let steps = 5;
+        let data = Data::new(&layer, position, steps, seed);
+        let qkv = data.cache(&layer, attention);
+        let qkv: Vec<&[f32]> = qkv.chunks(qkv.len() / steps).collect();
+        let frequencies = layer.frequencies();
+        let (query, key) = (layer.query_row(), layer.key_row());
+        let mut decode = Decode::new();
+        for (step, qkv) in qkv.iter().enumerate() {
+            let end = position + step + 1;
+            let mut one = data.clone();
+            one.first = position + step;
+            one.queries = data.queries[step * query..][..query].to_vec();
+            one.keys.truncate(end * key);
+            one.values.truncate(end * key);
+            let expected = decode.step(&one.problem(&layer, &frequencies, end));
+            if undecided(&layer, &expected.stages) {
+                return Err(TestCaseError::reject("rounding decides"));
+            }
+            let (out, list) = attention.decode(one.first, end, expected.restart, qkv);
+            let blocks = &expected.list.blocks[..expected.list.count];
+            prop_assert_eq!(blocks.iter().map(|&block| block as i32).collect::<Vec<_>>(), list, "step {}", step);
+            let difference = difference(&expected.out, &out);
+            prop_assert!(difference < tolerance(&layer), "step {}: outputs differ by {}", step, difference);
+        }
+        Ok(())
+    });
+}
