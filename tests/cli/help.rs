@@ -26,3 +26,13 @@ fn of_score() {
 fn of_tokenize() {
     insta::assert_snapshot!(help(&["tokenize"]));
 }
+
+#[test]
+fn of_kernels() {
+    insta::assert_snapshot!(help(&["kernels"]));
+}
+
+#[test]
+fn of_kernels_export() {
+    insta::assert_snapshot!(help(&["kernels", "export"]));
+}

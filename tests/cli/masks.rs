@@ -17,7 +17,7 @@ struct Dump {
 fn dump(arguments: &[&str]) -> Dump {
     let folder = TempDir::new().unwrap();
     let path = text(&folder.path().join("masks.safetensors"));
-    let arguments = [&["generate", "--model", endless(), "--dump-masks", &path], arguments].concat();
+    let arguments = [&["generate", "--device", "cpu", "--model", endless(), "--dump-masks", &path], arguments].concat();
     assert!(!ihip(&arguments).text().is_empty());
     let bytes = std::fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();

@@ -6,7 +6,7 @@ mod refusals;
 mod text;
 mod tokenize;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::OnceLock;
 
 use ihip_tests::support::command::{self, Outcome};
@@ -26,35 +26,23 @@ fn ihip_reading(arguments: &[&str], input: impl AsRef<[u8]>) -> Outcome {
     command::run(PROGRAM, arguments, input.as_ref())
 }
 
-/// A folder with model files, removed at the end of the test process.
-struct Models {
-    folder: TempDir,
-}
-
-impl Models {
-    fn write(&self, name: &str, file: &Builder) -> PathBuf {
-        let path = self.folder.path().join(name);
-        std::fs::write(&path, file.build().bytes).expect("the folder takes a file");
-        path
-    }
-}
-
-fn models() -> &'static Models {
-    static MODELS: OnceLock<Models> = OnceLock::new();
-    MODELS.get_or_init(|| Models { folder: TempDir::new().expect("a folder for temporary files") })
+/// Writes a model file into the folder that cargo keeps for tests.
+fn model(name: &str, file: &Builder) -> String {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&path, file.build().bytes).expect("the folder takes a file");
+    text(&path)
 }
 
 /// A tiny Llama whose end token has a logit of zero, which is never the largest: it writes until it is stopped.
 fn endless() -> &'static str {
-    static PATH: OnceLock<PathBuf> = OnceLock::new();
-    let path = PATH.get_or_init(|| {
+    static PATH: OnceLock<String> = OnceLock::new();
+    PATH.get_or_init(|| {
         let mut file = tiny_llama();
         let embedding = file.tensor("token_embd.weight");
         let row = embedding.bytes.len() / embedding.shape[1] as usize;
         embedding.bytes[END * row..(END + 1) * row].fill(0);
-        models().write("endless.gguf", &file)
-    });
-    path.to_str().expect("temporary folders have plain names")
+        model("endless.gguf", &file)
+    })
 }
 
 /// The tiny Llama's end token, `<|im_end|>`.
@@ -68,5 +56,5 @@ fn file_in(folder: &TempDir, name: &str, bytes: impl AsRef<[u8]>) -> String {
 }
 
 fn text(path: &Path) -> String {
-    path.to_str().expect("temporary folders have plain names").to_owned()
+    path.to_str().expect("the folders of tests have plain names").to_owned()
 }

@@ -3,7 +3,7 @@
 use ihip_tests::support::gguf::tiny_llama;
 use tempfile::TempDir;
 
-use super::{endless, file_in, ihip, ihip_reading, models, text};
+use super::{endless, file_in, ihip, ihip_reading, model, text};
 
 /// Refusal of `ihip generate` with a model that works and these arguments.
 fn generate(arguments: &[&str]) -> String {
@@ -97,7 +97,7 @@ fn of_a_pipeline_that_names_a_layer_beyond_the_model() {
     let mut file = tiny_llama();
     file.set("llama.block_count", ihip_tests::support::gguf::Meta::U32(2));
     file.tensors.retain(|tensor| !tensor.name.starts_with("blk.2.") && !tensor.name.starts_with("blk.3."));
-    let path = text(&models().write("two layers.gguf", &file));
+    let path = model("two layers.gguf", &file);
     let refusal = ihip(&["generate", "--prompt", "x", "--model", &path]).refusal();
     insta::assert_snapshot!(refusal, @"error: pipeline Paper3k names layer 2, but the model has 2 layers (0 to 1)");
 }
@@ -105,10 +105,13 @@ fn of_a_pipeline_that_names_a_layer_beyond_the_model() {
 #[test]
 fn of_a_device_that_is_not_there() {
     insta::assert_snapshot!(generate(&["--prompt", "x", "--device", "tpu"]), @r"
-    error: invalid value 'tpu' for '--device <DEVICE>': there is no such device: give auto or cpu
+    error: invalid value 'tpu' for '--device <DEVICE>': there is no such device: give auto, cpu, cuda or cuda:N
 
     For more information, try '--help'.
     ");
+    let refusal = generate(&["--prompt", "x", "--device", "cuda:99"]);
+    assert!(refusal.starts_with("error: there is no device cuda:99: "), "{refusal}");
+    assert_eq!(refusal.lines().count(), 1, "{refusal}");
 }
 
 #[test]
@@ -120,6 +123,8 @@ fn of_numbers_out_of_range_or_no_numbers() {
         ("--max-new-tokens", &["0", "-3", "4294967296", "many", ""]),
         ("--seed", &["-1", "1.5", "18446744073709551616", "x"]),
         ("--prefill-chunk", &["0", "100", "96", "16384", "x"]),
+        ("--precision", &["f64", "8"]),
+        ("--precision", &["f64", "8"]),
     ];
     for (option, values) in cases {
         for value in values {
@@ -141,7 +146,7 @@ fn of_numbers_out_of_range_or_no_numbers() {
 
 #[test]
 fn of_a_request_whose_cache_cannot_fit_with_the_numbers() {
-    let refusal = generate(&["--prompt", "four", "--max-new-tokens", "4294967295"]);
+    let refusal = generate(&["--prompt", "four", "--max-new-tokens", "4294967295", "--device", "cpu"]);
     assert!(refusal.starts_with("error: 4 prompt tokens and 4294967295 new ones need "), "{refusal}");
     // Four layers of one head of 32 keys and values in f32, and what masks and rotations add.
     let token: u64 = refusal.split(" bytes a token").next().unwrap().rsplit('(').next().unwrap().parse().unwrap();

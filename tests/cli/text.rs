@@ -11,12 +11,17 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::{PROGRAM, endless, file_in, ihip, ihip_reading, models, text};
+use super::{PROGRAM, endless, file_in, ihip, ihip_reading, model};
 
 const PROMPT: &str = "It is a truth universally acknowledged";
 
+/// What it takes for forty tokens of nonsense.
+fn forty_tokens() -> [&'static str; 7] {
+    ["generate", "--device", "cpu", "--model", endless(), "--max-new-tokens", "40"]
+}
+
 fn generate(arguments: &[&str]) -> Outcome {
-    ihip(&[&["generate", "--model", endless(), "--max-new-tokens", "40"], arguments].concat())
+    ihip(&[&forty_tokens(), arguments].concat())
 }
 
 #[test]
@@ -26,7 +31,7 @@ fn a_prompt_is_the_same_wherever_it_comes_from() {
     let written = generate(&["--prompt", PROMPT]).text();
     assert!(!written.is_empty());
     assert_eq!(generate(&["--prompt-file", &path]).text(), written);
-    let piped = ihip_reading(&["generate", "--model", endless(), "--max-new-tokens", "40"], PROMPT).text();
+    let piped = ihip_reading(&forty_tokens(), PROMPT).text();
     assert_eq!(piped, written);
 }
 
@@ -79,16 +84,13 @@ fn the_end_token_stops_and_is_not_printed() {
     let end = (1..40).find(|index| !tokens[..*index].contains(&tokens[*index])).expect("more than one token");
     let mut file = tiny_llama();
     file.set("tokenizer.ggml.eos_token_id", Meta::U32(tokens[end]));
-    let path = text(&models().write("ends.gguf", &file));
-    let outcome = ihip(&["generate", "--model", &path, "--prompt", PROMPT, "--pruning", "dense", "--stats"]);
+    let path = model("ends.gguf", &file);
+    let options = ["--device", "cpu", "--model", &path, "--pruning", "dense", "--stats"];
+    let outcome = ihip(&[&["generate", "--prompt", PROMPT], &options[..]].concat());
     assert_eq!(outcome.code, Some(0));
-    let expected = ModelFile::open(&path).unwrap().tokenizer().unwrap().decode(&greedy(
-        &ModelFile::open(&path).unwrap(),
-        None,
-        &prompt,
-        end,
-    ));
-    assert_eq!(String::from_utf8(outcome.stdout).unwrap(), expected.unwrap());
+    let file = ModelFile::open(&path).unwrap();
+    let expected = file.tokenizer().unwrap().decode(&greedy(&file, None, &prompt, end)).unwrap();
+    assert_eq!(String::from_utf8(outcome.stdout).unwrap(), expected);
     let stats: serde_json::Value = serde_json::from_str(&outcome.stderr).unwrap();
     assert_eq!(stats["tokens"]["generated"], end);
 }
@@ -113,8 +115,8 @@ fn stats_are_one_line_of_json() {
 
 /// A program that writes for a long time, and the first of it.
 fn writing() -> (Child, BufReader<ChildStdout>) {
-    let arguments = ["generate", "--model", endless(), "--prompt", PROMPT, "--max-new-tokens", "1000000"];
-    let mut child = command(PROGRAM, &arguments)
+    let arguments = ["generate", "--device", "cpu", "--model", endless(), "--max-new-tokens", "1000000"];
+    let mut child = command(PROGRAM, &[&arguments[..], &["--prompt", PROMPT]].concat())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -153,8 +155,11 @@ fn ctrl_c_ends_with_130_and_everything_written() {
 #[test]
 fn a_full_disk_behind_standard_output_is_said() {
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
-    let arguments = ["generate", "--model", endless(), "--prompt", PROMPT];
-    let output = command(PROGRAM, &arguments).stdin(Stdio::null()).stdout(full).output().unwrap();
+    let output = command(PROGRAM, &[&forty_tokens()[..], &["--prompt", PROMPT]].concat())
+        .stdin(Stdio::null())
+        .stdout(full)
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(1));
     let message = String::from_utf8(output.stderr).unwrap();
     assert_eq!(message, "error: cannot write to standard output: No space left on device (os error 28)\n");
