@@ -105,7 +105,15 @@ fn of_a_pipeline_that_names_a_layer_beyond_the_model() {
 #[test]
 fn of_a_device_that_is_not_there() {
     insta::assert_snapshot!(generate(&["--prompt", "x", "--device", "tpu"]), @r"
-    error: invalid value 'tpu' for '--device <DEVICE>': there is no such device: give auto or cpu
+    error: invalid value 'tpu' for '--device <DEVICE>': there is no such device: give auto, cpu, cuda or cuda:N
+
+    For more information, try '--help'.
+    ");
+    // No machine has so many GPUs; what is missing first, driver or GPU, depends on the machine.
+    let refusal = generate(&["--prompt", "x", "--device", "cuda:4096"]);
+    assert!(refusal.starts_with("error: there is no device cuda:4096: "), "{refusal}");
+    insta::assert_snapshot!(generate(&["--prompt", "x", "--precision", "f64"]), @r"
+    error: invalid value 'f64' for '--precision <TYPE>': there is no such precision: give f32 or bf16
 
     For more information, try '--help'.
     ");
