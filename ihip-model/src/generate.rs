@@ -82,6 +82,14 @@ impl<'a, D: Device> Generation<'a, D> {
         self.session.length()
     }
 
+    /// Bytes that can still be allocated beside this request; `None` where nothing tells.
+    ///
+    /// # Errors
+    /// Where the device fails to answer.
+    pub fn available_bytes(&self) -> Result<Option<u64>> {
+        Ok(self.device.available_bytes()?)
+    }
+
     /// Whether [`Generation::block_lists`] has those of the steps to come; it has not at first.
     pub fn record_masks(&mut self, record: bool) {
         self.device.record_masks(&mut self.cache, record);

@@ -19,6 +19,10 @@ pub struct Stats {
     pub keys_attended_per_step: f64,
     /// Largest resident set of the process so far, in bytes.
     pub peak_bytes: u64,
+    /// Memory of the device that weights, cache and activations take at the end, in bytes: nothing is given back
+    /// before. `None` where it is that of the process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_bytes: Option<u64>,
 }
 
 /// Tokens of a request.

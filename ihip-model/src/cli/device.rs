@@ -77,6 +77,8 @@ pub(super) struct Settings {
     pub(super) kv_type: KvType,
     /// Prompt tokens of one step.
     pub(super) chunk: usize,
+    /// Whether the device has memory of its own.
+    pub(super) own_memory: bool,
 }
 
 /// What is done on a device, whichever it is.
@@ -109,7 +111,7 @@ impl DeviceArguments {
     }
 
     fn run_on_cpu<W: Work>(&self, work: W) -> Result<W::Output> {
-        let settings = Settings { kv_type: KvType::F32, chunk: self.prefill_chunk.unwrap_or(512) };
+        let settings = Settings { kv_type: KvType::F32, chunk: self.prefill_chunk.unwrap_or(512), own_memory: false };
         work.run(&mut CpuDevice::new(self.threads.unwrap_or(0))?, settings)
     }
 
@@ -118,6 +120,6 @@ impl DeviceArguments {
             Precision::F32 => KvType::F32,
             Precision::Bf16 => KvType::Bf16,
         };
-        work.run(&mut device, Settings { kv_type, chunk: self.prefill_chunk.unwrap_or(2048) })
+        work.run(&mut device, Settings { kv_type, chunk: self.prefill_chunk.unwrap_or(2048), own_memory: true })
     }
 }

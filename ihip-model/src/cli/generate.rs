@@ -97,6 +97,7 @@ impl Work for Job<'_> {
         };
         let reserve = Reserve { prompt: prompt.len(), new: max_new_tokens };
         let mut seconds = Seconds::default();
+        let free = device.available_bytes()?;
 
         let start = Instant::now();
         let (model, plan) = model::load(&file, self.pruning, reserve, device, settings, self.interrupt)?;
@@ -159,6 +160,11 @@ impl Work for Job<'_> {
                 seconds,
                 keys_attended_per_step: if steps == 0 { 0.0 } else { keys / f64::from(steps) },
                 peak_bytes: peak_resident_bytes(),
+                device_bytes: if settings.own_memory {
+                    free.zip(generation.available_bytes()?).map(|(before, after)| before.saturating_sub(after))
+                } else {
+                    None
+                },
             };
             let line = serde_json::to_string(&stats).expect("plain numbers and strings have a JSON form");
             let _ = writeln!(io::stderr(), "{line}");
