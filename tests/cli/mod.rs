@@ -17,7 +17,7 @@ use tempfile::TempDir;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_own_pipeline");
 
 /// Runs the program without anything on standard input.
-fn ihip(arguments: &[&str]) -> Outcome {
+pub(crate) fn ihip(arguments: &[&str]) -> Outcome {
     command::run(PROGRAM, arguments, b"")
 }
 

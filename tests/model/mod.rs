@@ -1,14 +1,15 @@
 //! The default model against what `transformers` computes with the same weights, in f32.
 
-use std::path::Path;
 use std::sync::{LazyLock, Mutex};
 
 use ihip_model::Pruning;
 use ihip_model::Special;
 use ihip_model::presets::Paper3k;
 use ihip_tests::support::generation::Loaded;
-use ihip_tests::support::model::{book, smollm2};
+use ihip_tests::support::model::{book, fixture, read_fixture, smollm2};
 use serde_json::Value;
+
+use crate::cli::ihip;
 
 /// One copy of the weights, for one test at a time: each uses every core.
 static MODEL: LazyLock<Mutex<Loaded>> = LazyLock::new(|| Mutex::new(Loaded::new(smollm2())));
@@ -17,8 +18,7 @@ static MODEL: LazyLock<Mutex<Loaded>> = LazyLock::new(|| Mutex::new(Loaded::new(
 const MARGIN: f64 = 0.05;
 
 fn reference() -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden/smollm2_reference.json");
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    serde_json::from_str(&read_fixture("golden/smollm2_reference.json")).unwrap()
 }
 
 fn ids(value: &Value) -> Vec<u32> {
@@ -58,19 +58,15 @@ fn the_best_five_logits_are_the_reference() {
 
 #[test]
 fn the_likelihood_of_a_book_is_the_reference() {
-    let mut ids = smollm2().tokenizer().unwrap().encode(&book(), Special::Parse).unwrap();
-    ids.truncate(4096);
-    let mut losses = Vec::new();
-    MODEL.lock().unwrap().logits(None, &ids, &mut |position, logits| {
-        if let Some(next) = ids.get(position + 1) {
-            let largest = f64::from(logits.iter().copied().fold(f32::MIN, f32::max));
-            let total: f64 = logits.iter().map(|logit| (f64::from(*logit) - largest).exp()).sum();
-            losses.push(largest + total.ln() - f64::from(logits[*next as usize]));
-        }
-    });
-    for tokens in [1024, 4096] {
-        let expected = reference()["nll_first_n_tokens_of_pride_and_prejudice"][tokens.to_string()].as_f64().unwrap();
-        let found = losses[..tokens - 1].iter().sum::<f64>() / (tokens - 1) as f64;
+    // One test at a time uses every core.
+    let _guard = MODEL.lock().unwrap();
+    let path = fixture("texts/pride_and_prejudice.txt");
+    let text = ["score", "--prompt-file", path.to_str().unwrap(), "--tokens", "4096", "--every", "1024", "--json"];
+    let scored = ihip(&[&text[..], &["--pruning", "dense", "--device", "cpu"]].concat()).text();
+    let scored: Value = serde_json::from_str(&scored).unwrap();
+    for (tokens, found) in [("1024", &scored["windows"][0]["nll"]), ("4096", &scored["nll"])] {
+        let expected = reference()["nll_first_n_tokens_of_pride_and_prejudice"][tokens].as_f64().unwrap();
+        let found = found.as_f64().unwrap();
         assert!((found - expected).abs() < 0.002, "{tokens} tokens: {found}, not {expected}");
     }
 }

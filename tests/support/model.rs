@@ -1,7 +1,7 @@
 //! The default model, fetched into the cache where it is not there yet.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use ihip_model::{ModelFile, fetch};
@@ -28,12 +28,18 @@ pub fn book() -> String {
     read_fixture("texts/pride_and_prejudice.txt")
 }
 
+/// A path in `tests/fixtures`.
+#[must_use]
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
+}
+
 /// A text of `tests/fixtures`.
 ///
 /// # Panics
 /// When it is not there.
 #[must_use]
 pub fn read_fixture(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name);
+    let path = fixture(name);
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }

@@ -106,9 +106,17 @@ pub(super) enum Error {
         /// The word.
         word: String,
     },
-    /// A file that cannot be written.
+    /// A file that cannot be written, found out before any work.
     #[error("cannot write {path}: {source}", path = .path.display())]
     Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A result that cannot be written to its file.
+    #[error("cannot write {path}: {source}", path = .path.display())]
+    WriteResult {
         /// The file.
         path: PathBuf,
         /// What the system says.
@@ -138,7 +146,11 @@ impl Error {
         match self {
             Self::Model(crate::Error::Interrupted) => INTERRUPTED,
             Self::Model(crate::Error::Runtime(Runtime::OutOfMemory { .. } | Runtime::NoSuchDevice { .. })) => REFUSED,
-            Self::Model(crate::Error::Runtime(_)) | Self::Gallery(_) | Self::Signal(_) | Self::Output(_) => FAILED,
+            Self::Model(crate::Error::Runtime(_))
+            | Self::Gallery(_)
+            | Self::Signal(_)
+            | Self::Output(_)
+            | Self::WriteResult { .. } => FAILED,
             Self::ClosedOutput => 0,
             _ => REFUSED,
         }

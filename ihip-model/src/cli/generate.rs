@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
+use ihip_dsl::Plan;
 use ihip_runtime::Device;
 use ihip_runtime::device::Sampling;
 
@@ -18,9 +19,9 @@ use super::output;
 use super::progress;
 use super::prompt::Prompt;
 use super::pruning::{self, Pruning};
-use crate::Special;
 use crate::generate::{Extent, Generation, Interrupt, Sampler};
 use crate::stats::{Seconds, Stats, Tokens, keys_attended, peak_resident_bytes};
+use crate::{Special, Tokenizer};
 
 /// Writes text that continues a prompt
 ///
@@ -83,11 +84,22 @@ struct Job<'a> {
     interrupt: &'a Interrupt,
 }
 
+/// What was written.
+#[derive(Clone, Copy, Debug, Default)]
+struct Written {
+    /// Tokens on standard output.
+    tokens: usize,
+    /// Decoding steps: one less than the tokens that were drawn.
+    steps: usize,
+    /// Keys attended to, summed over steps.
+    keys: f64,
+}
+
 impl Work for Job<'_> {
     type Output = ();
 
     fn run<D: Device>(mut self, device: &mut D, settings: Settings) -> Result<()> {
-        let Generate { chat, max_new_tokens, temperature, top_p, seed, stats, .. } = *self.arguments;
+        let Generate { chat, max_new_tokens: new, temperature, top_p, seed, .. } = *self.arguments;
         let file = self.arguments.model.open(self.interrupt)?;
         let tokenizer = file.tokenizer()?;
         let prompt = if chat {
@@ -95,80 +107,94 @@ impl Work for Job<'_> {
         } else {
             tokenizer.encode(&self.text, Special::Parse)?
         };
-        let reserve = Reserve { prompt: prompt.len(), new: max_new_tokens };
+        let reserve = Reserve { prompt: prompt.len(), new };
         let mut seconds = Seconds::default();
         let free = device.available_bytes()?;
 
         let start = Instant::now();
         let (model, plan) = model::load(&file, self.pruning, reserve, device, settings, self.interrupt)?;
         seconds.load = start.elapsed().as_secs_f64();
-        let device_name = device.name();
 
         let start = Instant::now();
+        let name = device.name();
         let extent = Extent { capacity: reserve.prompt + reserve.new, chunk: settings.chunk };
         let mut generation = Generation::new(&model, device, &plan, extent, self.interrupt)?;
-        generation.record_masks(self.masks.is_some());
-        let bar = progress::bar("reading", reserve.prompt, "tokens");
-        for step in generation.prefill_steps(reserve.prompt)? {
-            generation.prefill(step, &prompt)?;
-            bar.set_position(generation.length() as u64);
-            if let Some(masks) = &mut self.masks {
-                masks.record(&mut generation, &plan)?;
-            }
-        }
-        bar.finish_and_clear();
+        self.read(&mut generation, &plan, &prompt)?;
         let mut sampler = Sampler::new(Sampling { temperature, top_p }, seed);
-        let mut token = generation.sample(&mut sampler)?;
+        let first = generation.sample(&mut sampler)?;
         seconds.prefill = start.elapsed().as_secs_f64();
 
         let start = Instant::now();
-        let mut decoder = tokenizer.decoder();
-        let (mut generated, mut steps, mut keys) = (0, 0, 0.0);
-        while !tokenizer.is_end(token) {
-            generated += 1;
-            output::write(&decoder.push(token)?)?;
-            if generated == max_new_tokens {
-                break;
-            }
-            keys += keys_attended(&plan, generation.length());
-            generation.decode(token)?;
-            steps += 1;
-            if let Some(masks) = &mut self.masks {
-                masks.record(&mut generation, &plan)?;
-            }
-            token = generation.sample(&mut sampler)?;
-        }
-        output::write(&decoder.finish())?;
-        output::end_line()?;
+        let written = self.write(&mut generation, &plan, &tokenizer, &mut sampler, first)?;
         seconds.decode = start.elapsed().as_secs_f64();
 
+        let stats = Stats {
+            device: name,
+            pruning: plan.name().to_owned(),
+            tokens: Tokens { prompt: prompt.len(), generated: written.tokens },
+            seconds,
+            keys_attended_per_step: if written.steps == 0 { 0.0 } else { written.keys / written.steps as f64 },
+            peak_bytes: peak_resident_bytes(),
+            device_bytes: match free.zip(generation.available_bytes()?) {
+                Some((before, after)) if settings.own_memory => Some(before.saturating_sub(after)),
+                _ => None,
+            },
+        };
         if let Some(masks) = self.masks {
-            let metadata = [
-                ("pipeline", plan.name().to_owned()),
-                ("model", file.path().file_name().unwrap_or_default().to_string_lossy().into_owned()),
-                ("prompt_len", reserve.prompt.to_string()),
-                ("decode_steps", steps.to_string()),
-                ("device", device_name.clone()),
-            ];
-            masks.write(metadata.map(|(key, value)| (key.to_owned(), value)).into())?;
+            let model = file.path().file_name().unwrap_or_default().to_string_lossy();
+            masks.write(&model, written.steps, &stats)?;
         }
-        if stats {
-            let stats = Stats {
-                device: device_name,
-                pruning: plan.name().to_owned(),
-                tokens: Tokens { prompt: reserve.prompt, generated },
-                seconds,
-                keys_attended_per_step: if steps == 0 { 0.0 } else { keys / f64::from(steps) },
-                peak_bytes: peak_resident_bytes(),
-                device_bytes: if settings.own_memory {
-                    free.zip(generation.available_bytes()?).map(|(before, after)| before.saturating_sub(after))
-                } else {
-                    None
-                },
-            };
+        if self.arguments.stats {
             let line = serde_json::to_string(&stats).expect("plain numbers and strings have a JSON form");
             let _ = writeln!(io::stderr(), "{line}");
         }
         Ok(())
+    }
+}
+
+impl Job<'_> {
+    /// Reads the prompt.
+    fn read<D: Device>(&mut self, generation: &mut Generation<'_, D>, plan: &Plan, prompt: &[u32]) -> Result<()> {
+        generation.record_masks(self.masks.is_some());
+        let bar = progress::bar("reading", prompt.len(), "tokens");
+        for step in generation.prefill_steps(prompt.len())? {
+            generation.prefill(step, prompt)?;
+            bar.set_position(generation.length() as u64);
+            if let Some(masks) = &mut self.masks {
+                masks.record(generation, plan)?;
+            }
+        }
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    /// Writes `token` and those that follow it, each as soon as it is there.
+    fn write<D: Device>(
+        &mut self,
+        generation: &mut Generation<'_, D>,
+        plan: &Plan,
+        tokenizer: &Tokenizer,
+        sampler: &mut Sampler,
+        mut token: u32,
+    ) -> Result<Written> {
+        let mut written = Written::default();
+        let mut decoder = tokenizer.decoder();
+        while !tokenizer.is_end(token) {
+            output::write(&decoder.push(token)?)?;
+            written.tokens += 1;
+            if written.tokens == self.arguments.max_new_tokens {
+                break;
+            }
+            written.steps += 1;
+            written.keys += keys_attended(plan, generation.length());
+            generation.decode(token)?;
+            if let Some(masks) = &mut self.masks {
+                masks.record(generation, plan)?;
+            }
+            token = generation.sample(sampler)?;
+        }
+        output::write(&decoder.finish())?;
+        output::end_line()?;
+        Ok(written)
     }
 }

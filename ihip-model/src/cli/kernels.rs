@@ -70,7 +70,7 @@ fn remove_kernels(folder: &Path) -> Result<()> {
     let Ok(files) = fs::read_dir(folder) else { return Ok(()) };
     for file in files.filter_map(|file| Some(file.ok()?.path())) {
         if file.extension().is_some_and(|extension| extension == "cu") {
-            fs::remove_file(&file).map_err(|source| Error::Write { path: file, source })?;
+            fs::remove_file(&file).map_err(|source| Error::WriteResult { path: file, source })?;
         }
     }
     Ok(())
@@ -80,5 +80,5 @@ fn write(path: &Path, text: &str) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)
         .and_then(|()| fs::write(path, text))
-        .map_err(|source| Error::Write { path: path.to_owned(), source })
+        .map_err(|source| Error::WriteResult { path: path.to_owned(), source })
 }

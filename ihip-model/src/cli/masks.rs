@@ -1,13 +1,4 @@
-//! `--dump-masks`: the block lists of every layer, in the form of the golden files.
-//!
-//! | tensor | shape, type | meaning |
-//! |---|---|---|
-//! | `layerN.blocks` | `[query_blocks, keep / chunk]` i32 | first position of every selected block of the prompt's query blocks, −1 where there is none |
-//! | `layerN.block_count` | `[query_blocks]` i32 | how many of them count |
-//! | `layerN.decode.blocks`, `layerN.decode.block_count` | `[steps, …]` | the same in force at every decoding step |
-//! | `layerN.decode.restart_stage` | `[steps]` i32 | the stage from which the list was renewed, −1 where the last was used as it was |
-//!
-//! Dense layers have none.
+//! `--dump-masks`: the block lists of every layer, in the form of the golden files (`docs/command-line.md`).
 
 use std::collections::HashMap;
 use std::io::{self, BufWriter, Write};
@@ -22,6 +13,7 @@ use tempfile::NamedTempFile;
 
 use super::error::{Error, Result};
 use crate::generate::Generation;
+use crate::stats::Stats;
 
 /// Block lists of a request, and the file they go to.
 #[derive(Debug)]
@@ -87,10 +79,18 @@ impl Masks {
     /// Writes the file.
     ///
     /// # Errors
-    /// [`Error::Write`].
-    pub(super) fn write(self, metadata: HashMap<String, String>) -> Result<()> {
+    /// [`Error::WriteResult`].
+    pub(super) fn write(self, model: &str, steps: usize, stats: &Stats) -> Result<()> {
         let Self { path, file, layers } = self;
-        let failed = |source| Error::Write { path: path.clone(), source };
+        let failed = |source| Error::WriteResult { path: path.clone(), source };
+        let metadata = [
+            ("pipeline", stats.pruning.clone()),
+            ("model", model.to_owned()),
+            ("prompt_len", stats.tokens.prompt.to_string()),
+            ("decode_steps", steps.to_string()),
+            ("device", stats.device.clone()),
+        ];
+        let metadata: HashMap<_, _> = metadata.map(|(key, value)| (key.to_owned(), value)).into();
         let mut tensors = Vec::new();
         for (layer, masks) in layers.iter().enumerate() {
             for (prefix, lists) in [("", &masks.prefill), ("decode.", &masks.decode)] {
