@@ -81,15 +81,15 @@ mod tests {
 
     #[test]
     fn the_tightest_group_counts_with_its_idle_page_cache_as_free() {
-        let root = std::env::temp_dir().join(format!("ihip-cgroup-{}", std::process::id()));
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
         group(&root.join("outer/inner"), &[("memory.max", "max\n"), ("memory.current", "5\n")]);
         group(
             &root.join("outer"),
             &[("memory.max", "1000\n"), ("memory.current", "700\n"), ("memory.stat", "anon 1\ninactive_file 200\n")],
         );
         group(&root.join("memory/old"), &[("memory.limit_in_bytes", "900\n"), ("memory.usage_in_bytes", "100\n")]);
-        let left = group_bytes("12:cpu:/x\n4:memory,hugetlb:/old\n0::/outer/inner\n", &root);
-        std::fs::remove_dir_all(&root).unwrap();
+        let left = group_bytes("12:cpu:/x\n4:memory,hugetlb:/old\n0::/outer/inner\n", root);
         assert_eq!(left, [800, 500]);
     }
 }

@@ -39,6 +39,9 @@ use super::{BlockLists, Device, Sampling};
 use crate::session::Phase;
 use crate::{Error, Result, Step};
 
+/// Queries of a dense layer that are computed together.
+const DENSE_BLOCK: usize = 64;
+
 /// The CPU with a number of threads of its own.
 #[derive(Debug)]
 pub struct CpuDevice {
@@ -294,6 +297,3 @@ impl Device for CpuDevice {
         Ok(sample::sample(logits.rows(0..1), sampling, draw))
     }
 }
-
-/// Queries of a dense layer that are computed together.
-const DENSE_BLOCK: usize = 64;
