@@ -97,13 +97,13 @@ impl Config {
         (self.query_heads + 2 * self.kv_heads) * self.head_dim
     }
 
-    /// Bytes of all weights in f32, as [`Llama::load`] hands them to the device.
+    /// Numbers in all weights.
     #[must_use]
-    pub fn weight_bytes(&self) -> u64 {
+    pub fn parameters(&self) -> u64 {
         let attention = self.hidden * (self.qkv() + self.query_heads * self.head_dim);
         let layer = attention + 3 * self.hidden * self.feed_forward + 2 * self.hidden;
         let vocabularies = if self.tied_output { 1 } else { 2 };
-        4 * (self.layers * layer + vocabularies * self.vocabulary * self.hidden + self.hidden) as u64
+        (self.layers * layer + vocabularies * self.vocabulary * self.hidden + self.hidden) as u64
     }
 
     /// Bytes of the activations that [`Llama::workspace`] allocates for `rows` rows.

@@ -26,6 +26,12 @@ fn ids(value: &Value) -> Vec<u32> {
 }
 
 #[test]
+fn every_weight_is_counted() {
+    // What `transformers` counts, the embedding once.
+    assert_eq!(smollm2().config().parameters(), 134_515_008);
+}
+
+#[test]
 fn greedy_text_is_the_reference_up_to_the_first_narrow_margin() {
     let mut model = MODEL.lock().unwrap();
     for case in reference()["greedy"].as_array().unwrap() {
