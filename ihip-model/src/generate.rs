@@ -208,3 +208,34 @@ impl Sampler {
         (self.random.next_u32() >> 8) as f32 / (1 << 24) as f32
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn draws(seed: u64) -> Vec<f32> {
+        let mut sampler = Sampler::new(Sampling { temperature: 1.0, top_p: 1.0 }, seed);
+        (0..64).map(|_| sampler.draw()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn draws_lie_in_the_unit_interval_and_follow_from_the_seed(seed: u64) {
+            let first = draws(seed);
+            prop_assert!(first.iter().all(|draw| (0.0..1.0).contains(draw)));
+            prop_assert_eq!(&draws(seed), &first);
+            prop_assert_ne!(draws(seed ^ 1), first);
+        }
+    }
+
+    #[test]
+    fn an_interrupt_stays_raised() {
+        let interrupt = Interrupt::new();
+        assert!(interrupt.check().is_ok());
+        interrupt.raise();
+        assert!(matches!(interrupt.check(), Err(Error::Interrupted)));
+        assert!(matches!(interrupt.check(), Err(Error::Interrupted)));
+    }
+}

@@ -3,6 +3,7 @@
 mod help;
 mod masks;
 mod refusals;
+mod score;
 mod text;
 mod tokenize;
 
