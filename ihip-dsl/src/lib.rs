@@ -14,7 +14,6 @@ pub mod check;
 mod draft;
 pub mod emit;
 pub mod error;
-pub mod emit;
 pub mod geometry;
 pub mod macro_support;
 pub mod parse;
