@@ -118,7 +118,7 @@ impl Attend {
             self.visible.parameters()
         ));
         writer.more(&PLACE.replace("$POSITIONS", self.visible.position_array()));
-        if family == Family::Attend {
+        if self.visible.rotates() {
             writer.more("    const int first_position = start + block * QUERY_BLOCK;");
         }
         writer.more(&self.visible.origin());
