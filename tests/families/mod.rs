@@ -18,6 +18,7 @@ mod attend;
 mod decode;
 mod scan;
 mod select;
+mod text;
 mod whole;
 
 /// Rows of the largest call.

@@ -74,7 +74,7 @@ const PLAIN_ARGUMENTS: &str =
 const ROTATED_ARGUMENTS: &str = "const int* step, Activation* qkv, Cached* keys, Cached* values,\n                                    const unsigned* page_table, const double* frequencies";
 
 const ROW: &str = r"
-    const int start = step[0], rows = step[1], first_row = step[3];
+    const int start = step[STEP_START], rows = step[STEP_ROWS], first_row = step[STEP_FIRST_ROW];
     const int row = blockIdx.x, thread = threadIdx.x;
     if (row >= rows) return;
     const int position = start + row;

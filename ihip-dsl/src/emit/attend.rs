@@ -102,7 +102,7 @@ impl Attend {
             .constant("THREADS", self.threads(), "threads of a block")
             .constant("STRIDE", self.shape.head_dim() + 4, "floats between rows in shared memory: no bank conflicts")
             .constant("WEIGHT_STRIDE", self.tile_keys() + 4, "the same for the weights")
-            .constant("NOWHERE", 0x3fff_ffff, "token of an empty slot: after every query")
+            .constant("NOWHERE", "0x3fffffff", "token of an empty slot: after every query")
             .float(
                 "QUERY_SCALE",
                 self.shape.geometry.query_scale * std::f32::consts::LOG2_E,
@@ -118,12 +118,12 @@ impl Attend {
             self.visible.parameters()
         ));
         writer.more(&PLACE.replace("$POSITIONS", self.visible.position_array()));
-        if family == Family::Attend {
+        if self.visible.rotates() {
             writer.more("    const int first_position = start + block * QUERY_BLOCK;");
         }
         writer.more(&self.visible.origin());
         let turn = if self.visible.rotates() {
-            "        rotate(x, y, rope_table[(tile_first + query - origin) * HALF + element]);\n"
+            "            rotate(x, y, rope_table[(tile_first + query - origin) * HALF + element]);\n"
         } else {
             ""
         };
@@ -241,7 +241,7 @@ const PLACE: &str = r"
     SHARED(int, slot_token, TILE_KEYS);
 $POSITIONS    SHARED(unsigned, slot_row, TILE_KEYS);
 
-    const int start = step[0], rows = step[1], first_row = step[3];
+    const int start = step[STEP_START], rows = step[STEP_ROWS], first_row = step[STEP_FIRST_ROW];
     const int thread = threadIdx.x, across = thread % ACROSS, down = thread / ACROSS;
     // Tiles with many keys come last in a call: they are started first.
     const int tile_of_call = gridDim.x - 1 - blockIdx.x, block = tile_of_call / TILES;

@@ -1,6 +1,6 @@
 //! Decoding: attention of one query, split over the chip by keys, and the merge of the splits.
 
-use super::functions::{CACHE_ROW, QUADS, ROTATE, Shape};
+use super::functions::{CACHE_ROW, QUADS, ROTATE, Shape, step_words};
 use super::launch::Element;
 use super::tile::Tile;
 use super::visible::Visible;
@@ -240,7 +240,7 @@ $POSITIONS    SHARED(unsigned, slot_row, TILE_KEYS);
     SHARED(float, total, HEADS);
     SHARED(float, scale, HEADS);
 
-    const int position = step[0], first_row = step[3];
+    const int position = step[STEP_START], first_row = step[STEP_FIRST_ROW];
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, split = blockIdx.x;
     const int first_head = blockIdx.y * HEADS, kv_head = first_head / GROUP;
 ";
@@ -357,6 +357,7 @@ impl Merge {
             &format!("{pipeline}, merge"),
         );
         let activation = self.shape.activation.element();
+        writer.text(&step_words());
         writer.text(&format!("using Activation = {};", activation.word()));
         writer
             .constant("QUERY_HEADS", self.shape.query_heads(), "query heads")
@@ -388,7 +389,7 @@ impl Merge {
 
 const MERGE: &str = r"
     SHARED(float, shares, PARTS * HEAD_DIM);
-    const int first_row = step[3], head = blockIdx.x, thread = threadIdx.x, lane = thread % 32;
+    const int first_row = step[STEP_FIRST_ROW], head = blockIdx.x, thread = threadIdx.x, lane = thread % 32;
     const int element = thread % HEAD_DIM, part = thread / HEAD_DIM;
     const float* const sums = partial_sums + head * splits * 2;
     // Every warp finds the largest score and the sum of all weights for itself.

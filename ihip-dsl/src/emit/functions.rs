@@ -1,6 +1,6 @@
 //! Device functions that several families share, and the constants they read.
 
-use super::launch::Activation;
+use super::launch::{Activation, step};
 use super::writer::Writer;
 use crate::{Geometry, KvType, PrunedLayer};
 
@@ -45,6 +45,7 @@ impl Shape {
     pub(crate) fn constants(&self, writer: &mut Writer) {
         let kv = super::Element::from(self.kv()).word();
         let activation = self.activation.element().word();
+        writer.text(&step_words());
         writer.text(&format!(
             "using Cached = {kv};  // element of the key-value cache\nusing Activation = {activation};"
         ));
@@ -61,6 +62,18 @@ impl Shape {
             )
             .constant("PAGE", self.geometry.page, "tokens of a page of the cache");
     }
+}
+
+/// Names for the words of a step.
+pub(crate) fn step_words() -> String {
+    format!(
+        "// What changes from step to step is read from memory, so that a captured graph stays valid.\n\
+         enum StepWord {{ STEP_START = {}, STEP_ROWS = {}, STEP_T_MAX = {}, STEP_FIRST_ROW = {} }};",
+        step::START,
+        step::ROWS,
+        step::T_MAX,
+        step::FIRST_ROW
+    )
 }
 
 /// Four elements in one load or store, as f32 in registers.

@@ -1,5 +1,7 @@
 //! Kernels of a plan, and which of them a step of each kind of layer launches.
 
+use thiserror::Error;
+
 use super::Kernel;
 use super::append::Append;
 use super::attend::Attend;
@@ -10,8 +12,7 @@ use super::scan::Scan;
 use super::scan_row::ScanRow;
 use super::select::Select;
 use super::writer::snake_case;
-use thiserror::Error;
-
+use crate::rope::{Branch, ScanDistance};
 use crate::{AttendRope, LayerPlan, Plan, PrunedLayer, ScanRope};
 
 /// The CUDA side of a [`Plan`]: its kernels, what they run over, and in which order.
@@ -124,15 +125,13 @@ impl Program {
     #[must_use]
     pub fn rope_positions(&self, extent: Extent) -> usize {
         let positions = self.pruned().map(|layer| {
-            let scan = match layer.scan_rope {
-                ScanRope::Relative => layer.scan_window + 2,
-                ScanRope::Infllm => layer.scan_window + 1,
-                ScanRope::ChunkIndexed => {
-                    let chunks = (0..layer.stages.len()).map(|stage| layer.chunks(stage, extent.tokens)).max();
-                    layer.scan_window + chunks.unwrap_or(0) + 1
-                }
-                ScanRope::None => 0,
-            };
+            let stages = 0..layer.stages.len();
+            let scan =
+                stages.map(|stage| match layer.scan_distance(Branch::Left, layer.chunks(stage, extent.tokens)) {
+                    ScanDistance::None => 0,
+                    ScanDistance::Constant(position) | ScanDistance::Indexed(position) => position + 1,
+                });
+            let scan = scan.max().unwrap_or(0);
             let attend = match layer.attend_rope {
                 AttendRope::Streaming => layer.budget() + layer.query_block,
                 AttendRope::Infllm => layer.window + layer.query_block,

@@ -160,8 +160,11 @@ impl Scan {
             writer.text(&queries(rotation, "slot"));
         }
         let start = if self.stage == 0 { "chunk_start(" } else { "chunk_start(kept, " };
-        let clamp =
-            if self.stage == 0 { "min(left[thread] + CHUNK, step[2] - SCAN_WINDOW)" } else { "left[thread] + CHUNK" };
+        let clamp = if self.stage == 0 {
+            "min(left[thread] + CHUNK, step[STEP_T_MAX] - SCAN_WINDOW)"
+        } else {
+            "left[thread] + CHUNK"
+        };
         let position = if rotation == Rotation::Chunks { POSITION } else { "" };
         writer.text(&GROUPS.replace("$POSITION", position).replace("$START(", start).replace("$RIGHT", clamp));
         let probes = Tile {
@@ -175,11 +178,11 @@ impl Scan {
         };
         writer.more(&if rotation == Rotation::Chunks { probes.load_turned() } else { probes.load_plain() });
         writer.more("            sync_block();");
-        let copy = if copies == 2 { "across / 4 * COPY + " } else { "" };
-        let product = PRODUCT.replace("$COPY", copy);
-        writer.more(PLACE_IN_PRODUCT);
+        let copy = if copies == 2 { "&queries[across / 4 * COPY]" } else { "queries" };
+        let product = PRODUCT;
+        writer.more(&PLACE_IN_PRODUCT.replace("$COPY", copy));
         if whole {
-            writer.more(&product);
+            writer.more(product);
         } else {
             writer.more("            // More rows than fit into shared memory: they take turns.");
             writer.more("            for (int tile = 0; tile < ROWS; tile += TILE_ROWS) {\n            sync_block();");
@@ -219,7 +222,7 @@ pub(super) fn scan_constants(layer: &PrunedLayer, stage: usize) -> PrunedLayer {
 /// Defines `chunks`, and `kept` from the second stage on, for the query block `block`.
 pub(super) const fn chunks_here(stage: usize) -> &'static str {
     if stage == 0 {
-        "    const int chunks = chunk_count(step[2]);"
+        "    const int chunks = chunk_count(step[STEP_T_MAX]);"
     } else {
         "    const int* const kept = parents + parent_block(block, rows) * (KEPT + 1);\n    const int chunks = chunk_count(kept);"
     }
@@ -277,7 +280,7 @@ const PLACE: &str = r"
     SHARED(unsigned, slot_row, PROBES);
 $POSITIONS    SHARED(float, largest, ROW_WARPS * PROBES);
 
-    const int start = step[0], rows = step[1], first_row = step[3];
+    const int start = step[STEP_START], rows = step[STEP_ROWS], first_row = step[STEP_FIRST_ROW];
     const int head = blockIdx.y, kv_head = head / GROUP, block = blockIdx.z, thread = threadIdx.x;
     const int first = block * QUERY_BLOCK;
     if (first >= rows) return;
@@ -313,7 +316,7 @@ fn queries(rotation: Rotation, row: &str) -> String {
         float x = 0.0f, y = 0.0f;
         for (int neighbour = 0; neighbour < QUERY_STRIDE; ++neighbour) {{
             if (neighbour >= neighbours) continue;
-            const unsigned long long at = static_cast<unsigned long long>(first_row + first + row * QUERY_STRIDE + neighbour);
+            const unsigned long long at = first_row + first + row * QUERY_STRIDE + neighbour;
             const Activation* const query = &qkv[at * QKV_ROW + head * HEAD_DIM + element];
             x += to_float(query[0]);
             y += to_float(query[HALF]);
@@ -360,6 +363,7 @@ $POSITION        }
 
 const PLACE_IN_PRODUCT: &str = r"
             const int lane = thread % 32, warp = thread / 32, across = lane % 8, down = lane / 8;
+            const float* const own_queries = $COPY;
             const float* const warp_probes = &probes[warp / ROW_WARPS * 32 * STRIDE];
             float product[4] = {LOWEST, LOWEST, LOWEST, LOWEST};
 ";
@@ -371,7 +375,7 @@ const PRODUCT: &str = r"
 #pragma unroll 4
                 for (int element = 0; element < HEAD_DIM; element += 4) {
                     Quad<float> query[4], probe[4];
-                    for (int i = 0; i < 4; ++i) query[i] = load_quad(&queries[$COPY(row + down + 4 * i) * STRIDE + element]);
+                    for (int i = 0; i < 4; ++i) query[i] = load_quad(&own_queries[(row + down + 4 * i) * STRIDE + element]);
                     for (int j = 0; j < 4; ++j) probe[j] = load_quad(&warp_probes[(across + 8 * j) * STRIDE + element]);
                     for (int i = 0; i < 4; ++i)
                         for (int j = 0; j < 4; ++j)
@@ -394,9 +398,9 @@ const DESCEND: &str = r"
             if (thread < CHUNKS && left[thread] < right[thread] && left[thread] <= limit) {
                 const int slot = left_slot(thread);
                 float left_score = LOWEST, right_score = LOWEST;
-                for (int rows_of = 0; rows_of < ROW_WARPS; ++rows_of) {
-                    left_score = max(left_score, largest[rows_of * PROBES + slot]);
-                    right_score = max(right_score, largest[rows_of * PROBES + slot + 4]);
+                for (int row_warp = 0; row_warp < ROW_WARPS; ++row_warp) {
+                    left_score = max(left_score, largest[row_warp * PROBES + slot]);
+                    right_score = max(right_score, largest[row_warp * PROBES + slot + 4]);
                 }
                 const int middle = (left[thread] + right[thread]) / 2;
                 if (left_score > right_score) {

@@ -71,7 +71,7 @@ impl ScanRow {
             "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{table}\n   {parents} unsigned* scores, int score_stride) {{"
         ));
         let copies = if rope == ScanRope::Relative { "2 * " } else { "" };
-        let list = if self.stage == 0 { "step[2]" } else { "kept" };
+        let list = if self.stage == 0 { "step[STEP_T_MAX]" } else { "kept" };
         writer.more(&PLACE.replace("$COPIES", copies).replace("$LIST", list));
         writer.text(&QUERIES.replace(
             "$TURN\n",
@@ -82,7 +82,8 @@ impl ScanRow {
             },
         ));
         let start = if self.stage == 0 { "chunk_start(" } else { "chunk_start(kept, " };
-        let clamp = if self.stage == 0 { "min(left[i] + CHUNK, step[2] - SCAN_WINDOW)" } else { "left[i] + CHUNK" };
+        let clamp =
+            if self.stage == 0 { "min(left[i] + CHUNK, step[STEP_T_MAX] - SCAN_WINDOW)" } else { "left[i] + CHUNK" };
         let (fragments, load, for_right) = match rope {
             ScanRope::Relative => {
                 ("float left_query[DESCENTS][VECTOR], right_query[DESCENTS][VECTOR];", LOAD_TWO, "right_query")
@@ -117,7 +118,7 @@ struct alignas(16) Vector {
 
 const PLACE: &str = r"
     SHARED(float, queries, $COPIESGROUP * HEAD_DIM);
-    const int position = step[0], first_row = step[3];
+    const int position = step[STEP_START], first_row = step[STEP_FIRST_ROW];
     const int kv_head = blockIdx.y, thread = threadIdx.x;
     const int limit = position - SCAN_WINDOW;
     const int chunks = chunk_count($LIST);

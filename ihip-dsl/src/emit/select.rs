@@ -45,6 +45,7 @@ impl Select {
             self.stage, self.keep, stage.chunk
         );
         let mut writer = Writer::new(&heading, &format!("{pipeline}, stage {}", self.stage));
+        writer.text(&functions::step_words());
         functions::chunk_list_constants(&mut writer, &self.layer, self.stage);
         writer
             .constant("KEEP", self.keep, "chunks that stay")
@@ -113,7 +114,7 @@ const PLACE: &str = r"
     SHARED(unsigned, warp_above, WARPS);       // a tile's chunks above the threshold, warp by warp
     SHARED(unsigned, warp_ties, WARPS);        // and those at the threshold
 
-    const int rows = step[1];
+    const int rows = step[STEP_ROWS];
     const int block = blockIdx.x, thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     if (block * QUERY_BLOCK >= rows) return;
     unsigned* const score = scores + block * score_stride;
@@ -194,7 +195,7 @@ $VISIBLE
 ";
 
 const VISIBLE: &str = r"
-            if (entry < step[0] + block * QUERY_BLOCK + QUERY_BLOCK) ++visible;
+            if (entry < step[STEP_START] + block * QUERY_BLOCK + QUERY_BLOCK) ++visible;
 ";
 
 const COUNT: &str = r"

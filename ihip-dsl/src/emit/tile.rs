@@ -74,7 +74,8 @@ store_quad(&{to}[slot * STRIDE + element + HALF], y[i]);"
         let inner = |text: &str| text.replace('\n', &format!("\n{indent}        "));
         let batch = batch.replace("$BATCH", &size.to_string());
         format!(
-            "{indent}for (int first_item = thread; first_item < {items}; first_item += {size} * THREADS) {{
+            "{indent}// A batch's loads are all under way before the first is used.
+{indent}for (int first_item = thread; first_item < {items}; first_item += {size} * THREADS) {{
 {indent}    {batch}[{size}];
 {indent}    for (int i = 0; i < {size}; ++i) {{
 {indent}        const int item = first_item + i * THREADS;

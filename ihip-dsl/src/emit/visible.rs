@@ -147,7 +147,7 @@ impl Visible {
     pub(crate) fn listed_position(&self, slot: &str) -> String {
         match self {
             Self::Pruned { rope: AttendRope::Streaming, .. } => {
-                format!("max(0, SINK / BLOCK * BLOCK + {slot} + packed) - origin")
+                format!("max(0, SINK + {slot} + packed) - origin")
             }
             _ => "0".to_owned(),
         }
