@@ -8,10 +8,7 @@ use proptest::prelude::*;
 /// The largest difference of two outputs.
 fn difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    a.iter()
-        .zip(b)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f32::max)
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
 proptest! {
@@ -137,20 +134,15 @@ fn only_scored(outcome: &reference::Outcome, block: usize) -> bool {
     outcome.stages.iter().all(|stage| {
         // The stage's block that holds this one, or the one it may have been given by a ragged end.
         let ratio = children.div_ceil(stage.cuts.len());
-        [block / ratio, (block / ratio + 1).min(stage.cuts.len() - 1)]
-            .into_iter()
-            .all(|at| {
-                let (cut, scores) = (&stage.cuts[at], &stage.scores[at]);
-                let input = &stage.input[at];
-                let scored = |chunk: &usize| {
-                    let at = input
-                        .iter()
-                        .position(|start| start == chunk)
-                        .expect("kept from the input");
-                    scores.scores[at] > reference::scan::NEVER_SCORED
-                };
-                cut.kept.iter().all(scored)
-            })
+        [block / ratio, (block / ratio + 1).min(stage.cuts.len() - 1)].into_iter().all(|at| {
+            let (cut, scores) = (&stage.cuts[at], &stage.scores[at]);
+            let input = &stage.input[at];
+            let scored = |chunk: &usize| {
+                let at = input.iter().position(|start| start == chunk).expect("kept from the input");
+                scores.scores[at] > reference::scan::NEVER_SCORED
+            };
+            cut.kept.iter().all(scored)
+        })
     })
 }
 
@@ -165,15 +157,11 @@ fn attention_over_union(sample: &Sample, outcome: &reference::Outcome) -> Vec<f3
         let position = sample.first_position + row;
         let list = &outcome.lists[row / pruning.query_block as usize];
         let listed = |token: usize| {
-            list.blocks[..list.count]
-                .iter()
-                .any(|&start| (start..start + block_tokens).contains(&token))
+            list.blocks[..list.count].iter().any(|&start| (start..start + block_tokens).contains(&token))
         };
         let tokens: Vec<usize> = (0..=position)
             .filter(|&token| {
-                token < pruning.sink as usize
-                    || position - token < pruning.window as usize
-                    || listed(token)
+                token < pruning.sink as usize || position - token < pruning.window as usize || listed(token)
             })
             .collect();
         for head in 0..sample.query_heads {
@@ -181,22 +169,14 @@ fn attention_over_union(sample: &Sample, outcome: &reference::Outcome) -> Vec<f3
             let weights: Vec<f64> = tokens
                 .iter()
                 .map(|&token| {
-                    let products = tensors
-                        .query(row, head)
-                        .iter()
-                        .zip(tensors.key(token, kv_head));
+                    let products = tensors.query(row, head).iter().zip(tensors.key(token, kv_head));
                     products.map(|(q, k)| q * k).sum::<f64>().exp()
                 })
                 .collect();
             let total: f64 = weights.iter().sum();
             for element in 0..HEAD_DIM {
-                let values = tokens
-                    .iter()
-                    .map(|&token| tensors.value(token, kv_head)[element]);
-                let sum: f64 = values
-                    .zip(&weights)
-                    .map(|(value, weight)| value * weight)
-                    .sum();
+                let values = tokens.iter().map(|&token| tensors.value(token, kv_head)[element]);
+                let sum: f64 = values.zip(&weights).map(|(value, weight)| value * weight).sum();
                 out.push((sum / total) as f32);
             }
         }

@@ -3,11 +3,18 @@
 use ihip_dsl::reference::scan::{self, NEVER_SCORED};
 use ihip_dsl::reference::{self, rope, select};
 use ihip_dsl::{AttendRope, LayerPruning, Rope, ScanRope, Stage};
-use ihip_tests::support::sample::{HEAD_DIM, Sample, Shape, samples};
+use ihip_tests::support::declaration::declare;
+use ihip_tests::support::sample::{HEAD_DIM, Sample, Shape, prunings, samples};
 use proptest::prelude::*;
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
+
+    /// What the properties are tried on is what the language accepts.
+    #[test]
+    fn samples_can_be_declared(pruning in prunings()) {
+        prop_assert_eq!(declare("Sample", &pruning).base(), &pruning);
+    }
 
     /// Lists are ascending without repeats, lie between sinks and grid, and are as long as budget and chunks allow.
     #[test]
@@ -188,24 +195,13 @@ proptest! {
 
 /// Chunks of 16, 8 and 4; query blocks of 8.
 fn three_stages(rope: Rope) -> LayerPruning {
-    let stage = |keep, chunk, query_stride| Stage {
-        keep,
-        chunk,
-        query_block: 8,
-        query_stride,
-        refresh: 1,
-    };
+    let stage = |keep, chunk, query_stride| Stage { keep, chunk, query_block: 8, query_stride, refresh: 1 };
     LayerPruning {
         sink: 4,
         window: 40,
         query_block: 8,
         keep: 32,
-        stages: vec![
-            stage(None, 16, 4),
-            stage(Some(96), 8, 2),
-            stage(Some(64), 4, 1),
-        ]
-        .into(),
+        stages: vec![stage(None, 16, 4), stage(Some(96), 8, 2), stage(Some(64), 4, 1)].into(),
         rope,
     }
 }
@@ -214,9 +210,7 @@ fn three_stages(rope: Rope) -> LayerPruning {
 #[test]
 fn shrinking_query_blocks_take_the_last_lists() {
     let parents = |children, parents, ratio| -> Vec<usize> {
-        (0..children)
-            .map(|child| select::parent(child, children, parents, ratio))
-            .collect()
+        (0..children).map(|child| select::parent(child, children, parents, ratio)).collect()
     };
     assert_eq!(parents(4, 2, 2), [0, 0, 1, 1]);
     assert_eq!(parents(3, 2, 2), [0, 1, 1]);

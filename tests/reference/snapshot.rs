@@ -14,11 +14,7 @@ fn written(outcome: &reference::Outcome) -> String {
         for (block, (chunks, scores)) in stage.input.iter().zip(&stage.scores).enumerate() {
             write!(text, "stage {number}, query block {block}:").expect("a string takes it");
             for (chunk, &score) in chunks.iter().zip(&scores.scores) {
-                let kept = if stage.cuts[block].kept.contains(chunk) {
-                    "+"
-                } else {
-                    ""
-                };
+                let kept = if stage.cuts[block].kept.contains(chunk) { "+" } else { "" };
                 if score == NEVER_SCORED {
                     write!(text, " {kept}{chunk}=never").expect("a string takes it");
                 } else {
@@ -30,42 +26,23 @@ fn written(outcome: &reference::Outcome) -> String {
     }
     for (block, list) in outcome.lists.iter().enumerate() {
         let (counted, beyond) = list.blocks.split_at(list.count);
-        writeln!(
-            text,
-            "query block {block} attends to {counted:?}, not yet to {beyond:?}"
-        )
-        .expect("a string takes it");
+        writeln!(text, "query block {block} attends to {counted:?}, not yet to {beyond:?}").expect("a string takes it");
     }
     text
 }
 
 #[test]
 fn two_stages_over_forty_keys() {
-    let stage = |keep, chunk, query_block, query_stride| Stage {
-        keep,
-        chunk,
-        query_block,
-        query_stride,
-        refresh: 1,
-    };
+    let stage = |keep, chunk, query_block, query_stride| Stage { keep, chunk, query_block, query_stride, refresh: 1 };
     let pruning = LayerPruning {
         sink: 2,
         window: 7,
         query_block: 8,
         keep: 12,
         stages: vec![stage(None, 4, 16, 4), stage(Some(16), 2, 8, 1)].into(),
-        rope: Rope {
-            scan: ScanRope::Relative,
-            attend: AttendRope::Streaming,
-        },
+        rope: Rope { scan: ScanRope::Relative, attend: AttendRope::Streaming },
     };
-    let shape = Shape {
-        kv_heads: 1,
-        group: 2,
-        first_position: 0,
-        queries: 40,
-        seed: 7,
-    };
+    let shape = Shape { kv_heads: 1, group: 2, first_position: 0, queries: 40, seed: 7 };
     let sample = Sample::new(pruning, shape);
     let outcome = reference::prefill(&sample.problem());
     // The ragged end (40 queries in blocks of 16) gives query block 2 of stage 1 the list of block 1, and 3 that of 2.

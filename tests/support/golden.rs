@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use ihip_dsl::reference::{Problem, rope};
-use ihip_dsl::{AttendRope, LayerPruning, Rope, ScanRope, Stage};
+use ihip_dsl::{AttendRope, LayerPruning, Pipeline, Rope, ScanRope, Stage};
 use safetensors::{Dtype, SafeTensors};
+
+use super::declaration::declare;
 
 /// Largest difference of an output element.
 pub const TOLERANCE: f32 = 1e-4;
@@ -19,7 +21,9 @@ pub const TOLERANCE: f32 = 1e-4;
 pub struct Case {
     /// Name of the case, the file's without its ending.
     pub name: String,
-    /// What the layer does.
+    /// The case's settings as a pipeline of the language.
+    pub pipeline: Pipeline,
+    /// What each of its layers does.
     pub pruning: LayerPruning,
     /// Query heads.
     pub query_heads: usize,
@@ -159,6 +163,7 @@ impl Case {
             (0..pruning.stages.len()).map(|stage| file.rows(&format!("stage{stage}_input_left")).ok()).collect();
 
         let mut case = Self {
+            pipeline: declare(&name, &pruning),
             name,
             query_heads: file.number("query_heads")?,
             kv_heads: file.number("kv_heads")?,

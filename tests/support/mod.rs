@@ -1,5 +1,6 @@
 //! One module for each thing that tests share.
 
+pub mod declaration;
 pub mod emulator;
 pub mod golden;
 pub mod nvrtc;

@@ -58,9 +58,7 @@ impl Sample {
             kv_heads: shape.kv_heads,
             t_max: keys,
             first_position: shape.first_position,
-            frequencies: (0..HEAD_DIM / 2)
-                .map(|pair| 10_000_f64.powf(-2.0 * pair as f64 / HEAD_DIM as f64))
-                .collect(),
+            frequencies: (0..HEAD_DIM / 2).map(|pair| 10_000_f64.powf(-2.0 * pair as f64 / HEAD_DIM as f64)).collect(),
             queries: random.floats(shape.queries * query_heads * HEAD_DIM),
             keys: random.floats(keys * shape.kv_heads * HEAD_DIM),
             values: random.floats(keys * shape.kv_heads * HEAD_DIM),
@@ -134,25 +132,15 @@ impl Random {
     /// Numbers of mean 0 and variance 1, near enough normal.
     pub fn floats(&mut self, count: usize) -> Vec<f32> {
         let mut uniform = || (self.next() >> 40) as f32 / (1 << 24) as f32 - 0.5;
-        (0..count)
-            .map(|_| (0..12).map(|_| uniform()).sum())
-            .collect()
+        (0..count).map(|_| (0..12).map(|_| uniform()).sum()).collect()
     }
 }
 
 /// Every way to place rotary positions that the language allows.
 pub fn ropes() -> impl Strategy<Value = Rope> {
-    let scan = [
-        ScanRope::Relative,
-        ScanRope::ChunkIndexed,
-        ScanRope::Infllm,
-        ScanRope::None,
-    ];
+    let scan = [ScanRope::Relative, ScanRope::ChunkIndexed, ScanRope::Infllm, ScanRope::None];
     let attend = [AttendRope::Streaming, AttendRope::Infllm];
-    let mut ropes = vec![Rope {
-        scan: ScanRope::None,
-        attend: AttendRope::None,
-    }];
+    let mut ropes = vec![Rope { scan: ScanRope::None, attend: AttendRope::None }];
     for scan in scan {
         ropes.extend(attend.map(|attend| Rope { scan, attend }));
     }
@@ -163,29 +151,17 @@ pub fn ropes() -> impl Strategy<Value = Rope> {
 pub fn prunings() -> impl Strategy<Value = LayerPruning> {
     let last_chunk = prop::sample::select(vec![1_u32, 2, 4]);
     let ratios = prop::collection::vec(prop::sample::select(vec![2_u32, 3, 4]), 2);
-    let query_blocks =
-        prop::sample::select(vec![[8_u32, 8, 8], [16, 16, 8], [16, 8, 4], [4, 4, 4]]);
+    let query_blocks = prop::sample::select(vec![[8_u32, 8, 8], [16, 16, 8], [16, 8, 4], [4, 4, 4]]);
     let strides = prop::sample::select(vec![[1_u32, 1, 1], [4, 2, 1], [2, 4, 4]]);
     let refresh = prop::sample::select(vec![[1_u32, 1, 1], [4, 2, 1], [8, 4, 2], [6, 6, 3]]);
     let budgets = (1_u32..6, 2_u32..8, 2_u32..8);
     let ends = (0_u32..5, 0_u32..10);
-    let shape = (
-        0_usize..=3,
-        last_chunk,
-        ratios,
-        query_blocks,
-        strides,
-        refresh,
-    );
+    let shape = (0_usize..=3, last_chunk, ratios, query_blocks, strides, refresh);
     (shape, budgets, ends, ropes()).prop_map(|(shape, budgets, ends, rope)| {
         let (count, last_chunk, ratios, query_blocks, strides, refresh) = shape;
         let (keep_last, keep_second, keep_third) = budgets;
         let (sinks, beyond) = ends;
-        let chunks = [
-            last_chunk * ratios[0] * ratios[1],
-            last_chunk * ratios[0],
-            last_chunk,
-        ];
+        let chunks = [last_chunk * ratios[0] * ratios[1], last_chunk * ratios[0], last_chunk];
         let chunks = &chunks[3 - count..];
         let stages: Vec<Stage> = (0..count)
             .map(|stage| Stage {
@@ -196,16 +172,13 @@ pub fn prunings() -> impl Strategy<Value = LayerPruning> {
                 refresh: refresh[stage],
             })
             .collect();
+        let scan = if count == 0 { ScanRope::None } else { rope.scan };
         LayerPruning {
             sink: sinks * last_chunk,
             window: (2 * chunks.first().copied().unwrap_or(1) - 1).max(1) + beyond,
             query_block: query_blocks[2],
-            keep: if count == 0 {
-                0
-            } else {
-                keep_last * last_chunk
-            },
-            rope,
+            keep: if count == 0 { 0 } else { keep_last * last_chunk },
+            rope: Rope { scan, ..rope },
             stages: stages.into(),
         }
     })
@@ -219,16 +192,8 @@ pub fn samples(keys: usize) -> impl Strategy<Value = Sample> {
 /// Shapes of up to `keys` keys and 40 queries.
 pub fn shapes(keys: usize) -> impl Strategy<Value = Shape> {
     let heads = prop::sample::select(vec![(1_usize, 1_usize), (1, 3), (2, 2), (3, 1)]);
-    (heads, 1..=keys, 1_usize..=40, any::<u64>()).prop_map(
-        |((kv_heads, group), keys, queries, seed)| {
-            let queries = queries.min(keys);
-            Shape {
-                kv_heads,
-                group,
-                first_position: keys - queries,
-                queries,
-                seed,
-            }
-        },
-    )
+    (heads, 1..=keys, 1_usize..=40, any::<u64>()).prop_map(|((kv_heads, group), keys, queries, seed)| {
+        let queries = queries.min(keys);
+        Shape { kv_heads, group, first_position: keys - queries, queries, seed }
+    })
 }
