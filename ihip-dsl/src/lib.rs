@@ -13,12 +13,14 @@ pub mod ast;
 pub mod check;
 mod draft;
 pub mod error;
+pub mod emit;
 pub mod geometry;
 pub mod macro_support;
 pub mod parse;
 pub mod pipeline;
 pub mod plan;
 pub mod reference;
+pub mod rope;
 pub mod words;
 
 pub use error::{Errors, Position, Rule};

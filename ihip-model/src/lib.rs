@@ -4,16 +4,23 @@
 extern crate self as ihip_model;
 
 pub mod chat;
+pub mod cli;
 mod error;
+pub mod fetch;
+pub mod generate;
+pub mod llama;
 pub mod model_file;
 pub mod presets;
 pub mod registry;
+pub mod stats;
 pub mod tokenizer;
 pub mod weights;
 
 pub use error::{Error, Result};
+pub use generate::{Generation, Interrupt, Sampler};
 pub use ihip_dsl::{Pipeline, Pruning};
 pub use ihip_macros::pruning;
+pub use llama::Llama;
 pub use model_file::ModelFile;
 pub use tokenizer::{Special, Tokenizer};
 
