@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ihip_dsl::{Geometry, KvType, Pipeline, Plan};
+use ihip_dsl::{Geometry, KvType, Plan};
 use ihip_runtime::device::cpu::{CpuCache, CpuDevice, CpuTensor};
 use ihip_runtime::device::{BlockLists, Device};
 use ihip_runtime::session::Phase;
@@ -22,8 +22,7 @@ impl Cpu {
             page: 16,
             query_scale: 1.0,
         };
-        let pipeline = Pipeline::from_checked("Golden".into(), "".into(), case.pruning.clone(), [].as_slice().into());
-        let plan = Plan::new(&pipeline, geometry, case.frequencies.clone(), 1).expect("no overrides");
+        let plan = Plan::new(&case.pipeline, geometry, case.frequencies.clone(), 1).expect("no overrides");
         let plan = Arc::new(plan);
         let mut cache = self.0.cache(&plan, case.key_count()).expect("memory for a small case");
         self.0.record_masks(&mut cache, true);

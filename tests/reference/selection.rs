@@ -13,7 +13,8 @@ proptest! {
     /// What the properties are tried on is what the language accepts.
     #[test]
     fn samples_can_be_declared(pruning in prunings()) {
-        prop_assert_eq!(declare("Sample", &pruning).base(), &pruning);
+        let pipeline = declare("Sample", &pruning);
+        prop_assert_eq!(pipeline.base(), &pruning);
     }
 
     /// Lists are ascending without repeats, lie between sinks and grid, and are as long as budget and chunks allow.
