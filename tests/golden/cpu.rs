@@ -7,7 +7,10 @@ use ihip_runtime::device::cpu::{CpuCache, CpuDevice, CpuTensor};
 use ihip_runtime::device::{BlockLists, Device};
 use ihip_runtime::session::Phase;
 use ihip_runtime::{Session, Step};
+use ihip_tests::support::agreement;
 use ihip_tests::support::golden::{self, Answer, Case, Engine, Kind};
+use ihip_tests::support::sample::samples;
+use proptest::prelude::*;
 
 struct Cpu(CpuDevice);
 
@@ -107,4 +110,20 @@ fn counted(lists: &BlockLists) -> Vec<Vec<i32>> {
 #[test]
 fn every_case() {
     golden::check_all(&mut Cpu(CpuDevice::new(2).expect("two threads")));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 2_000, ..ProptestConfig::default() })]
+
+    /// On any description, call and decoding steps are the reference's.
+    #[test]
+    fn any_description(sample in samples(300)) {
+        let cases = agreement::cases(&sample);
+        prop_assume!(cases.is_some());
+        let mut cpu = Cpu(CpuDevice::new(1).expect("a thread"));
+        for case in cases.iter().flatten() {
+            let problems = case.check(&mut cpu);
+            prop_assert!(problems.is_empty(), "{}", problems.join("\n"));
+        }
+    }
 }

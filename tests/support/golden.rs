@@ -44,13 +44,13 @@ pub struct Case {
     /// One call, or a step a query.
     pub kind: Kind,
     /// `[queries, query_heads, head_dim]`.
-    out: Vec<f32>,
+    pub(super) out: Vec<f32>,
     /// For every stage but the first where the file has it: the chunks that enter, a list for each query block.
-    stage_inputs: Vec<Option<Vec<Vec<i32>>>>,
+    pub(super) stage_inputs: Vec<Option<Vec<Vec<i32>>>>,
     /// The blocks that count, for every query block (or step).
-    lists: Vec<Vec<i32>>,
+    pub(super) lists: Vec<Vec<i32>>,
     /// Whether the lists and outputs of a query block (or step) are defined.
-    strict: Vec<bool>,
+    pub(super) strict: Vec<bool>,
 }
 
 /// How the queries of a case are computed.

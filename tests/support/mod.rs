@@ -1,5 +1,6 @@
 //! One module for each thing that tests share.
 
+pub mod agreement;
 pub mod attention;
 pub mod declaration;
 pub mod emulator;
