@@ -155,12 +155,15 @@ impl Case {
         let counts = file.integers("block_count")?;
         let lists: Vec<Vec<i32>> =
             file.rows("blocks")?.into_iter().zip(&counts).map(|(row, &count)| row[..count as usize].to_vec()).collect();
-        let strict = match file.integers("strict") {
-            Ok(strict) => strict.iter().map(|&flag| flag != 0).collect(),
-            Err(_) => vec![true; lists.len()],
+        let strict = if file.has("strict") {
+            file.integers("strict")?.iter().map(|&flag| flag != 0).collect()
+        } else {
+            vec![true; lists.len()]
         };
-        let stage_inputs =
-            (0..pruning.stages.len()).map(|stage| file.rows(&format!("stage{stage}_input_left")).ok()).collect();
+        let stage_inputs = (0..pruning.stages.len())
+            .map(|stage| format!("stage{stage}_input_left"))
+            .map(|name| file.has(&name).then(|| file.rows(&name)).transpose())
+            .collect::<Result<_, String>>()?;
 
         let mut case = Self {
             pipeline: declare(&name, &pruning),
@@ -384,6 +387,10 @@ impl<'a> File<'a> {
     fn number<T: FromStr<Err: Display>>(&self, key: &str) -> Result<T, String> {
         let text = self.setting(key)?;
         text.parse().map_err(|error| format!("setting {key} is {text}: {error}"))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.tensors.names().contains(&name)
     }
 
     fn bytes(&self, name: &str, dtype: Dtype) -> Result<(&[u8], Vec<usize>), String> {
