@@ -2,8 +2,10 @@
 //!
 //! The files are described in `fixtures/golden/README.md`. `IHIP_GOLDEN` names another folder to read them from.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -86,34 +88,39 @@ pub trait Engine {
 /// Runs every case of the folder through `engine`, prints a line for each, and fails with all that differ.
 ///
 /// # Panics
-/// Where a case differs, a file cannot be read, or there is none.
+/// Where there is no case, or any differs, cannot be read, or makes `engine` panic.
 pub fn check_all(engine: &mut dyn Engine) {
-    let cases = load_all();
+    let paths = paths();
     let mut failures = Vec::new();
-    for case in &cases {
-        let problems = case.check(engine);
+    for path in &paths {
+        // One case must not keep the others from being reported.
+        let checked = catch_unwind(AssertUnwindSafe(|| Case::load(path).map(|case| case.check(engine))));
+        let problems = match checked {
+            Ok(Ok(problems)) => problems,
+            Ok(Err(error)) => vec![format!("{}: {error}", path.display())],
+            Err(panic) => vec![format!("{}: panicked: {}", path.display(), message(panic.as_ref()))],
+        };
         let verdict = if problems.is_empty() { "equal" } else { "DIFFERS" };
-        eprintln!("golden {}: {verdict}", case.name);
+        eprintln!("golden {}: {verdict}", stem(path));
         failures.extend(problems);
     }
-    eprintln!("golden: {} cases", cases.len());
+    eprintln!("golden: {} cases", paths.len());
     assert!(failures.is_empty(), "golden cases differ:\n{}", failures.join("\n"));
 }
 
-/// The folder that golden files are read from.
-#[must_use]
-pub fn folder() -> PathBuf {
-    std::env::var_os("IHIP_GOLDEN")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden"), PathBuf::from)
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
-/// Every golden file of [`folder`], by name.
+/// Every golden file, by name: of the folder that `IHIP_GOLDEN` names, seen from the workspace, or of the fixtures.
 ///
 /// # Panics
-/// Where there is none, or one cannot be read.
-#[must_use]
-pub fn load_all() -> Vec<Case> {
-    let folder = folder();
+/// Where there is none.
+fn paths() -> Vec<PathBuf> {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = std::env::var_os("IHIP_GOLDEN")
+        .map_or_else(|| package.join("fixtures/golden"), |folder| package.join("..").join(folder));
     let entries =
         std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("no golden folder {}: {error}", folder.display()));
     let mut paths: Vec<PathBuf> = entries
@@ -122,7 +129,11 @@ pub fn load_all() -> Vec<Case> {
         .collect();
     paths.sort();
     assert!(!paths.is_empty(), "no .safetensors file in golden folder {}", folder.display());
-    paths.iter().map(|path| Case::load(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))).collect()
+    paths
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 impl Case {
@@ -133,7 +144,7 @@ impl Case {
     pub fn load(path: &Path) -> Result<Self, String> {
         let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
         let file = File::new(&bytes)?;
-        let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = stem(path);
 
         let head_dim: usize = file.number("head_dim")?;
         let theta: f64 = file.number("rope_theta")?;
@@ -166,7 +177,7 @@ impl Case {
             .collect::<Result<_, String>>()?;
 
         let mut case = Self {
-            pipeline: declare(&name, &pruning),
+            pipeline: declare(&format!("golden_{name}").replace(|c: char| !c.is_ascii_alphanumeric(), "_"), &pruning),
             name,
             query_heads: file.number("query_heads")?,
             kv_heads: file.number("kv_heads")?,
