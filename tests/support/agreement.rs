@@ -10,11 +10,18 @@ use super::sample::{HEAD_DIM, Sample};
 /// Scores that are closer than this may come out in another order where sums are f32.
 const NEAR_TIE: f32 = 2e-6;
 
-/// The cases that a sample makes: all queries in one call, and one after the other with masks that are renewed as the
-/// description says. `None` where the reference came upon a near tie: another order of summation may then select
-/// other blocks and be right.
+/// A sample, computed by the reference.
+pub struct Agreement {
+    /// All queries in one call, and one after the other with masks that are renewed as the description says.
+    pub cases: [Case; 2],
+    /// Whether the reference came upon a near tie: another order of summation may then select other blocks and be
+    /// right.
+    pub near_tie: bool,
+}
+
+/// The cases that a sample makes.
 #[must_use]
-pub fn cases(sample: &Sample) -> Option<[Case; 2]> {
+pub fn cases(sample: &Sample) -> Agreement {
     let scale = sample.problem().query_scale;
     let scaled = Sample { queries: sample.queries.iter().map(|q| q * scale).collect(), ..sample.clone() };
 
@@ -39,7 +46,7 @@ pub fn cases(sample: &Sample) -> Option<[Case; 2]> {
     }
     steps.strict = vec![true; steps.lists.len()];
     steps.kind = Kind::Steps(restart);
-    (!close).then_some([call, steps])
+    Agreement { cases: [call, steps], near_tie: close }
 }
 
 /// A sample as a case that expects nothing yet. Its queries are scaled already.
