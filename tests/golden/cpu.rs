@@ -1,9 +1,14 @@
 //! The CPU device, through the trait that models use.
 
+use ihip_dsl::Pruning;
+use ihip_model::presets::Paper3k;
 use ihip_runtime::session::Phase;
 use ihip_runtime::{Session, Step};
+use ihip_tests::support::agreement;
 use ihip_tests::support::golden::{self, Answer, Case, Engine, Kind};
 use ihip_tests::support::layer::{self, Layer};
+use ihip_tests::support::sample::{Sample, Shape, samples};
+use proptest::prelude::*;
 
 struct Cpu;
 
@@ -34,4 +39,34 @@ impl Engine for Cpu {
 #[test]
 fn every_case() {
     golden::check_all(&mut Cpu);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 2_000, ..ProptestConfig::default() })]
+
+    /// On any description, call and decoding steps are the reference's.
+    #[test]
+    fn any_description(sample in samples(300)) {
+        let agreement = agreement::cases(&sample);
+        prop_assume!(!agreement.near_tie);
+        let mut cpu = Cpu;
+        for case in &agreement.cases {
+            let problems = case.check(&mut cpu);
+            prop_assert!(problems.is_empty(), "{}", problems.join("\n"));
+        }
+    }
+}
+
+/// The paper's own sizes, over more keys than the budget of its last cut.
+#[test]
+fn the_published_setting() {
+    let mut cpu = Cpu;
+    let pipeline = Paper3k::pipeline();
+    for layer in [0, 3] {
+        let shape = Shape { kv_heads: 1, group: 3, first_position: 6_000, queries: 72, seed: 3 };
+        let sample = Sample::new(pipeline.layer(layer).clone(), shape);
+        let problems: Vec<String> =
+            agreement::cases(&sample).cases.iter().flat_map(|case| case.check(&mut cpu)).collect();
+        assert!(problems.is_empty(), "layer {layer}: {}", problems.join("\n"));
+    }
 }

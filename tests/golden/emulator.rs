@@ -1,9 +1,7 @@
 //! The generated kernels, run where [`host`] says: in the emulator, or on a GPU.
 
-use std::borrow::Cow;
-
 use ihip_dsl::emit::{Activation, Extent};
-use ihip_dsl::{Geometry, KvType, Pipeline, Plan};
+use ihip_dsl::{Geometry, KvType, Plan};
 use ihip_tests::support::attention::Attention;
 use ihip_tests::support::golden::{self, Answer, Case, Engine, Kind};
 use ihip_tests::support::host::host;
@@ -12,8 +10,6 @@ struct Generated;
 
 /// A layer for the case whose cache holds the first `cached` keys.
 fn layer(case: &Case, rows: usize, cached: usize) -> Attention {
-    let name = Cow::Owned(case.name.clone());
-    let pipeline = Pipeline::from_checked(name, Cow::Borrowed(""), case.pruning.clone(), Cow::Borrowed(&[]));
     let geometry = Geometry {
         query_heads: case.query_heads as u32,
         kv_heads: case.kv_heads as u32,
@@ -22,7 +18,7 @@ fn layer(case: &Case, rows: usize, cached: usize) -> Attention {
         page: 16,
         query_scale: 1.0,
     };
-    let plan = Plan::new(&pipeline, geometry, case.frequencies.clone(), 1).expect("a layer");
+    let plan = Plan::new(&case.pipeline, geometry, case.frequencies.clone(), 1).expect("a layer");
     let extent = Extent { rows, tokens: case.key_count() };
     let mut attention = Attention::new(host(), &plan, Activation::F32, extent);
     let key = case.kv_heads * case.head_dim;

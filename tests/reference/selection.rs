@@ -3,11 +3,19 @@
 use ihip_dsl::reference::scan::{self, NEVER_SCORED};
 use ihip_dsl::reference::{self, rope, select};
 use ihip_dsl::{AttendRope, LayerPruning, Rope, ScanRope, Stage};
-use ihip_tests::support::sample::{HEAD_DIM, Sample, Shape, samples};
+use ihip_tests::support::declaration::declare;
+use ihip_tests::support::sample::{HEAD_DIM, Sample, Shape, prunings, samples};
 use proptest::prelude::*;
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
+
+    /// What the properties are tried on is what the language accepts.
+    #[test]
+    fn samples_can_be_declared(pruning in prunings()) {
+        let pipeline = declare("Sample", &pruning);
+        prop_assert_eq!(pipeline.base(), &pruning);
+    }
 
     /// Lists are ascending without repeats, lie between sinks and grid, and are as long as budget and chunks allow.
     #[test]

@@ -2,14 +2,18 @@
 //!
 //! The files are described in `fixtures/golden/README.md`. `IHIP_GOLDEN` names another folder to read them from.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use ihip_dsl::reference::{Problem, rope};
-use ihip_dsl::{AttendRope, LayerPruning, Rope, ScanRope, Stage};
+use ihip_dsl::{AttendRope, LayerPruning, Pipeline, Rope, ScanRope, Stage};
 use safetensors::{Dtype, SafeTensors};
+
+use super::declaration::declare;
 
 /// Largest difference of an output element.
 pub const TOLERANCE: f32 = 1e-4;
@@ -19,7 +23,9 @@ pub const TOLERANCE: f32 = 1e-4;
 pub struct Case {
     /// Name of the case, the file's without its ending.
     pub name: String,
-    /// What the layer does.
+    /// The case's settings as a pipeline of the language.
+    pub pipeline: Pipeline,
+    /// What each of its layers does.
     pub pruning: LayerPruning,
     /// Query heads.
     pub query_heads: usize,
@@ -40,13 +46,13 @@ pub struct Case {
     /// One call, or a step a query.
     pub kind: Kind,
     /// `[queries, query_heads, head_dim]`.
-    out: Vec<f32>,
+    pub(super) out: Vec<f32>,
     /// For every stage but the first where the file has it: the chunks that enter, a list for each query block.
-    stage_inputs: Vec<Option<Vec<Vec<i32>>>>,
+    pub(super) stage_inputs: Vec<Option<Vec<Vec<i32>>>>,
     /// The blocks that count, for every query block (or step).
-    lists: Vec<Vec<i32>>,
+    pub(super) lists: Vec<Vec<i32>>,
     /// Whether the lists and outputs of a query block (or step) are defined.
-    strict: Vec<bool>,
+    pub(super) strict: Vec<bool>,
 }
 
 /// How the queries of a case are computed.
@@ -82,34 +88,39 @@ pub trait Engine {
 /// Runs every case of the folder through `engine`, prints a line for each, and fails with all that differ.
 ///
 /// # Panics
-/// Where a case differs, a file cannot be read, or there is none.
+/// Where there is no case, or any differs, cannot be read, or makes `engine` panic.
 pub fn check_all(engine: &mut dyn Engine) {
-    let cases = load_all();
+    let paths = paths();
     let mut failures = Vec::new();
-    for case in &cases {
-        let problems = case.check(engine);
+    for path in &paths {
+        // One case must not keep the others from being reported.
+        let checked = catch_unwind(AssertUnwindSafe(|| Case::load(path).map(|case| case.check(engine))));
+        let problems = match checked {
+            Ok(Ok(problems)) => problems,
+            Ok(Err(error)) => vec![format!("{}: {error}", path.display())],
+            Err(panic) => vec![format!("{}: panicked: {}", path.display(), message(panic.as_ref()))],
+        };
         let verdict = if problems.is_empty() { "equal" } else { "DIFFERS" };
-        eprintln!("golden {}: {verdict}", case.name);
+        eprintln!("golden {}: {verdict}", stem(path));
         failures.extend(problems);
     }
-    eprintln!("golden: {} cases", cases.len());
+    eprintln!("golden: {} cases", paths.len());
     assert!(failures.is_empty(), "golden cases differ:\n{}", failures.join("\n"));
 }
 
-/// The folder that golden files are read from.
-#[must_use]
-pub fn folder() -> PathBuf {
-    std::env::var_os("IHIP_GOLDEN")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden"), PathBuf::from)
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
-/// Every golden file of [`folder`], by name.
+/// Every golden file, by name: of the folder that `IHIP_GOLDEN` names, seen from the workspace, or of the fixtures.
 ///
 /// # Panics
-/// Where there is none, or one cannot be read.
-#[must_use]
-pub fn load_all() -> Vec<Case> {
-    let folder = folder();
+/// Where there is none.
+fn paths() -> Vec<PathBuf> {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = std::env::var_os("IHIP_GOLDEN")
+        .map_or_else(|| package.join("fixtures/golden"), |folder| package.join("..").join(folder));
     let entries =
         std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("no golden folder {}: {error}", folder.display()));
     let mut paths: Vec<PathBuf> = entries
@@ -118,7 +129,11 @@ pub fn load_all() -> Vec<Case> {
         .collect();
     paths.sort();
     assert!(!paths.is_empty(), "no .safetensors file in golden folder {}", folder.display());
-    paths.iter().map(|path| Case::load(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))).collect()
+    paths
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 impl Case {
@@ -129,7 +144,7 @@ impl Case {
     pub fn load(path: &Path) -> Result<Self, String> {
         let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
         let file = File::new(&bytes)?;
-        let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = stem(path);
 
         let head_dim: usize = file.number("head_dim")?;
         let theta: f64 = file.number("rope_theta")?;
@@ -151,14 +166,18 @@ impl Case {
         let counts = file.integers("block_count")?;
         let lists: Vec<Vec<i32>> =
             file.rows("blocks")?.into_iter().zip(&counts).map(|(row, &count)| row[..count as usize].to_vec()).collect();
-        let strict = match file.integers("strict") {
-            Ok(strict) => strict.iter().map(|&flag| flag != 0).collect(),
-            Err(_) => vec![true; lists.len()],
+        let strict = if file.has("strict") {
+            file.integers("strict")?.iter().map(|&flag| flag != 0).collect()
+        } else {
+            vec![true; lists.len()]
         };
-        let stage_inputs =
-            (0..pruning.stages.len()).map(|stage| file.rows(&format!("stage{stage}_input_left")).ok()).collect();
+        let stage_inputs = (0..pruning.stages.len())
+            .map(|stage| format!("stage{stage}_input_left"))
+            .map(|name| file.has(&name).then(|| file.rows(&name)).transpose())
+            .collect::<Result<_, String>>()?;
 
         let mut case = Self {
+            pipeline: declare(&format!("golden_{name}").replace(|c: char| !c.is_ascii_alphanumeric(), "_"), &pruning),
             name,
             query_heads: file.number("query_heads")?,
             kv_heads: file.number("kv_heads")?,
@@ -379,6 +398,10 @@ impl<'a> File<'a> {
     fn number<T: FromStr<Err: Display>>(&self, key: &str) -> Result<T, String> {
         let text = self.setting(key)?;
         text.parse().map_err(|error| format!("setting {key} is {text}: {error}"))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.tensors.names().contains(&name)
     }
 
     fn bytes(&self, name: &str, dtype: Dtype) -> Result<(&[u8], Vec<usize>), String> {

@@ -1,7 +1,9 @@
 //! One module for each thing that tests share.
 
+pub mod agreement;
 pub mod attention;
 pub mod command;
+pub mod declaration;
 pub mod emulator;
 pub mod generation;
 pub mod gguf;

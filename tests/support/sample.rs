@@ -172,12 +172,13 @@ pub fn prunings() -> impl Strategy<Value = LayerPruning> {
                 refresh: refresh[stage],
             })
             .collect();
+        let scan = if count == 0 { ScanRope::None } else { rope.scan };
         LayerPruning {
             sink: sinks * last_chunk,
             window: (2 * chunks.first().copied().unwrap_or(1) - 1).max(1) + beyond,
             query_block: query_blocks[2],
             keep: if count == 0 { 0 } else { keep_last * last_chunk },
-            rope,
+            rope: Rope { scan, ..rope },
             stages: stages.into(),
         }
     })
