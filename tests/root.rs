@@ -3,4 +3,5 @@
 #![allow(unreachable_pub)]
 
 mod golden;
+mod language;
 mod nvrtc;
