@@ -2,6 +2,8 @@
 
 #![allow(unreachable_pub)]
 
+mod emulator;
 mod golden;
 mod language;
 mod nvrtc;
+mod reference;

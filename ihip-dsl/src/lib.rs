@@ -12,6 +12,7 @@
 pub mod ast;
 pub mod check;
 mod draft;
+pub mod emit;
 pub mod error;
 pub mod geometry;
 pub mod macro_support;
@@ -19,6 +20,7 @@ pub mod parse;
 pub mod pipeline;
 pub mod plan;
 pub mod reference;
+pub mod rope;
 pub mod words;
 
 pub use error::{Errors, Position, Rule};

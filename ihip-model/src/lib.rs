@@ -1,13 +1,28 @@
-//! Llama over ihip.
+//! Llama over ihip: a model file, its tokenizer, pipelines by name, and text out of them.
 
 // `pruning!` names this crate by its path, which the presets in it must be able to do as well.
 extern crate self as ihip_model;
 
+pub mod chat;
+pub mod cli;
+mod error;
+pub mod fetch;
+pub mod generate;
+pub mod llama;
+pub mod model_file;
 pub mod presets;
 pub mod registry;
+pub mod stats;
+pub mod tokenizer;
+pub mod weights;
 
+pub use error::{Error, Result};
+pub use generate::{Generation, Interrupt, Sampler};
 pub use ihip_dsl::{Pipeline, Pruning};
 pub use ihip_macros::pruning;
+pub use llama::Llama;
+pub use model_file::ModelFile;
+pub use tokenizer::{Special, Tokenizer};
 
 /// What the expansion of `pruning!` needs; nothing else may use it.
 #[doc(hidden)]

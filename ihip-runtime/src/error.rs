@@ -38,6 +38,32 @@ pub enum Error {
         /// What was found instead, and what to do.
         reason: String,
     },
+    /// A token that the model does not have.
+    #[error("token {token} is beyond the vocabulary of {vocabulary} tokens")]
+    NoSuchToken {
+        /// The token.
+        token: u32,
+        /// Tokens of the vocabulary.
+        vocabulary: usize,
+    },
+    /// A prefill chunk with which masks would depend on where chunks end.
+    #[error("a prefill chunk of {chunk} tokens does not do: take a multiple of {block} that divides {segment}")]
+    PrefillChunk {
+        /// Tokens asked for.
+        chunk: usize,
+        /// Queries of the largest query block.
+        block: usize,
+        /// Tokens of a segment.
+        segment: usize,
+    },
+    /// Threads that cannot be started.
+    #[error("cannot start {threads} threads for the CPU device: {source}")]
+    Threads {
+        /// Threads asked for, 0 for one a core.
+        threads: usize,
+        /// Why.
+        source: rayon::ThreadPoolBuildError,
+    },
     /// A kernel does not compile, or the compiler is missing.
     #[error(transparent)]
     Jit(#[from] crate::jit::JitError),

@@ -2,11 +2,16 @@
 
 use std::sync::Arc;
 
-use ihip_dsl::Plan;
+use ihip_dsl::{LayerPlan, Plan};
+
+use crate::{Error, Result};
 
 /// Keys that the scan's grid is laid out for come in segments of this many tokens, so that any prefill chunk that
 /// divides it gives the same masks.
 pub const SEGMENT: usize = 8192;
+
+/// Queries of the largest query block there may be: prefill steps begin at multiples of it.
+pub const LARGEST_QUERY_BLOCK: usize = 64;
 
 /// One call of the model.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -33,6 +38,17 @@ pub enum Phase {
     },
 }
 
+impl Step {
+    /// What steps that run the same operations have in common; `None` for prefill, which is not worth recording.
+    #[must_use]
+    pub fn graph_key(&self) -> Option<&[Option<usize>]> {
+        match &self.phase {
+            Phase::Prefill => None,
+            Phase::Decode { restart } => Some(restart),
+        }
+    }
+}
+
 /// Positions and refresh counter of one request.
 #[derive(Clone, Debug)]
 pub struct Session {
@@ -47,4 +63,92 @@ impl Session {
     pub fn new(plan: Arc<Plan>) -> Self {
         Self { plan, length: 0, decoded: 0 }
     }
+
+    /// What is run.
+    #[must_use]
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// Tokens that the cache holds.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Decoding steps so far: the refresh counter.
+    #[must_use]
+    pub fn decoded(&self) -> usize {
+        self.decoded
+    }
+
+    /// Cuts the next `tokens` prompt tokens into steps of at most `chunk` tokens.
+    ///
+    /// Steps end at multiples of `chunk`; one that begins within a query block, after decoding, ends with it; and
+    /// where query blocks shrink from stage to stage, a remainder that does not fill one is a step of its own. Query
+    /// blocks, counted from the first query of a step, so are the same whatever `chunk` is.
+    ///
+    /// # Errors
+    /// [`Error::PrefillChunk`] where `chunk` is no multiple of [`LARGEST_QUERY_BLOCK`] or does not divide [`SEGMENT`].
+    pub fn prefill_steps(&self, tokens: usize, chunk: usize) -> Result<Vec<Step>> {
+        if chunk == 0 || !chunk.is_multiple_of(LARGEST_QUERY_BLOCK) || !SEGMENT.is_multiple_of(chunk) {
+            return Err(Error::PrefillChunk { chunk, block: LARGEST_QUERY_BLOCK, segment: SEGMENT });
+        }
+        let (block, shrinks) = self.query_blocks();
+        let end = self.length + tokens;
+        let mut steps = Vec::new();
+        let mut start = self.length;
+        while start < end {
+            let reach = if start.is_multiple_of(block) { chunk } else { block };
+            let mut next = end.min((start / reach + 1) * reach);
+            // Lists of larger blocks are dealt out to smaller ones from the end of a call, which must therefore not
+            // have a ragged block after whole ones.
+            let whole = next / block * block;
+            if shrinks && whole > start {
+                next = whole;
+            }
+            steps.push(Step { start, rows: next - start, t_max: segment_end(start), phase: Phase::Prefill });
+            start = next;
+        }
+        Ok(steps)
+    }
+
+    /// Queries of the largest query block, and whether there are smaller ones besides.
+    fn query_blocks(&self) -> (usize, bool) {
+        let blocks = || {
+            self.plan.kinds().iter().flat_map(|kind| match kind {
+                LayerPlan::Dense => Vec::new(),
+                LayerPlan::Pruned(layer) => {
+                    let stages = layer.stages.iter().map(|stage| stage.query_block);
+                    stages.chain([layer.query_block]).collect()
+                }
+            })
+        };
+        let largest = blocks().max().unwrap_or(1);
+        (largest, blocks().any(|block| block != largest))
+    }
+
+    /// The next decoding step, one token.
+    #[must_use]
+    pub fn decode_step(&self) -> Step {
+        let restart = self.plan.kinds().iter().map(|kind| kind.restart(self.decoded)).collect();
+        Step { start: self.length, rows: 1, t_max: segment_end(self.length), phase: Phase::Decode { restart } }
+    }
+
+    /// Counts a step that was computed.
+    ///
+    /// # Panics
+    /// Where the step does not begin at the session's length.
+    pub fn advance(&mut self, step: &Step) {
+        assert_eq!(step.start, self.length, "steps follow each other");
+        self.length += step.rows;
+        if matches!(step.phase, Phase::Decode { .. }) {
+            self.decoded += 1;
+        }
+    }
+}
+
+/// The end of the segment that `position` lies in.
+fn segment_end(position: usize) -> usize {
+    (position / SEGMENT + 1) * SEGMENT
 }

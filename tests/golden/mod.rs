@@ -1,3 +1,5 @@
 //! Every implementation against the authors' kernels.
 
+mod cpu;
+mod emulator;
 mod reference;

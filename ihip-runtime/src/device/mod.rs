@@ -27,11 +27,11 @@ pub trait Device: Sized {
     /// What it is, for people: `cpu (2 threads)`, `cuda:0 (NVIDIA H100 80GB HBM3)`.
     fn name(&self) -> String;
 
-    /// Bytes that can still be allocated.
+    /// Bytes that can still be allocated; `None` where nothing tells, and whoever asks has to go ahead without.
     ///
     /// # Errors
-    /// Where the device does not say.
-    fn available_bytes(&self) -> Result<u64>;
+    /// Where the device fails to answer.
+    fn available_bytes(&self) -> Result<Option<u64>>;
 
     /// Uploads the weights of a linear map, row-major `[outputs, inputs]`.
     ///
@@ -59,6 +59,9 @@ pub trait Device: Sized {
     /// # Errors
     /// Out of memory, with the numbers.
     fn cache(&mut self, plan: &Arc<Plan>, capacity: usize) -> Result<Self::Cache>;
+
+    /// Whether the block lists of the steps to come are kept for [`Device::block_lists`]; they are not at first.
+    fn record_masks(&mut self, cache: &mut Self::Cache, record: bool);
 
     /// Starts a step: its tokens, positions and restart stages go where the recorded operations read them.
     ///

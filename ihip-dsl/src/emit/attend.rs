@@ -1,0 +1,331 @@
+//! Prefill: attention of a tile of query rows, in f32 from shared memory, with an online softmax in base 2.
+
+use super::functions::{CACHE_ROW, QUADS, ROTATE, Shape};
+use super::visible::{Visible, load_plain, load_turned};
+use super::writer::Writer;
+use super::{Argument, ArgumentKind, Family, Kernel};
+use crate::LayerPlan;
+
+/// Rows of a tile: 16 threads down, 4 rows each.
+const TILE_ROWS: usize = 64;
+
+/// Constants of the kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Attend {
+    shape: Shape,
+    visible: Visible,
+}
+
+impl Attend {
+    pub(crate) fn new(shape: Shape, kind: &LayerPlan) -> Self {
+        Self { shape, visible: Visible::new(kind) }
+    }
+
+    pub(crate) fn stem(&self, pipeline: &str) -> String {
+        self.visible.stem(pipeline, "", self.shape)
+    }
+
+    fn query_block(&self) -> usize {
+        match self.visible {
+            Visible::All => TILE_ROWS,
+            Visible::Pruned { query_block, .. } => query_block,
+        }
+    }
+
+    fn tile_queries(&self) -> usize {
+        self.query_block().min(TILE_ROWS)
+    }
+
+    fn tiles_of_block(&self) -> usize {
+        self.query_block().div_ceil(self.tile_queries())
+    }
+
+    /// Heads of a group that fill a tile together where a query block alone does not.
+    fn tile_heads(&self) -> usize {
+        let fits =
+            |heads: &usize| self.shape.group().is_multiple_of(*heads) && heads * self.tile_queries() <= TILE_ROWS;
+        (1..=self.shape.group()).rev().find(fits).unwrap_or(1)
+    }
+
+    /// Threads across a tile: together with 16 down and 4 × 4 scores each, they make the tile's keys.
+    fn across(&self) -> usize {
+        if self.shape.head_dim() > 64 { 16 } else { 8 }
+    }
+
+    fn threads(&self) -> usize {
+        self.across() * TILE_ROWS / 4
+    }
+
+    fn tile_keys(&self) -> usize {
+        self.across() * 4
+    }
+
+    fn shared_floats(&self) -> usize {
+        (TILE_ROWS + self.tile_keys()) * (self.shape.head_dim() + 4) + TILE_ROWS * (self.tile_keys() + 4)
+    }
+
+    /// Blocks of threads for `rows` rows.
+    pub(crate) fn grid(&self, rows: usize) -> [u32; 3] {
+        let tiles = rows.div_ceil(self.query_block()) * self.tiles_of_block();
+        [tiles as u32, (self.shape.query_heads() / self.tile_heads()) as u32, 1]
+    }
+
+    pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
+        let (heading, family) = match self.visible {
+            Visible::All => (
+                "Prefill of a dense layer: causal attention over every key, rotated before it was cached.\n\
+                 A block of threads takes 64 rows of one query head.",
+                Family::Dense,
+            ),
+            Visible::Pruned { .. } => (
+                "Prefill: attention over the kept blocks, the sinks and the window, each key in exactly one of the three.\n\
+                 A block of threads takes up to 64 rows of one query block.",
+                Family::Attend,
+            ),
+        };
+        let origin = if family == Family::Dense { "dense" } else { "attend" };
+        let mut writer = Writer::new(heading, &format!("{pipeline}, {origin}"));
+        self.shape.constants(&mut writer);
+        self.visible.constants(&mut writer);
+        if family == Family::Dense {
+            writer.constant("QUERY_BLOCK", TILE_ROWS, "queries of a tile");
+        }
+        writer
+            .constant("TILE_QUERIES", self.tile_queries(), "queries of a tile")
+            .constant("TILE_HEADS", self.tile_heads(), "heads of a group in a tile: they share the keys")
+            .constant("TILES", self.tiles_of_block(), "tiles of a query block")
+            .constant("TILE_ROWS", TILE_ROWS, "rows of a tile, 4 a thread")
+            .constant("TILE_KEYS", self.tile_keys(), "keys of a tile, 4 a thread")
+            .constant("ACROSS", self.across(), "threads across a tile")
+            .constant("COLUMNS", self.shape.head_dim() / self.across(), "output elements of a row that a thread holds")
+            .constant("THREADS", self.threads(), "threads of a block")
+            .constant("STRIDE", self.shape.head_dim() + 4, "floats between rows in shared memory: no bank conflicts")
+            .constant("WEIGHT_STRIDE", self.tile_keys() + 4, "the same for the weights")
+            .constant("NOWHERE", 0x3fff_ffff, "token of an empty slot: after every query")
+            .float(
+                "QUERY_SCALE",
+                self.shape.geometry.query_scale * std::f32::consts::LOG2_E,
+                "factor of every query, times log2(e)",
+            )
+            .float("LOWEST", f32::MIN, "below every score");
+        writer.text(QUADS).text(CACHE_ROW);
+        if self.visible.rotates() {
+            writer.text(ROTATE);
+        }
+        writer.text(&format!(
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* qkv, const Cached* keys, const Cached* values,\n    const unsigned* page_table,{} Activation* out) {{",
+            self.visible.parameters()
+        ));
+        writer.more(&PLACE.replace("$POSITIONS", self.visible.position_array()));
+        if family == Family::Attend {
+            writer.more("    const int first_position = start + block * QUERY_BLOCK;");
+        }
+        writer.more(&self.visible.origin());
+        let turn = if self.visible.rotates() {
+            "        rotate(x, y, rope_table[(tile_first + query - origin) * HALF + element]);\n"
+        } else {
+            ""
+        };
+        writer.text(&QUERIES.replace("$TURN\n", turn));
+        writer.text(&self.tiles());
+        writer.more(&if self.visible.rotates() {
+            load_turned("keys", "tile", "TILE_KEYS", 4)
+        } else {
+            load_plain("keys", "tile", "TILE_KEYS", 8)
+        });
+        let seen = match self.visible {
+            Visible::All => "distance >= 0",
+            Visible::Pruned { .. } => "in_window ? distance >= 0 && distance < WINDOW : distance >= WINDOW",
+        };
+        writer.more(&SCORES.replace("$SEEN", seen));
+        writer.more(&load_plain("values", "tile", "TILE_KEYS", 8));
+        writer.more(OUTPUT);
+        let mut arguments = self.visible.arguments(self.shape);
+        arguments.push(Argument { name: "out", kind: ArgumentKind::Output(self.shape.activation.element()) });
+        Kernel {
+            name: name.to_owned(),
+            family,
+            text: writer.finish(),
+            arguments,
+            threads: self.threads() as u32,
+            shared_bytes: (self.shared_floats() * 4) as u32,
+        }
+    }
+
+    /// Opens the loop over tiles of keys and fills the slots of one.
+    fn tiles(&self) -> String {
+        let position = |expression: String| {
+            if self.visible.rotates() { format!("\n                position = {expression};") } else { String::new() }
+        };
+        let declared = if self.visible.rotates() { ", position = 0" } else { "" };
+        let store = if self.visible.rotates() { "            slot_position[thread] = position;\n" } else { "" };
+        let (counts, cases) = match self.visible {
+            Visible::All => (
+                "    const int tiles = last / TILE_KEYS + 1;\n".to_owned(),
+                "            const int at = tile_index * TILE_KEYS + thread;\n            if (at <= last) token = at;\n".to_owned(),
+            ),
+            Visible::Pruned { .. } => {
+                let (listed_tiles, listed_case, no_list) = if self.visible.has_list() {
+                    (
+                        "    const int listed_tiles = (count * BLOCK + TILE_KEYS - 1) / TILE_KEYS;\n".to_owned(),
+                        format!(
+                            r"            if (tile_index < listed_tiles) {{
+                const int slot = tile_index * TILE_KEYS + thread;
+                if (slot < count * BLOCK) token = list[slot / BLOCK] + slot % BLOCK;
+                if (token < SINK || token > last) token = NOWHERE;  // sinks are seen as sinks{}
+            }} else ",
+                            position(self.visible.listed_position("slot"))
+                        ),
+                        "",
+                    )
+                } else {
+                    ("    constexpr int listed_tiles = 0;\n".to_owned(), String::new(), "            ")
+                };
+                let counts = format!(
+                    r"{listed_tiles}    // A sink leaves its group for the window's where it is near.
+    const int sinks = max(0, min(SINK, last - WINDOW + 1)), sink_tiles = (sinks + TILE_KEYS - 1) / TILE_KEYS;
+    const int window_first = max(0, tile_first - WINDOW + 1);
+    const int tiles = listed_tiles + sink_tiles + (last - window_first) / TILE_KEYS + 1;
+"
+                );
+                let window_position = position("max(0, at - origin)".to_owned());
+                let cases = format!(
+                    r"{listed_case}{no_list}if (!in_window) {{
+                const int at = (tile_index - listed_tiles) * TILE_KEYS + thread;
+                if (at < sinks) token = at;{}
+            }} else {{
+                const int at = window_first + (tile_index - listed_tiles - sink_tiles) * TILE_KEYS + thread;
+                if (at <= last) token = at;{window_position}
+            }}
+",
+                    position(self.visible.sink_position("at"))
+                );
+                (counts, cases)
+            }
+        };
+        let in_window = if self.visible == Visible::All {
+            ""
+        } else {
+            "        const bool in_window = tile_index >= listed_tiles + sink_tiles;\n"
+        };
+        format!(
+            r"{counts}
+    float output[4][COLUMNS] = {{}}, total[4] = {{}}, largest[4] = {{LOWEST, LOWEST, LOWEST, LOWEST}};
+    for (int tile_index = 0; tile_index < tiles; ++tile_index) {{
+{in_window}        sync_block();  // the tile before has been read
+        if (thread < TILE_KEYS) {{
+            int token = NOWHERE{declared};
+{cases}            slot_token[thread] = token;
+            slot_row[thread] = cache_row(page_table, token == NOWHERE ? 0 : token, kv_head);
+{store}        }}
+        sync_block();
+"
+        )
+    }
+}
+
+const PLACE: &str = r"
+    SHARED_DYNAMIC(float, queries);                          // [TILE_ROWS][STRIDE]
+    float* const tile = queries + TILE_ROWS * STRIDE;        // [TILE_KEYS][STRIDE]: keys, then values
+    float* const weights = tile + TILE_KEYS * STRIDE;        // [TILE_ROWS][WEIGHT_STRIDE]
+    SHARED(int, slot_token, TILE_KEYS);
+$POSITIONS    SHARED(unsigned, slot_row, TILE_KEYS);
+
+    const int start = step[0], rows = step[1], first_row = step[3];
+    const int thread = threadIdx.x, across = thread % ACROSS, down = thread / ACROSS;
+    // Tiles with many keys come last in a call: they are started first.
+    const int tile_of_call = gridDim.x - 1 - blockIdx.x, block = tile_of_call / TILES;
+    const int first = block * QUERY_BLOCK + tile_of_call % TILES * TILE_QUERIES;
+    const int first_head = blockIdx.y * TILE_HEADS, kv_head = first_head / GROUP;
+    if (first >= rows) return;
+    const int queries_here = min(min(TILE_QUERIES, block * QUERY_BLOCK + QUERY_BLOCK - first), rows - first);
+    const int tile_first = start + first, last = tile_first + queries_here - 1;
+";
+
+const QUERIES: &str = r"
+    // Row i of the tile is query i % TILE_QUERIES of head i / TILE_QUERIES.
+    for (int item = thread; item < TILE_ROWS * HALF; item += THREADS) {
+        const int row = item / HALF, element = item % HALF, query = row % TILE_QUERIES;
+        float x = 0.0f, y = 0.0f;
+        if (row < TILE_HEADS * TILE_QUERIES && query < queries_here) {
+            const int head = first_head + row / TILE_QUERIES;
+            const Activation* const from =
+                &qkv[static_cast<unsigned long long>(first_row + first + query) * QKV_ROW + head * HEAD_DIM + element];
+            x = to_float(from[0]) * QUERY_SCALE;
+            y = to_float(from[HALF]) * QUERY_SCALE;
+$TURN
+        }
+        queries[row * STRIDE + element] = x;
+        queries[row * STRIDE + element + HALF] = y;
+    }
+    int position[4];
+    for (int i = 0; i < 4; ++i) {
+        const int row = down + 16 * i;
+        position[i] = row < TILE_HEADS * TILE_QUERIES && row % TILE_QUERIES < queries_here ? tile_first + row % TILE_QUERIES : -1;
+    }
+";
+
+const SCORES: &str = r"
+        sync_block();
+        // 4 x 4 scores a thread: rows down + 16 * i, keys across + ACROSS * j.
+        float score[4][4] = {};
+#pragma unroll 4
+        for (int element = 0; element < HEAD_DIM; element += 4) {
+            Quad<float> query[4], key[4];
+            for (int i = 0; i < 4; ++i) query[i] = load_quad(&queries[(down + 16 * i) * STRIDE + element]);
+            for (int j = 0; j < 4; ++j) key[j] = load_quad(&tile[(across + ACROSS * j) * STRIDE + element]);
+            for (int i = 0; i < 4; ++i)
+                for (int j = 0; j < 4; ++j)
+                    for (int e = 0; e < 4; ++e) score[i][j] += query[i].at[e] * key[j].at[e];
+        }
+        for (int i = 0; i < 4; ++i) {
+            float top = largest[i];
+            for (int j = 0; j < 4; ++j) {
+                const int distance = position[i] - slot_token[across + ACROSS * j];
+                if (!($SEEN)) score[i][j] = LOWEST;
+                top = max(top, score[i][j]);
+            }
+            for (int mask = ACROSS / 2; mask > 0; mask /= 2) top = max(top, shuffle_xor(top, mask));
+            // Weights of before are scaled to the new maximum. A row that has seen no key yet has nothing to scale.
+            const float scale = exp2_fast(largest[i] - top);
+            largest[i] = top;
+            total[i] *= scale;
+            for (int column = 0; column < COLUMNS; ++column) output[i][column] *= scale;
+            for (int j = 0; j < 4; ++j) {
+                const float weight = score[i][j] > LOWEST ? exp2_fast(score[i][j] - top) : 0.0f;
+                total[i] += weight;
+                weights[(down + 16 * i) * WEIGHT_STRIDE + across + ACROSS * j] = weight;
+            }
+        }
+        sync_block();  // every thread has read the keys
+";
+
+const OUTPUT: &str = r"
+        sync_block();
+        // 4 rows and COLUMNS elements a thread, four neighbours at a time.
+        for (int key = 0; key < TILE_KEYS; key += 4) {
+            Quad<float> weight[4];
+            for (int i = 0; i < 4; ++i) weight[i] = load_quad(&weights[(down + 16 * i) * WEIGHT_STRIDE + key]);
+            for (int k = 0; k < 4; ++k)
+                for (int column = 0; column < COLUMNS; column += 4) {
+                    const Quad<float> value = load_quad(&tile[(key + k) * STRIDE + (across + column / 4 * ACROSS) * 4]);
+                    for (int i = 0; i < 4; ++i)
+                        for (int e = 0; e < 4; ++e) output[i][column + e] += weight[i].at[k] * value.at[e];
+                }
+        }
+    }
+
+    for (int i = 0; i < 4; ++i) {
+        for (int mask = ACROSS / 2; mask > 0; mask /= 2) total[i] += shuffle_xor(total[i], mask);
+        if (position[i] < 0) continue;
+        const int row = down + 16 * i, head = first_head + row / TILE_QUERIES;
+        const unsigned long long at = static_cast<unsigned long long>(first_row + first + row % TILE_QUERIES) * QUERY_HEADS + head;
+        const float factor = total[i] > 0.0f ? 1.0f / total[i] : 0.0f;  // a row without a visible key is zero
+        for (int column = 0; column < COLUMNS; column += 4) {
+            Quad<float> quad;
+            for (int e = 0; e < 4; ++e) quad.at[e] = output[i][column + e] * factor;
+            store_quad(&out[at * HEAD_DIM + (across + column / 4 * ACROSS) * 4], quad);
+        }
+    }
+}
+";

@@ -1,0 +1,390 @@
+//! Decoding: attention of one query, split over the chip by keys, and the merge of the splits.
+
+use super::functions::{CACHE_ROW, QUADS, ROTATE, Shape};
+use super::launch::Element;
+use super::visible::{Visible, load_plain, load_turned};
+use super::writer::Writer;
+use super::{Argument, ArgumentKind, Family, Kernel};
+use crate::LayerPlan;
+
+const THREADS: usize = 128;
+/// Keys that a block of threads holds at a time.
+const TILE_KEYS: usize = 64;
+/// Blocks of threads of a dense layer, over all heads: enough to fill a large chip, whatever the context.
+const DENSE_BLOCKS: usize = 1024;
+/// Splits of a dense layer at most: the merge goes through them one by one.
+const DENSE_SPLITS: usize = 128;
+
+/// Constants of the kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct SplitAttend {
+    shape: Shape,
+    visible: Visible,
+}
+
+impl SplitAttend {
+    pub(crate) fn new(shape: Shape, kind: &LayerPlan) -> Self {
+        // A list is read as it stands: how many queries share it in prefill does not matter here.
+        let visible = match Visible::new(kind) {
+            Visible::Pruned { sink, window, block, keep_blocks, rope, .. } => {
+                Visible::Pruned { sink, window, query_block: 1, block, keep_blocks, rope }
+            }
+            all @ Visible::All => all,
+        };
+        Self { shape, visible }
+    }
+
+    pub(crate) fn stem(&self, pipeline: &str) -> String {
+        self.visible.stem(pipeline, "_decode", self.shape)
+    }
+
+    /// Query heads of a group that one block of threads serves with the same keys.
+    fn heads(&self) -> usize {
+        (1..=8).rev().find(|heads| self.shape.group().is_multiple_of(*heads)).unwrap_or(1)
+    }
+
+    /// Pieces that the keys are split into: fixed, so that a result never depends on the chip.
+    pub(crate) fn splits(&self) -> usize {
+        match self.visible {
+            Visible::All => (DENSE_BLOCKS / self.blocks_of_split()).clamp(1, DENSE_SPLITS),
+            Visible::Pruned { .. } => self.pieces().iter().sum(),
+        }
+    }
+
+    /// Splits of list, sinks and window; none holds keys of two of them.
+    fn pieces(&self) -> [usize; 3] {
+        match self.visible {
+            Visible::All => [0; 3],
+            Visible::Pruned { sink, window, block, keep_blocks, .. } => {
+                [block * keep_blocks, sink, window].map(|keys| keys.div_ceil(TILE_KEYS))
+            }
+        }
+    }
+
+    fn blocks_of_split(&self) -> usize {
+        self.shape.query_heads() / self.heads()
+    }
+
+    pub(crate) fn grid(&self) -> [u32; 3] {
+        [self.splits() as u32, self.blocks_of_split() as u32, 1]
+    }
+
+    fn shared_bytes(&self) -> usize {
+        let stride = self.shape.head_dim() + 4;
+        (2 * TILE_KEYS * stride + self.heads() * (stride + TILE_KEYS)) * 4
+    }
+
+    pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
+        let dense = self.visible == Visible::All;
+        let (heading, family) = if dense {
+            (
+                "Decoding in a dense layer: causal attention of one query over one of SPLITS pieces of the keys.\n\
+                 A block of threads takes HEADS query heads of a group.",
+                Family::Dense,
+            )
+        } else {
+            (
+                "Decoding: attention of one query over 64 of its keys: of the kept blocks, of the sinks, or of the window.\n\
+                 A block of threads takes HEADS query heads of a group.",
+                Family::Attend,
+            )
+        };
+        let origin = if dense { "dense" } else { "attend" };
+        let mut writer = Writer::new(heading, &format!("{pipeline}, {origin}"));
+        self.shape.constants(&mut writer);
+        if let Visible::Pruned { sink, window, block, keep_blocks, .. } = self.visible {
+            writer.constant("SINK", sink, "first tokens, which every query sees").constant(
+                "WINDOW",
+                window,
+                "most recent tokens, which every query sees",
+            );
+            if self.visible.has_list() {
+                writer.constant("BLOCK", block, "tokens of a block of the list").constant(
+                    "KEEP",
+                    keep_blocks,
+                    "entries of the list; beyond its count they are not read",
+                );
+            }
+            let [listed, sinks, _] = self.pieces();
+            writer.constant("LISTED_SPLITS", listed, "pieces of the list, the first ones").constant(
+                "SINK_SPLITS",
+                sinks,
+                "pieces of the sinks, which follow; the rest is the window's",
+            );
+        }
+        writer
+            .constant("SPLITS", self.splits(), "pieces of the keys")
+            .constant("HEADS", self.heads(), "query heads of a block of threads: they share the keys")
+            .constant("TILE_KEYS", TILE_KEYS, "keys in shared memory at a time")
+            .constant("THREADS", THREADS, "threads of a block")
+            .constant("WARPS", THREADS / 32, "warps of a block")
+            .constant("STRIDE", self.shape.head_dim() + 4, "floats between rows in shared memory: no bank conflicts")
+            .constant("QUADS", self.heads() * self.shape.head_dim() / 4, "quads of output")
+            .constant(
+                "QUADS_EACH",
+                (self.heads() * self.shape.head_dim() / 4).div_ceil(THREADS),
+                "of which a thread holds these",
+            )
+            .constant("NOWHERE", -1, "token of an empty slot")
+            .float(
+                "QUERY_SCALE",
+                self.shape.geometry.query_scale * std::f32::consts::LOG2_E,
+                "factor of every query, times log2(e)",
+            )
+            .float("LOWEST", f32::MIN, "below every score");
+        writer.text(QUADS).text(CACHE_ROW);
+        if self.visible.rotates() {
+            writer.text(ROTATE);
+        }
+        writer.text(&format!(
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* qkv, const Cached* keys, const Cached* values,\n    const unsigned* page_table,{} float* partials, float* partial_sums) {{",
+            self.visible.parameters()
+        ));
+        writer.more(&PLACE.replace("$POSITIONS", self.visible.position_array()));
+        if !dense {
+            let origin = self.visible.origin().replace("first_position", "position");
+            writer.more(&origin.replace("blocks + block * KEEP", "blocks").replace("counts[block]", "counts[0]"));
+        }
+        let turn = if self.visible.rotates() {
+            "        rotate(x, y, rope_table[(position - origin) * HALF + element]);\n"
+        } else {
+            ""
+        };
+        writer.text(&QUERIES.replace("$TURN\n", turn));
+        writer.text(&self.slots());
+        writer.more(&if self.visible.rotates() {
+            load_turned("keys", "key_tile", "TILE_KEYS", 4)
+        } else {
+            load_plain("keys", "key_tile", "TILE_KEYS", 8)
+        });
+        writer.more(&load_plain("values", "value_tile", "TILE_KEYS", 8));
+        writer.more(ATTEND);
+        let mut arguments = self.visible.arguments(self.shape);
+        arguments.push(Argument { name: "partials", kind: ArgumentKind::Output(Element::F32) });
+        arguments.push(Argument { name: "partial_sums", kind: ArgumentKind::Output(Element::F32) });
+        Kernel {
+            name: name.to_owned(),
+            family,
+            text: writer.finish(),
+            arguments,
+            threads: THREADS as u32,
+            shared_bytes: self.shared_bytes() as u32,
+        }
+    }
+
+    /// Opens the loop over the split's tiles and fills the slots of one.
+    fn slots(&self) -> String {
+        if self.visible == Visible::All {
+            return DENSE_SLOTS.to_owned();
+        }
+        let position = |expression: String| {
+            if self.visible.rotates() { format!("\n                at = {expression};") } else { String::new() }
+        };
+        let listed = if self.visible.has_list() {
+            format!(
+                r"            if (split < LISTED_SPLITS) {{
+                const int slot = split * TILE_KEYS + thread;
+                if (slot < count * BLOCK) token = list[slot / BLOCK] + slot % BLOCK;
+                if (token < SINK || position - token < WINDOW) token = NOWHERE;  // seen as a sink or in the window{}
+            }} else ",
+                position(self.visible.listed_position("slot"))
+            )
+        } else {
+            "            ".to_owned()
+        };
+        let (declared, store) =
+            if self.visible.rotates() { (", at = 0", "            slot_position[thread] = at;\n") } else { ("", "") };
+        format!(
+            r"    // A split is one tile.
+    for (int tile = 0; tile < 1; ++tile) {{
+        if (thread < TILE_KEYS) {{
+            int token = NOWHERE{declared};
+{listed}if (split < LISTED_SPLITS + SINK_SPLITS) {{
+                const int sink = (split - LISTED_SPLITS) * TILE_KEYS + thread;
+                if (sink < SINK && position - sink >= WINDOW) token = sink;{}
+            }} else {{
+                const int recent = position - WINDOW + 1 + (split - LISTED_SPLITS - SINK_SPLITS) * TILE_KEYS + thread;
+                if (recent >= 0 && recent <= position) token = recent;{}
+            }}
+            slot_token[thread] = token;
+            slot_row[thread] = cache_row(page_table, max(token, 0), kv_head);
+{store}        }}
+        sync_block();
+",
+            position(self.visible.sink_position("sink")),
+            position("max(0, recent - origin)".to_owned())
+        )
+    }
+}
+
+const PLACE: &str = r"
+    SHARED_DYNAMIC(float, key_tile);                            // [TILE_KEYS][STRIDE]
+    float* const value_tile = key_tile + TILE_KEYS * STRIDE;    // [TILE_KEYS][STRIDE]
+    float* const queries = value_tile + TILE_KEYS * STRIDE;     // [HEADS][STRIDE]
+    float* const weights = queries + HEADS * STRIDE;            // [HEADS][TILE_KEYS]
+    SHARED(int, slot_token, TILE_KEYS);
+$POSITIONS    SHARED(unsigned, slot_row, TILE_KEYS);
+    SHARED(float, largest, HEADS);
+    SHARED(float, total, HEADS);
+    SHARED(float, scale, HEADS);
+
+    const int position = step[0], first_row = step[3];
+    const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, split = blockIdx.x;
+    const int first_head = blockIdx.y * HEADS, kv_head = first_head / GROUP;
+";
+
+const QUERIES: &str = r"
+    for (int item = thread; item < HEADS * HALF; item += THREADS) {
+        const int head = item / HALF, element = item % HALF;
+        const Activation* const from =
+            &qkv[static_cast<unsigned long long>(first_row) * QKV_ROW + (first_head + head) * HEAD_DIM + element];
+        float x = to_float(from[0]) * QUERY_SCALE, y = to_float(from[HALF]) * QUERY_SCALE;
+$TURN
+        queries[head * STRIDE + element] = x;
+        queries[head * STRIDE + element + HALF] = y;
+    }
+    if (thread < HEADS) {
+        largest[thread] = LOWEST;
+        total[thread] = 0.0f;
+    }
+    float output[QUADS_EACH][4] = {};
+";
+
+const DENSE_SLOTS: &str = r"
+    // Whole tiles a split, so that all splits but the last are of one length.
+    const int tiles = position / TILE_KEYS + 1, tiles_each = (tiles + SPLITS - 1) / SPLITS;
+    for (int tile = split * tiles_each; tile < min(tiles, split * tiles_each + tiles_each); ++tile) {
+        sync_block();  // the tile before has been read
+        if (thread < TILE_KEYS) {
+            const int token = tile * TILE_KEYS + thread;
+            slot_token[thread] = token <= position ? token : NOWHERE;
+            slot_row[thread] = cache_row(page_table, min(token, position), kv_head);
+        }
+        sync_block();
+";
+
+const ATTEND: &str = r"
+        sync_block();
+        for (int item = thread; item < HEADS * TILE_KEYS; item += THREADS) {
+            const int head = item / TILE_KEYS, slot = item % TILE_KEYS;
+            float score = 0.0f;
+#pragma unroll 8
+            for (int element = 0; element < HEAD_DIM; element += 4) {
+                const Quad<float> query = load_quad(&queries[head * STRIDE + element]);
+                const Quad<float> key = load_quad(&key_tile[slot * STRIDE + element]);
+                for (int e = 0; e < 4; ++e) score += query.at[e] * key.at[e];
+            }
+            weights[item] = slot_token[slot] == NOWHERE ? LOWEST : score;
+        }
+        sync_block();
+        // A warp a head, two keys a lane.
+        for (int head = warp; head < HEADS; head += WARPS) {
+            float one = weights[head * TILE_KEYS + lane], other = weights[head * TILE_KEYS + lane + 32];
+            float top = max(largest[head], max(one, other));
+            for (int mask = 16; mask > 0; mask /= 2) top = max(top, shuffle_xor(top, mask));
+            one = one > LOWEST ? exp2_fast(one - top) : 0.0f;
+            other = other > LOWEST ? exp2_fast(other - top) : 0.0f;
+            weights[head * TILE_KEYS + lane] = one;
+            weights[head * TILE_KEYS + lane + 32] = other;
+            float sum = one + other;
+            for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+            if (lane == 0) {
+                scale[head] = exp2_fast(largest[head] - top);
+                total[head] = total[head] * scale[head] + sum;
+                largest[head] = top;
+            }
+        }
+        sync_block();
+        for (int i = 0; i < QUADS_EACH; ++i) {
+            const int quad = thread + i * THREADS, head = quad * 4 / HEAD_DIM, element = quad * 4 % HEAD_DIM;
+            if (quad >= QUADS) break;
+            for (int e = 0; e < 4; ++e) output[i][e] *= scale[head];
+#pragma unroll 8
+            for (int slot = 0; slot < TILE_KEYS; ++slot) {
+                const float weight = weights[head * TILE_KEYS + slot];
+                const Quad<float> value = load_quad(&value_tile[slot * STRIDE + element]);
+                for (int e = 0; e < 4; ++e) output[i][e] += weight * value.at[e];
+            }
+        }
+    }
+
+    sync_block();
+    for (int i = 0; i < QUADS_EACH; ++i) {
+        const int quad = thread + i * THREADS, head = quad * 4 / HEAD_DIM, element = quad * 4 % HEAD_DIM;
+        if (quad >= QUADS) break;
+        const int at = (first_head + head) * SPLITS + split;
+        store_quad(&partials[at * HEAD_DIM + element], Quad<float>{{output[i][0], output[i][1], output[i][2], output[i][3]}});
+    }
+    if (thread < HEADS) {
+        const int at = (first_head + thread) * SPLITS + split;
+        partial_sums[at * 2] = largest[thread];
+        partial_sums[at * 2 + 1] = total[thread];
+    }
+}
+";
+
+/// Constants of the merge, which every kind of layer shares.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Merge {
+    shape: Shape,
+}
+
+impl Merge {
+    pub(crate) const fn new(shape: Shape) -> Self {
+        Self { shape }
+    }
+
+    pub(crate) fn stem(&self, pipeline: &str) -> String {
+        format!("ihip_{pipeline}_merge_{}", self.shape.suffix())
+    }
+
+    pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
+        let mut writer = Writer::new(
+            "Decoding: joins the splits of a query's attention, in their order. One block of threads a query head, one\n\
+             thread an element.",
+            &format!("{pipeline}, merge"),
+        );
+        let activation = self.shape.activation.element();
+        writer.text(&format!("using Activation = {};", activation.word()));
+        writer
+            .constant("QUERY_HEADS", self.shape.query_heads(), "query heads")
+            .constant("HEAD_DIM", self.shape.head_dim(), "elements of a head")
+            .float("LOWEST", f32::MIN, "below every score");
+        writer.text(&format!(
+            "KERNEL(HEAD_DIM) {name}(\n    const int* step, const float* partials, const float* partial_sums, Activation* out, int splits) {{"
+        ));
+        writer.more(MERGE);
+        let input = |name, element| Argument { name, kind: ArgumentKind::Input(element) };
+        Kernel {
+            name: name.to_owned(),
+            family: Family::Merge,
+            text: writer.finish(),
+            arguments: vec![
+                input("step", Element::I32),
+                input("partials", Element::F32),
+                input("partial_sums", Element::F32),
+                Argument { name: "out", kind: ArgumentKind::Output(activation) },
+                Argument { name: "splits", kind: ArgumentKind::I32 },
+            ],
+            threads: self.shape.geometry.head_dim,
+            shared_bytes: 0,
+        }
+    }
+}
+
+const MERGE: &str = r"
+    const int first_row = step[3], head = blockIdx.x, element = threadIdx.x;
+    const float* const sums = partial_sums + head * splits * 2;
+    float largest = LOWEST;
+    for (int split = 0; split < splits; ++split) largest = max(largest, sums[split * 2]);
+    float output = 0.0f, total = 0.0f;
+#pragma unroll 8
+    for (int split = 0; split < splits; ++split) {
+        const float factor = exp2_fast(sums[split * 2] - largest);
+        total += sums[split * 2 + 1] * factor;
+        output += partials[(head * splits + split) * HEAD_DIM + element] * factor;
+    }
+    const float result = total > 0.0f ? output / total : 0.0f;  // a row without a visible key is zero
+    out[(static_cast<unsigned long long>(first_row) * QUERY_HEADS + head) * HEAD_DIM + element] = from_float<Activation>(result);
+}
+";

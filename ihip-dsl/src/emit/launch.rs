@@ -1,0 +1,196 @@
+//! What a device does with the kernels: which to launch in which order, over which buffers.
+//!
+//! Plain data, so that the CUDA device and the emulator interpret one and the same list.
+
+use crate::KvType;
+
+/// Words of [`Buffer::Step`]: everything that changes from step to step, as i32.
+///
+/// Kernels read it from memory and never take it as an argument, so that a captured graph stays valid.
+pub mod step {
+    /// Position of the step's first token.
+    pub const START: usize = 0;
+    /// Tokens of the step.
+    pub const ROWS: usize = 1;
+    /// Keys that the scan's grid is laid out for (`Tmax`).
+    pub const T_MAX: usize = 2;
+    /// Row of [`super::Buffer::Qkv`] and [`super::Buffer::Out`] that holds the step's first token.
+    pub const FIRST_ROW: usize = 3;
+    /// Words of the buffer; the rest is zero.
+    pub const WORDS: usize = 8;
+}
+
+/// Element type of activations: queries, keys and values as projected, and the attention's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Activation {
+    /// IEEE single precision.
+    F32,
+    /// bfloat16.
+    Bf16,
+}
+
+impl Activation {
+    /// The element type of a buffer of activations.
+    #[must_use]
+    pub const fn element(self) -> Element {
+        match self {
+            Self::F32 => Element::F32,
+            Self::Bf16 => Element::Bf16,
+        }
+    }
+}
+
+/// Element type of a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Element {
+    /// `float`.
+    F32,
+    /// `f16` of the prelude.
+    F16,
+    /// `bf16` of the prelude.
+    Bf16,
+    /// `double`.
+    F64,
+    /// `float2`, 8-byte aligned.
+    Float2,
+    /// `int`.
+    I32,
+    /// `unsigned`.
+    U32,
+}
+
+impl Element {
+    /// Bytes of one element.
+    #[must_use]
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F16 | Self::Bf16 => 2,
+            Self::F32 | Self::I32 | Self::U32 => 4,
+            Self::F64 | Self::Float2 => 8,
+        }
+    }
+
+    /// The type's name in kernel text.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::F32 => "float",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::F64 => "double",
+            Self::Float2 => "float2",
+            Self::I32 => "int",
+            Self::U32 => "unsigned",
+        }
+    }
+}
+
+impl From<KvType> for Element {
+    fn from(kv_type: KvType) -> Self {
+        match kv_type {
+            KvType::F32 => Self::F32,
+            KvType::F16 => Self::F16,
+            KvType::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+/// A buffer that a launch names; the device resolves it for the layer and the step at hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Buffer {
+    /// i32 `[step::WORDS]`: see [`step`].
+    Step,
+    /// Activations `[rows, (query_heads + 2 · kv_heads) · head_dim]`: queries, keys, values, neither rotated nor scaled.
+    /// Where the cache is rotated, `append` rotates the queries in place.
+    Qkv,
+    /// Activations `[rows, query_heads · head_dim]`.
+    Out,
+    /// The layer's keys, KV type, `[physical page][kv_head][page token][head_dim]`.
+    Keys,
+    /// The layer's values, laid out like the keys.
+    Values,
+    /// u32 `[logical page]`: the physical page; one table for all layers.
+    PageTable,
+    /// float2 `[positions][head_dim / 2]`: cosine and sine of `position · frequency`, rounded from f64;
+    /// [`super::Program::rope_positions`] says how many positions.
+    RopeTable,
+    /// f64 `[head_dim / 2]`: [`crate::Plan::frequencies`].
+    Frequencies,
+    /// u32 `[query blocks][chunks]`: a chunk's score over all heads as an ordered integer, 0 where there is none.
+    /// Zero before the first launch and after every `select`.
+    Scores,
+    /// i32 `[query blocks of the stage before][keep_chunks + 1]`: first positions of the chunks that enter `stage`,
+    /// before they are split, ascending, −1 where there is none, and last how many there are. Of the prefill call at
+    /// hand.
+    Lists {
+        /// The stage that reads it, at least 1.
+        stage: usize,
+    },
+    /// i32 `[query blocks][keep_blocks]`: the final block lists of the prefill call at hand, −1 where there is none.
+    Blocks,
+    /// i32 `[query blocks]`: how many entries of [`Buffer::Blocks`] count.
+    Counts,
+    /// i32 `[keep_chunks + 1]`, one a layer: what decoding keeps of the stage before, the cached input of `stage`.
+    CachedLists {
+        /// The stage that reads it, at least 1.
+        stage: usize,
+    },
+    /// i32 `[keep_blocks]`, one a layer: the block list that decoding attends to until it is renewed.
+    CachedBlocks,
+    /// i32 `[1]`, one a layer: how many entries of [`Buffer::CachedBlocks`] count.
+    CachedCount,
+    /// f32 `[query_heads][splits][head_dim]`: attention of one split of the keys, not yet divided by its sum.
+    Partials,
+    /// f32 `[query_heads][splits][2]`: a split's largest score (base 2) and its sum.
+    PartialSums,
+}
+
+/// A buffer that the device has to allocate for the kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Storage {
+    /// Which buffer.
+    pub buffer: Buffer,
+    /// Its element type.
+    pub element: Element,
+    /// Elements: of the whole buffer, or of each layer's where `per_layer`.
+    pub count: usize,
+    /// Whether it must be zero before the first launch. The kernels keep what they need of that.
+    pub zeroed: bool,
+}
+
+impl Storage {
+    /// Bytes of the buffer, of one layer's where there is one a layer.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.count * self.element.bytes()
+    }
+}
+
+/// The largest step and the longest request that buffers and grids are laid out for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Rows of the largest prefill call.
+    pub rows: usize,
+    /// Largest `Tmax` of any step.
+    pub tokens: usize,
+}
+
+/// What a kernel is handed for one of its arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// The address of a buffer.
+    Buffer(Buffer),
+    /// A 32-bit integer that stays the same for the life of the buffers, such as a stride.
+    I32(i32),
+}
+
+/// One kernel launch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Name of the kernel, which also says threads a block and shared bytes.
+    pub kernel: String,
+    /// Blocks in x, y and z.
+    pub grid: [u32; 3],
+    /// One value for each of the kernel's arguments, in order.
+    pub arguments: Vec<Value>,
+}

@@ -1,0 +1,74 @@
+//! From a checked [`crate::Plan`] to CUDA text and to the launches of an attention step.
+
+mod append;
+mod attend;
+mod decode;
+mod functions;
+pub mod launch;
+mod program;
+mod scan;
+mod scan_row;
+mod select;
+mod visible;
+mod writer;
+
+pub use launch::{Activation, Buffer, Element, Extent, Launch, Storage, Value, step};
+pub use program::{EmitError, Program};
+
+/// A complete translation unit with one entry point.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// Name of the entry point, such as `ihip_paper3k_s1_scan_c32_k32768_d128_bf16`.
+    pub name: String,
+    /// What it does.
+    pub family: Family,
+    /// CUDA text, prelude included; no header is needed.
+    pub text: String,
+    /// What it takes, in order.
+    pub arguments: Vec<Argument>,
+    /// Threads of a block.
+    pub threads: u32,
+    /// Dynamic shared memory of a block, in bytes; beyond 48 KiB the device must allow it explicitly.
+    pub shared_bytes: u32,
+}
+
+/// What a kernel does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    /// Puts a step's keys and values into the cache.
+    Append,
+    /// Descends chunks and scores them (paper Algorithm 1).
+    Scan,
+    /// Keeps the best chunks.
+    Select,
+    /// Attends to sinks, window and kept blocks.
+    Attend,
+    /// Attends to every key.
+    Dense,
+    /// Joins the splits of a decoding step's attention.
+    Merge,
+    /// Everything of the model that is not attention: norms, embedding, activation, sampling.
+    Model,
+}
+
+/// One argument of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Argument {
+    /// Its name in the text.
+    pub name: &'static str,
+    /// What it is.
+    pub kind: ArgumentKind,
+}
+
+/// Type of an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArgumentKind {
+    /// A device address that the kernel only reads.
+    Input(Element),
+    /// A device address that the kernel writes, or reads and writes.
+    Output(Element),
+    /// A 32-bit signed integer.
+    I32,
+    /// A float.
+    F32,
+}

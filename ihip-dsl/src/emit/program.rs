@@ -1,0 +1,374 @@
+//! Kernels of a plan, and which of them a step of each kind of layer launches.
+
+use super::Kernel;
+use super::append::Append;
+use super::attend::Attend;
+use super::decode::{Merge, SplitAttend};
+use super::functions::Shape;
+use super::launch::{Activation, Buffer, Element, Extent, Launch, Storage, Value};
+use super::scan::Scan;
+use super::scan_row::ScanRow;
+use super::select::Select;
+use super::writer::snake_case;
+use thiserror::Error;
+
+use crate::{AttendRope, LayerPlan, Plan, PrunedLayer, ScanRope};
+
+/// The CUDA side of a [`Plan`]: its kernels, what they run over, and in which order.
+#[derive(Clone, Debug)]
+pub struct Program {
+    plan: Plan,
+    shape: Shape,
+    /// Distinct kernels in the order in which layers need them, each with its name.
+    units: Vec<(Unit, String)>,
+}
+
+/// One kernel, by the constants that make up its text.
+#[derive(Clone, Debug, PartialEq)]
+enum Unit {
+    Append(Append),
+    Scan(Scan),
+    ScanRow(ScanRow),
+    Select(Select),
+    Attend(Attend),
+    SplitAttend(SplitAttend),
+    Merge(Merge),
+}
+
+impl Unit {
+    fn stem(&self, pipeline: &str) -> String {
+        match self {
+            Self::Append(unit) => unit.stem(pipeline),
+            Self::Scan(unit) => unit.stem(pipeline),
+            Self::ScanRow(unit) => unit.stem(pipeline),
+            Self::Select(unit) => unit.stem(pipeline),
+            Self::Attend(unit) => unit.stem(pipeline),
+            Self::SplitAttend(unit) => unit.stem(pipeline),
+            Self::Merge(unit) => unit.stem(pipeline),
+        }
+    }
+
+    fn emit(&self, pipeline: &str, name: &str) -> Kernel {
+        match self {
+            Self::Append(unit) => unit.emit(pipeline, name),
+            Self::Scan(unit) => unit.emit(pipeline, name),
+            Self::ScanRow(unit) => unit.emit(pipeline, name),
+            Self::Select(unit) => unit.emit(pipeline, name),
+            Self::Attend(unit) => unit.emit(pipeline, name),
+            Self::SplitAttend(unit) => unit.emit(pipeline, name),
+            Self::Merge(unit) => unit.emit(pipeline, name),
+        }
+    }
+}
+
+/// A plan that the kernels are not made for.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum EmitError {
+    /// A head of an unusual size.
+    #[error(
+        "kernels are made for heads of 32, 64 or 128 elements, and the model's have {head_dim}: run it on the cpu device"
+    )]
+    HeadDim {
+        /// The model's head dimension.
+        head_dim: u32,
+    },
+}
+
+impl Program {
+    /// Names every kernel of `plan`; their text is written by [`Program::kernels`].
+    ///
+    /// # Errors
+    /// [`EmitError::HeadDim`] where a head has neither 32, nor 64, nor 128 elements.
+    pub fn new(plan: &Plan, activation: Activation) -> Result<Self, EmitError> {
+        if !matches!(plan.geometry().head_dim, 32 | 64 | 128) {
+            return Err(EmitError::HeadDim { head_dim: plan.geometry().head_dim });
+        }
+        let shape = Shape { geometry: *plan.geometry(), activation };
+        let mut program = Self { plan: plan.clone(), shape, units: Vec::new() };
+        let pipeline = snake_case(plan.name());
+        for kind in plan.kinds() {
+            for unit in units_of(shape, kind) {
+                if program.units.iter().any(|(known, _)| *known == unit) {
+                    continue;
+                }
+                let stem = unit.stem(&pipeline);
+                // Kinds of layers may differ in a constant that no name carries, such as the window.
+                let taken = program.units.iter().filter(|(known, _)| known.stem(&pipeline) == stem).count();
+                let name = if taken == 0 { stem } else { format!("{stem}_v{}", taken + 1) };
+                program.units.push((unit, name));
+            }
+        }
+        Ok(program)
+    }
+
+    /// The text of every kernel, layers that share constants sharing a kernel.
+    #[must_use]
+    pub fn kernels(&self) -> Vec<Kernel> {
+        self.units.iter().map(|(unit, name)| unit.emit(self.plan.name(), name)).collect()
+    }
+
+    /// The plan behind the kernels.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Element type of [`Buffer::Qkv`] and [`Buffer::Out`].
+    #[must_use]
+    pub fn activation(&self) -> Activation {
+        self.shape.activation
+    }
+
+    /// Positions that [`Buffer::RopeTable`] must cover: those of scan and attention, which stay small however long
+    /// the sequence is, except that `chunk_indexed` needs one a chunk.
+    #[must_use]
+    pub fn rope_positions(&self, extent: Extent) -> usize {
+        let positions = self.pruned().map(|layer| {
+            let scan = match layer.scan_rope {
+                ScanRope::Relative => layer.scan_window + 2,
+                ScanRope::Infllm => layer.scan_window + 1,
+                ScanRope::ChunkIndexed => {
+                    let chunks = (0..layer.stages.len()).map(|stage| layer.chunks(stage, extent.tokens)).max();
+                    layer.scan_window + chunks.unwrap_or(0) + 1
+                }
+                ScanRope::None => 0,
+            };
+            let attend = match layer.attend_rope {
+                AttendRope::Streaming => layer.budget() + layer.query_block,
+                AttendRope::Infllm => layer.window + layer.query_block,
+                AttendRope::None => 0,
+            };
+            scan.max(attend)
+        });
+        positions.max().unwrap_or(0)
+    }
+
+    /// Buffers that all layers share, for steps up to `extent`.
+    #[must_use]
+    pub fn workspace(&self, extent: Extent) -> Vec<Storage> {
+        let mut storage = Vec::new();
+        let mut push = |buffer, element, count, zeroed| {
+            if count > 0 {
+                storage.push(Storage { buffer, element, count, zeroed });
+            }
+        };
+        let scored = self.pruned().flat_map(|layer| layer.stages.iter().map(|stage| stage.query_block)).min();
+        if let Some(query_block) = scored {
+            let count = extent.rows.div_ceil(query_block) * self.score_stride(extent);
+            push(Buffer::Scores, Element::U32, count, true);
+        }
+        let stages = self.pruned().map(|layer| layer.stages.len()).max().unwrap_or(0);
+        for stage in 1..stages {
+            let lists = self.pruned().filter(|layer| layer.stages.len() > stage).map(|layer| {
+                extent.rows.div_ceil(layer.stages[stage - 1].query_block)
+                    * (layer.stages[stage].keep_chunks.unwrap_or(0) + 1)
+            });
+            push(Buffer::Lists { stage }, Element::I32, lists.max().unwrap_or(0), false);
+        }
+        let counts = self
+            .pruned()
+            .filter(|layer| !layer.stages.is_empty())
+            .map(|layer| (extent.rows.div_ceil(layer.query_block), layer.keep_blocks));
+        let (blocks, rows) =
+            counts.fold((0, 0), |(blocks, rows), (count, keep)| (blocks.max(count * keep), rows.max(count)));
+        push(Buffer::Blocks, Element::I32, blocks, false);
+        push(Buffer::Counts, Element::I32, rows, false);
+        let splits =
+            self.plan.kinds().iter().map(|kind| SplitAttend::new(self.shape, kind).splits()).max().unwrap_or(0);
+        let partials = self.shape.query_heads() * splits;
+        push(Buffer::Partials, Element::F32, partials * self.shape.head_dim(), false);
+        push(Buffer::PartialSums, Element::F32, partials * 2, false);
+        storage
+    }
+
+    /// Buffers of which a layer of `kind` has its own, kept from one decoding step to the next.
+    #[must_use]
+    pub fn layer_state(&self, kind: usize) -> Vec<Storage> {
+        let LayerPlan::Pruned(layer) = &self.plan.kinds()[kind] else { return Vec::new() };
+        if layer.stages.is_empty() {
+            return Vec::new();
+        }
+        let state = |buffer, count| Storage { buffer, element: Element::I32, count, zeroed: true };
+        let mut storage: Vec<_> = (layer.stages[1..].iter())
+            .map(|stage| state(Buffer::CachedLists { stage: stage.index }, stage.keep_chunks.unwrap_or(0) + 1))
+            .collect();
+        storage.push(state(Buffer::CachedBlocks, layer.keep_blocks));
+        storage.push(state(Buffer::CachedCount, 1));
+        storage
+    }
+
+    /// Launches of one layer's attention in a prefill call of `rows` rows, the step's `t_max` as given. Only grids
+    /// depend on these two: a list for more rows or a larger `t_max` computes the same.
+    #[must_use]
+    pub fn prefill(&self, kind: usize, extent: Extent, rows: usize, t_max: usize) -> Vec<Launch> {
+        let append = self.append(kind, rows);
+        let LayerPlan::Pruned(layer) = &self.plan.kinds()[kind] else {
+            let attend = Attend::new(self.shape, &self.plan.kinds()[kind]);
+            let grid = attend.grid(rows);
+            return vec![append, self.launch(Unit::Attend(attend), grid, dense_arguments())];
+        };
+        let mut launches = vec![append];
+        for stage in 0..layer.stages.len() {
+            let parents = |stage| Buffer::Lists { stage };
+            let scan = Scan::new(self.shape, layer, stage);
+            let grid = scan.grid(rows, layer.chunks(stage, t_max));
+            launches.push(self.launch(Unit::Scan(scan), grid, self.scan_arguments(layer, stage, parents, extent)));
+            let blocks = rows.div_ceil(layer.stages[stage].query_block);
+            launches.push(self.select(layer, stage, blocks, parents, [Buffer::Blocks, Buffer::Counts], extent));
+        }
+        let attend = Attend::new(self.shape, &self.plan.kinds()[kind]);
+        let grid = attend.grid(rows);
+        let arguments = attend_arguments(layer, [Buffer::Blocks, Buffer::Counts], &[Buffer::Out]);
+        launches.push(self.launch(Unit::Attend(attend), grid, arguments));
+        launches
+    }
+
+    /// Launches of one layer's attention in a decoding step that renews its masks from stage `restart` on, or not at
+    /// all. Nothing in the list depends on the step.
+    #[must_use]
+    pub fn decode(&self, kind: usize, extent: Extent, restart: Option<usize>) -> Vec<Launch> {
+        let plan = &self.plan.kinds()[kind];
+        let mut launches = vec![self.append(kind, 1)];
+        let split = SplitAttend::new(self.shape, plan);
+        let (splits, grid) = (split.splits(), split.grid());
+        let partials = [Buffer::Partials, Buffer::PartialSums];
+        match plan {
+            LayerPlan::Dense => {
+                let mut arguments = dense_arguments();
+                arguments.pop();
+                arguments.extend(partials.map(Value::Buffer));
+                launches.push(self.launch(Unit::SplitAttend(split), grid, arguments));
+            }
+            LayerPlan::Pruned(layer) => {
+                for stage in restart.unwrap_or(layer.stages.len())..layer.stages.len() {
+                    let parents = |stage| Buffer::CachedLists { stage };
+                    let scan = ScanRow::new(self.shape, layer, stage);
+                    let grid = scan.grid();
+                    let arguments = self.scan_arguments(layer, stage, parents, extent);
+                    launches.push(self.launch(Unit::ScanRow(scan), grid, arguments));
+                    let last = [Buffer::CachedBlocks, Buffer::CachedCount];
+                    launches.push(self.select(layer, stage, 1, parents, last, extent));
+                }
+                let arguments = attend_arguments(layer, [Buffer::CachedBlocks, Buffer::CachedCount], &partials);
+                launches.push(self.launch(Unit::SplitAttend(split), grid, arguments));
+            }
+        }
+        let merge = [Buffer::Step, Buffer::Partials, Buffer::PartialSums, Buffer::Out].map(Value::Buffer);
+        let mut arguments = merge.to_vec();
+        arguments.push(Value::I32(splits as i32));
+        launches.push(self.launch(
+            Unit::Merge(Merge::new(self.shape)),
+            [self.shape.geometry.query_heads, 1, 1],
+            arguments,
+        ));
+        launches
+    }
+
+    fn pruned(&self) -> impl Iterator<Item = &PrunedLayer> {
+        self.plan.kinds().iter().filter_map(|kind| match kind {
+            LayerPlan::Dense => None,
+            LayerPlan::Pruned(layer) => Some(layer),
+        })
+    }
+
+    /// Entries of a row of [`Buffer::Scores`].
+    fn score_stride(&self, extent: Extent) -> usize {
+        let chunks =
+            self.pruned().flat_map(|layer| (0..layer.stages.len()).map(|stage| layer.chunks(stage, extent.tokens)));
+        chunks.max().unwrap_or(0)
+    }
+
+    fn append(&self, kind: usize, rows: usize) -> Launch {
+        let append = Append::new(self.shape, self.plan.kinds()[kind].rotated_cache());
+        let mut buffers = vec![Buffer::Step, Buffer::Qkv, Buffer::Keys, Buffer::Values, Buffer::PageTable];
+        if append.rotated {
+            buffers.push(Buffer::Frequencies);
+        }
+        let arguments = buffers.into_iter().map(Value::Buffer).collect();
+        self.launch(Unit::Append(append), [rows as u32, 1, 1], arguments)
+    }
+
+    fn scan_arguments(
+        &self,
+        layer: &PrunedLayer,
+        stage: usize,
+        parents: impl Fn(usize) -> Buffer,
+        extent: Extent,
+    ) -> Vec<Value> {
+        let mut buffers = vec![Buffer::Step, Buffer::Qkv, Buffer::Keys, Buffer::PageTable];
+        if layer.scan_rope != ScanRope::None {
+            buffers.push(Buffer::RopeTable);
+        }
+        if stage > 0 {
+            buffers.push(parents(stage));
+        }
+        buffers.push(Buffer::Scores);
+        let mut arguments: Vec<_> = buffers.into_iter().map(Value::Buffer).collect();
+        arguments.push(Value::I32(self.score_stride(extent) as i32));
+        arguments
+    }
+
+    fn select(
+        &self,
+        layer: &PrunedLayer,
+        stage: usize,
+        blocks: usize,
+        parents: impl Fn(usize) -> Buffer,
+        last: [Buffer; 2],
+        extent: Extent,
+    ) -> Launch {
+        let mut buffers = vec![Buffer::Step];
+        if stage > 0 {
+            buffers.push(parents(stage));
+        }
+        buffers.push(Buffer::Scores);
+        if stage + 1 == layer.stages.len() {
+            buffers.extend(last);
+        } else {
+            buffers.push(parents(stage + 1));
+        }
+        let mut arguments: Vec<_> = buffers.into_iter().map(Value::Buffer).collect();
+        arguments.push(Value::I32(self.score_stride(extent) as i32));
+        self.launch(Unit::Select(Select::new(layer, stage)), [blocks as u32, 1, 1], arguments)
+    }
+
+    fn launch(&self, unit: Unit, grid: [u32; 3], arguments: Vec<Value>) -> Launch {
+        let known = self.units.iter().find(|(known, _)| *known == unit);
+        let (_, name) = known.expect("launches are made of the units that `units_of` lists");
+        Launch { kernel: name.clone(), grid, arguments }
+    }
+}
+
+/// Kernels that a layer of `kind` needs, in the order in which it launches them.
+fn units_of(shape: Shape, kind: &LayerPlan) -> Vec<Unit> {
+    let mut units = vec![Unit::Append(Append::new(shape, kind.rotated_cache()))];
+    if let LayerPlan::Pruned(layer) = kind {
+        for stage in 0..layer.stages.len() {
+            units.push(Unit::Scan(Scan::new(shape, layer, stage)));
+            units.push(Unit::ScanRow(ScanRow::new(shape, layer, stage)));
+            units.push(Unit::Select(Select::new(layer, stage)));
+        }
+    }
+    units.push(Unit::Attend(Attend::new(shape, kind)));
+    units.push(Unit::SplitAttend(SplitAttend::new(shape, kind)));
+    units.push(Unit::Merge(Merge::new(shape)));
+    units
+}
+
+fn dense_arguments() -> Vec<Value> {
+    [Buffer::Step, Buffer::Qkv, Buffer::Keys, Buffer::Values, Buffer::PageTable, Buffer::Out]
+        .map(Value::Buffer)
+        .to_vec()
+}
+
+fn attend_arguments(layer: &PrunedLayer, lists: [Buffer; 2], outputs: &[Buffer]) -> Vec<Value> {
+    let mut buffers = vec![Buffer::Step, Buffer::Qkv, Buffer::Keys, Buffer::Values, Buffer::PageTable];
+    if layer.attend_rope != AttendRope::None {
+        buffers.push(Buffer::RopeTable);
+    }
+    if !layer.stages.is_empty() {
+        buffers.extend(lists);
+    }
+    buffers.extend(outputs);
+    buffers.into_iter().map(Value::Buffer).collect()
+}

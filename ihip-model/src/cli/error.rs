@@ -1,0 +1,147 @@
+//! Why a command ended early, and with which exit code.
+
+use std::io;
+use std::path::PathBuf;
+
+use ihip_dsl::PlanError;
+use thiserror::Error as ThisError;
+
+use super::prompt::Source;
+use super::pruning::Nearest;
+use crate::registry::DuplicateName;
+
+/// Exit code of what failed while it ran.
+pub(super) const FAILED: u8 = 1;
+/// Exit code of what was refused before any work.
+pub(super) const REFUSED: u8 = 2;
+/// Exit code of a process that SIGINT ended: 128 + 2, as shells have it.
+pub(super) const INTERRUPTED: u8 = 130;
+
+pub(super) type Result<T> = std::result::Result<T, Error>;
+
+/// Why a command ended early.
+#[derive(Debug, ThisError)]
+pub(super) enum Error {
+    /// A model that cannot be used, or failed while it ran.
+    #[error(transparent)]
+    Model(#[from] crate::Error),
+    /// Pipelines that share a name.
+    #[error(transparent)]
+    DuplicateName(#[from] DuplicateName),
+    /// A pipeline that does not fit the model.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A prompt that cannot be read.
+    #[error("cannot read {input}: {source}")]
+    ReadPrompt {
+        /// Where it should come from.
+        input: Source,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A directory in the place of a prompt.
+    #[error("cannot read {input}: it is a directory, give a text file")]
+    PromptIsDirectory {
+        /// Where the prompt should come from.
+        input: Source,
+    },
+    /// A prompt that is no text.
+    #[error("{input} is not UTF-8: byte {offset} (counted from 0) begins no character; convert it first")]
+    NotUtf8 {
+        /// Where the prompt came from.
+        input: Source,
+        /// First byte that is wrong.
+        offset: usize,
+    },
+    /// A prompt without a character.
+    #[error("{input} is empty: give at least one character")]
+    EmptyPrompt {
+        /// Where the prompt came from.
+        input: Source,
+    },
+    /// A text too short to be scored.
+    #[error("only {tokens} token of {input} would be scored from: a token is scored by those before it, give at least 2")]
+    NothingToScore {
+        /// Where the text came from.
+        input: Source,
+        /// Its tokens.
+        tokens: usize,
+    },
+    /// A pipeline that nobody declared.
+    #[error("there is no pipeline {name}: {nearest}")]
+    UnknownPruning {
+        /// What was asked for.
+        name: String,
+        /// What there is instead.
+        nearest: Nearest,
+    },
+    /// A request that does not fit into memory.
+    #[error(
+        "{prompt} prompt tokens and {new} new ones need {cache} bytes of cache ({token} bytes a token) besides {model} bytes \
+         for the model, but {device} has {available} bytes free: shorten the prompt or lower --max-new-tokens"
+    )]
+    DoesNotFit {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// New tokens that were asked for.
+        new: usize,
+        /// Bytes of the cache.
+        cache: u64,
+        /// Bytes of the cache for one token.
+        token: u64,
+        /// Bytes of weights and activations.
+        model: u64,
+        /// The device.
+        device: String,
+        /// Bytes that are free on it.
+        available: u64,
+    },
+    /// A word in the place of a token id.
+    #[error("“{word}” is not a token id: give numbers from 0, separated by white space")]
+    NotATokenId {
+        /// The word.
+        word: String,
+    },
+    /// A file that cannot be written.
+    #[error("cannot write {path}: {source}", path = .path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A signal handler that cannot be installed.
+    #[error("cannot listen for Ctrl-C: {0}")]
+    Signal(#[from] ctrlc::Error),
+    /// A result that cannot be written.
+    #[error("cannot write to standard output: {0}")]
+    Output(io::Error),
+    /// The reader of standard output has left; there is nothing more to do.
+    #[error("standard output is closed")]
+    ClosedOutput,
+}
+
+impl From<ihip_runtime::Error> for Error {
+    fn from(error: ihip_runtime::Error) -> Self {
+        Self::Model(error.into())
+    }
+}
+
+impl Error {
+    /// The exit code of a command that ends with this.
+    pub(super) fn exit_code(&self) -> u8 {
+        use ihip_runtime::Error as Runtime;
+        match self {
+            Self::Model(crate::Error::Interrupted) => INTERRUPTED,
+            Self::Model(crate::Error::Runtime(Runtime::OutOfMemory { .. } | Runtime::NoSuchDevice { .. })) => REFUSED,
+            Self::Model(crate::Error::Runtime(_)) | Self::Signal(_) | Self::Output(_) => FAILED,
+            Self::ClosedOutput => 0,
+            _ => REFUSED,
+        }
+    }
+
+    /// Whether a person should read it: who pressed Ctrl-C or closed the pipe knows.
+    pub(super) fn is_worth_saying(&self) -> bool {
+        !matches!(self, Self::ClosedOutput | Self::Model(crate::Error::Interrupted))
+    }
+}

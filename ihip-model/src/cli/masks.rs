@@ -1,0 +1,145 @@
+//! `--dump-masks`: the block lists of every layer, in the form of the golden files.
+//!
+//! | tensor | shape, type | meaning |
+//! |---|---|---|
+//! | `layerN.blocks` | `[query_blocks, keep / chunk]` i32 | first position of every selected block of the prompt's query blocks, −1 where there is none |
+//! | `layerN.block_count` | `[query_blocks]` i32 | how many of them count |
+//! | `layerN.decode.blocks`, `layerN.decode.block_count` | `[steps, …]` | the same in force at every decoding step |
+//! | `layerN.decode.restart_stage` | `[steps]` i32 | the stage from which the list was renewed, −1 where the last was used as it was |
+//!
+//! Dense layers have none.
+
+use std::collections::HashMap;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use ihip_dsl::Plan;
+use ihip_runtime::device::BlockLists;
+use ihip_runtime::session::Phase;
+use ihip_runtime::Device;
+use safetensors::tensor::{Dtype, View};
+use tempfile::NamedTempFile;
+
+use super::error::{Error, Result};
+use crate::generate::Generation;
+
+/// Block lists of a request, and the file they go to.
+#[derive(Debug)]
+pub(super) struct Masks {
+    path: PathBuf,
+    /// Takes the place of `path` once all of it is written.
+    file: NamedTempFile,
+    layers: Vec<LayerMasks>,
+}
+
+#[derive(Debug, Default)]
+struct LayerMasks {
+    prefill: BlockLists,
+    decode: BlockLists,
+    restart: Vec<i32>,
+}
+
+impl Masks {
+    /// Makes sure that `path` can be written before anything is computed.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub(super) fn create(path: &Path) -> Result<Self> {
+        let failed = |source| Error::Write { path: path.into(), source };
+        if path.is_dir() {
+            return Err(failed(io::ErrorKind::IsADirectory.into()));
+        }
+        let folder = match path.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        let mut builder = tempfile::Builder::new();
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let file = builder.tempfile_in(folder).map_err(failed)?;
+        Ok(Self { path: path.into(), file, layers: Vec::new() })
+    }
+
+    /// Adds the lists with which the last step attended.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub(super) fn record<D: Device>(&mut self, generation: &mut Generation<'_, D>, plan: &Plan) -> Result<()> {
+        let phase = generation.last_step().phase.clone();
+        self.layers.resize_with(plan.layers(), LayerMasks::default);
+        for (layer, masks) in self.layers.iter_mut().enumerate() {
+            let Some(lists) = generation.block_lists(layer)? else { continue };
+            let all = match &phase {
+                Phase::Prefill => &mut masks.prefill,
+                Phase::Decode { restart } => {
+                    masks.restart.push(restart[plan.kind_of(layer)].map_or(-1, |stage| stage as i32));
+                    &mut masks.decode
+                }
+            };
+            all.width = lists.width;
+            all.blocks.extend(lists.blocks);
+            all.counts.extend(lists.counts);
+        }
+        Ok(())
+    }
+
+    /// Writes the file.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub(super) fn write(self, metadata: HashMap<String, String>) -> Result<()> {
+        let Self { path, file, layers } = self;
+        let failed = |source| Error::Write { path: path.clone(), source };
+        let mut tensors = Vec::new();
+        for (layer, masks) in layers.iter().enumerate() {
+            for (prefix, lists) in [("", &masks.prefill), ("decode.", &masks.decode)] {
+                if lists.counts.is_empty() {
+                    continue;
+                }
+                let rows = lists.counts.len();
+                tensors.push((format!("layer{layer}.{prefix}blocks"), Tensor::new([rows, lists.width], &lists.blocks)));
+                tensors.push((format!("layer{layer}.{prefix}block_count"), Tensor::new([rows], &lists.counts)));
+            }
+            if !masks.restart.is_empty() {
+                let shape = [masks.restart.len()];
+                tensors.push((format!("layer{layer}.decode.restart_stage"), Tensor::new(shape, &masks.restart)));
+            }
+        }
+        let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(|error| failed(io::Error::other(error)))?;
+        let mut writer = BufWriter::new(file);
+        writer.write_all(&bytes).map_err(failed)?;
+        let file = writer.into_inner().map_err(|error| failed(error.into_error()))?;
+        file.persist(&path).map_err(|error| failed(error.error))?;
+        Ok(())
+    }
+}
+
+/// Integers with a shape.
+struct Tensor {
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl Tensor {
+    fn new<const N: usize>(shape: [usize; N], values: &[i32]) -> Self {
+        Self { shape: shape.to_vec(), bytes: values.iter().flat_map(|value| value.to_le_bytes()).collect() }
+    }
+}
+
+impl View for Tensor {
+    fn dtype(&self) -> Dtype {
+        Dtype::I32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> std::borrow::Cow<'_, [u8]> {
+        (&self.bytes).into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}

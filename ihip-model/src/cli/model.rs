@@ -1,0 +1,83 @@
+//! `--model`, and what every command that runs one does before: find, open, check, load.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use clap::Args;
+use ihip_dsl::Plan;
+use ihip_runtime::Device;
+
+use super::device::Settings;
+use super::error::{Error, Result};
+use super::progress;
+use super::pruning;
+use crate::generate::Interrupt;
+use crate::llama::Llama;
+use crate::{ModelFile, fetch};
+
+/// Which model.
+#[derive(Debug, Args)]
+pub(super) struct ModelArguments {
+    /// A model by its name, fetched once, or the path of a GGUF file
+    #[arg(long = "model", value_name = "NAME|PATH", default_value = fetch::KNOWN_MODELS[0].name)]
+    name: String,
+}
+
+impl ModelArguments {
+    /// Finds the file, fetching it where it is a name that is not here yet, and checks it.
+    ///
+    /// # Errors
+    /// Where it cannot be had or cannot be used.
+    pub(super) fn open(&self, interrupt: &Interrupt) -> Result<ModelFile> {
+        let mut bar = progress::Fetch::default();
+        let path = fetch::model_path(&self.name, &mut |progress| {
+            bar.show(progress);
+            if interrupt.check().is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        bar.clear();
+        Ok(ModelFile::open(path)?)
+    }
+}
+
+/// Tokens of a request that are to be reserved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reserve {
+    /// Of the prompt.
+    pub(super) prompt: usize,
+    /// To be written.
+    pub(super) new: usize,
+}
+
+/// Plans the pipeline for the model, checks that the request fits the device, and loads the weights.
+///
+/// # Errors
+/// Where the pipeline does not fit the model or the request the device, and those of loading.
+pub(super) fn load<D: Device>(
+    file: &ModelFile,
+    pruning: pruning::Choice,
+    reserve: Reserve,
+    device: &mut D,
+    settings: Settings,
+    interrupt: &Interrupt,
+) -> Result<(Llama<D>, Arc<Plan>)> {
+    let config = file.config();
+    let plan = pruning.plan(config, settings.kv_type)?;
+    let cache = device.cache_bytes(&plan, reserve.prompt + reserve.new);
+    let model = config.weight_bytes() + config.workspace_bytes(settings.chunk);
+    let available = device.available_bytes()?;
+    if let Some(available) = available.filter(|available| cache.saturating_add(model) > *available) {
+        return Err(Error::DoesNotFit {
+            prompt: reserve.prompt,
+            new: reserve.new,
+            cache,
+            token: cache / (reserve.prompt + reserve.new) as u64,
+            model,
+            device: device.name(),
+            available,
+        });
+    }
+    let bar = progress::bar("loading", config.layers, "layers");
+    let llama = Llama::load(file, device, interrupt, &mut |layers| bar.set_position(layers as u64))?;
+    bar.finish_and_clear();
+    Ok((llama, plan))
+}

@@ -1,0 +1,91 @@
+//! `--pruning`: a declared pipeline by its name, or dense attention.
+
+use std::fmt;
+use std::sync::Arc;
+
+use clap::Args;
+use ihip_dsl::{KvType, Pipeline, Plan};
+
+use super::error::{Error, Result};
+use crate::registry;
+use crate::weights::Config;
+
+/// Attention over every key.
+const DENSE: &str = "dense";
+
+/// Which keys are attended to.
+#[derive(Debug, Args)]
+pub(super) struct Pruning {
+    /// A declared pipeline, or `dense` for attention over every key
+    #[arg(long = "pruning", value_name = "NAME", default_value = "Paper3k")]
+    name: String,
+}
+
+/// What `--pruning` chose.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Choice {
+    /// Attention over every key.
+    Dense,
+    /// A declared pipeline.
+    Pipeline(&'static Pipeline),
+}
+
+impl Pruning {
+    /// Looks the name up.
+    ///
+    /// # Errors
+    /// [`Error::UnknownPruning`] with the nearest names, or two pipelines of one name.
+    pub(super) fn choose(&self) -> Result<Choice> {
+        registry::verify()?;
+        if self.name == DENSE {
+            return Ok(Choice::Dense);
+        }
+        let unknown = || Error::UnknownPruning { name: self.name.clone(), nearest: Nearest::to(&self.name) };
+        registry::find(&self.name).map(Choice::Pipeline).ok_or_else(unknown)
+    }
+}
+
+impl Choice {
+    /// Plans the choice for a model.
+    ///
+    /// # Errors
+    /// Where the pipeline names a layer that the model does not have.
+    pub(super) fn plan(self, config: &Config, kv_type: KvType) -> Result<Arc<Plan>> {
+        let geometry = config.geometry(kv_type);
+        let (frequencies, layers) = (config.frequencies(), config.layers as u32);
+        Ok(Arc::new(match self {
+            Self::Dense => Plan::dense(geometry, frequencies, layers),
+            Self::Pipeline(pipeline) => Plan::new(pipeline, geometry, frequencies, layers)?,
+        }))
+    }
+}
+
+/// Names that can be given in the place of an unknown one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Nearest {
+    /// Names like it.
+    Similar(Vec<&'static str>),
+    /// Nothing is like it: every name there is.
+    All(Vec<&'static str>),
+}
+
+impl Nearest {
+    fn to(name: &str) -> Self {
+        let similar = registry::nearest(name);
+        if similar.is_empty() {
+            let declared = registry::all().into_iter().map(Pipeline::name);
+            Self::All(declared.chain([DENSE]).collect())
+        } else {
+            Self::Similar(similar)
+        }
+    }
+}
+
+impl fmt::Display for Nearest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Similar(names) => write!(formatter, "did you mean {}?", names.join(" or ")),
+            Self::All(names) => write!(formatter, "there are {}", names.join(", ")),
+        }
+    }
+}

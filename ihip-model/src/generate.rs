@@ -1,0 +1,202 @@
+//! One request: a prompt is read in chunks, then tokens are chosen one by one.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ihip_dsl::Plan;
+use ihip_runtime::device::{BlockLists, Sampling};
+use ihip_runtime::session::Phase;
+use ihip_runtime::{Device, Session, Step};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use crate::llama::{LOGIT_ROWS, Llama, Workspace};
+use crate::{Error, Result};
+
+/// A wish to stop, raised from another thread or a signal handler.
+#[derive(Debug, Default)]
+pub struct Interrupt(AtomicBool);
+
+impl Interrupt {
+    /// Nothing has been wished yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(AtomicBool::new(false))
+    }
+
+    /// Asks whoever checks to stop.
+    pub fn raise(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// # Errors
+    /// [`Error::Interrupted`] once it has been raised.
+    pub fn check(&self) -> Result<()> {
+        if self.0.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+    }
+}
+
+/// What a request reserves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Positions: prompt and new tokens together.
+    pub capacity: usize,
+    /// Prompt tokens of one step; divides 8,192 and is a multiple of 64.
+    pub chunk: usize,
+}
+
+/// A request on its way: cache, activations, position and refresh counter.
+pub struct Generation<'a, D: Device> {
+    model: &'a Llama<D>,
+    device: &'a mut D,
+    interrupt: &'a Interrupt,
+    cache: D::Cache,
+    workspace: Workspace<D>,
+    session: Session,
+    chunk: usize,
+    last: Option<Step>,
+}
+
+impl<'a, D: Device> Generation<'a, D> {
+    /// Allocates cache and activations.
+    ///
+    /// # Errors
+    /// Out of memory, with the numbers.
+    pub fn new(
+        model: &'a Llama<D>,
+        device: &'a mut D,
+        plan: &Arc<Plan>,
+        extent: Extent,
+        interrupt: &'a Interrupt,
+    ) -> Result<Self> {
+        let cache = device.cache(plan, extent.capacity)?;
+        let workspace = model.workspace(device, extent.chunk)?;
+        let session = Session::new(Arc::clone(plan));
+        Ok(Self { model, device, interrupt, cache, workspace, session, chunk: extent.chunk, last: None })
+    }
+
+    /// Tokens read and written so far.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.session.length()
+    }
+
+    /// Whether [`Generation::block_lists`] has those of the steps to come; it has not at first.
+    pub fn record_masks(&mut self, record: bool) {
+        self.device.record_masks(&mut self.cache, record);
+    }
+
+    /// The steps in which the next `tokens` prompt tokens are read.
+    ///
+    /// # Errors
+    /// Where the chunk does not divide a segment.
+    pub fn prefill_steps(&self, tokens: usize) -> Result<Vec<Step>> {
+        Ok(self.session.prefill_steps(tokens, self.chunk)?)
+    }
+
+    /// Runs one of [`Generation::prefill_steps`]; `tokens` are those of the whole text from position 0.
+    ///
+    /// # Errors
+    /// Those of the device, or [`Error::Interrupted`] between two layers.
+    ///
+    /// # Panics
+    /// Where `tokens` end before the step.
+    pub fn prefill(&mut self, step: Step, tokens: &[u32]) -> Result<()> {
+        let Self { model, device, cache, workspace, interrupt, .. } = self;
+        device.begin(cache, &step, &tokens[step.start..step.start + step.rows])?;
+        model.forward(device, cache, workspace, step.rows, &mut || interrupt.check())?;
+        self.session.advance(&step);
+        self.last = Some(step);
+        Ok(())
+    }
+
+    /// Runs `token` at the next position and computes the logits that follow it.
+    ///
+    /// # Errors
+    /// Those of the device, or [`Error::Interrupted`] before anything has run.
+    pub fn decode(&mut self, token: u32) -> Result<()> {
+        let Self { model, device, cache, workspace, interrupt, .. } = self;
+        interrupt.check()?;
+        let step = self.session.decode_step();
+        device.begin(cache, &step, &[token])?;
+        device.replay(cache, &step, &mut |device, cache| {
+            // What is being recorded must run to its end: nothing stops it between layers.
+            model.forward(device, cache, workspace, 1, &mut || Ok::<_, ihip_runtime::Error>(()))?;
+            model.logits(device, workspace, 0..1)
+        })?;
+        self.session.advance(&step);
+        self.last = Some(step);
+        Ok(())
+    }
+
+    /// The step that ran last.
+    ///
+    /// # Panics
+    /// Before the first step.
+    #[must_use]
+    pub fn last_step(&self) -> &Step {
+        self.last.as_ref().expect("a step has run")
+    }
+
+    /// Draws the token that follows the last one.
+    ///
+    /// # Errors
+    /// Those of the device.
+    ///
+    /// # Panics
+    /// Before the first step.
+    pub fn sample(&mut self, sampler: &mut Sampler) -> Result<u32> {
+        let Step { rows, phase, .. } = self.last_step();
+        if *phase == Phase::Prefill {
+            let last = rows - 1..*rows;
+            self.model.logits(self.device, &mut self.workspace, last)?;
+        }
+        let draw = sampler.draw();
+        Ok(self.device.sample(self.workspace.logits(), &sampler.sampling, draw)?)
+    }
+
+    /// Logits of `rows` of the last step, `[rows, vocabulary]`, handed over in pieces of whole rows.
+    ///
+    /// # Errors
+    /// Those of the device, or [`Error::Interrupted`].
+    pub fn logits(&mut self, rows: Range<usize>, piece: &mut dyn FnMut(Range<usize>, &[f32])) -> Result<()> {
+        let mut start = rows.start;
+        while start < rows.end {
+            self.interrupt.check()?;
+            let end = rows.end.min(start + LOGIT_ROWS);
+            self.model.logits(self.device, &mut self.workspace, start..end)?;
+            piece(start..end, &self.device.read(self.workspace.logits(), end - start)?);
+            start = end;
+        }
+        Ok(())
+    }
+
+    /// The block lists with which the last step attended in `layer`; `None` for a dense layer.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn block_lists(&mut self, layer: usize) -> Result<Option<BlockLists>> {
+        Ok(self.device.block_lists(&self.cache, layer)?)
+    }
+}
+
+/// Chooses tokens; the same seed gives the same draws.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    sampling: Sampling,
+    random: ChaCha8Rng,
+}
+
+impl Sampler {
+    /// A sampler whose draws follow from `seed` alone.
+    #[must_use]
+    pub fn new(sampling: Sampling, seed: u64) -> Self {
+        Self { sampling, random: ChaCha8Rng::seed_from_u64(seed) }
+    }
+
+    /// The next number in [0, 1), a multiple of 2⁻²⁴: every such number is an f32.
+    fn draw(&mut self) -> f32 {
+        (self.random.next_u32() >> 8) as f32 / (1 << 24) as f32
+    }
+}

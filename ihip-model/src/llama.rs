@@ -1,0 +1,241 @@
+//! Llama (Touvron et al., arXiv 2302.13971; with grouped queries: arXiv 2307.09288), written once for every device.
+//!
+//! ```text
+//! x = embedding[tokens]
+//! for every layer:
+//!     x += output · attention(qkv · rms_norm(x))
+//!     x += down · swiglu(gate_up · rms_norm(x))
+//! logits = output · rms_norm(x)
+//! ```
+//!
+//! Rotary positions are the attention's business: what it caches and how it rotates belongs to the pipeline, so that
+//! queries and keys leave this file as they come out of their product.
+
+use std::ops::Range;
+
+use ihip_dsl::{Geometry, KvType};
+use ihip_runtime::Device;
+
+use crate::generate::Interrupt;
+use crate::weights::{Config, Layer};
+use crate::{Error, ModelFile};
+
+/// Tokens of a page of the key-value cache.
+const PAGE: u32 = 16;
+
+/// Rows of logits that are computed at a time: a vocabulary is far wider than a hidden state, and only scoring asks
+/// for more than one row.
+pub const LOGIT_ROWS: usize = 64;
+
+/// A Llama whose weights are on a device.
+pub struct Llama<D: Device> {
+    config: Config,
+    /// `[vocabulary, hidden]`.
+    embedding: D::Matrix,
+    blocks: Vec<Block<D>>,
+    norm: D::Vector,
+    /// `[vocabulary, hidden]`; `None` where the embedding is used for it.
+    output: Option<D::Matrix>,
+}
+
+/// One layer.
+struct Block<D: Device> {
+    attention_norm: D::Vector,
+    /// Queries, keys and values in one product, `[(query_heads + 2 · kv_heads) · head_dim, hidden]`.
+    qkv: D::Matrix,
+    /// `[hidden, query_heads · head_dim]`.
+    attention_output: D::Matrix,
+    feed_forward_norm: D::Vector,
+    /// Both halves of the gated unit in one product, `[2 · feed_forward, hidden]`.
+    gate_up: D::Matrix,
+    /// `[hidden, feed_forward]`.
+    down: D::Matrix,
+}
+
+/// Activations of one step, allocated once for the largest: a captured graph holds their addresses.
+pub struct Workspace<D: Device> {
+    /// `[rows, hidden]`.
+    hidden: D::Tensor,
+    /// `[rows, hidden]`; after a step, the last norm's output.
+    normed: D::Tensor,
+    /// `[rows, (query_heads + 2 · kv_heads) · head_dim]`.
+    qkv: D::Tensor,
+    /// `[rows, query_heads · head_dim]`.
+    attended: D::Tensor,
+    /// `[rows, 2 · feed_forward]`.
+    gate_up: D::Tensor,
+    /// `[rows, feed_forward]`.
+    gated: D::Tensor,
+    /// `[LOGIT_ROWS, vocabulary]`.
+    logits: D::Tensor,
+}
+
+impl<D: Device> Workspace<D> {
+    /// The logits that the last step asked for, in its order from row 0.
+    #[must_use]
+    pub const fn logits(&self) -> &D::Tensor {
+        &self.logits
+    }
+}
+
+impl Config {
+    /// The attention's shape with a cache of `kv_type`.
+    #[must_use]
+    pub fn geometry(&self, kv_type: KvType) -> Geometry {
+        Geometry {
+            query_heads: self.query_heads as u32,
+            kv_heads: self.kv_heads as u32,
+            head_dim: self.head_dim as u32,
+            kv_type,
+            page: PAGE,
+            query_scale: (self.head_dim as f32).sqrt().recip(),
+        }
+    }
+
+    /// Elements of a row of queries, keys and values.
+    fn qkv(&self) -> usize {
+        (self.query_heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Bytes of all weights in f32, as [`Llama::load`] hands them to the device.
+    #[must_use]
+    pub fn weight_bytes(&self) -> u64 {
+        let attention = self.hidden * (self.qkv() + self.query_heads * self.head_dim);
+        let layer = attention + 3 * self.hidden * self.feed_forward + 2 * self.hidden;
+        let vocabularies = if self.tied_output { 1 } else { 2 };
+        4 * (self.layers * layer + vocabularies * self.vocabulary * self.hidden + self.hidden) as u64
+    }
+
+    /// Bytes of the activations that [`Llama::workspace`] allocates for `rows` rows.
+    #[must_use]
+    pub fn workspace_bytes(&self, rows: usize) -> u64 {
+        let row = 2 * self.hidden + self.qkv() + self.query_heads * self.head_dim + 3 * self.feed_forward;
+        4 * (rows * row + LOGIT_ROWS * self.vocabulary) as u64
+    }
+}
+
+impl<D: Device> Llama<D> {
+    /// Dequantises the weights of `file` onto `device`; `loaded` hears the number of layers that are there.
+    ///
+    /// # Errors
+    /// Those of [`ModelFile`], out of memory, or [`Error::Interrupted`].
+    pub fn load(
+        file: &ModelFile,
+        device: &mut D,
+        interrupt: &Interrupt,
+        loaded: &mut dyn FnMut(usize),
+    ) -> Result<Self, Error> {
+        let config = file.config().clone();
+        let vocabulary = |values| (config.vocabulary, config.hidden, values);
+        let (outputs, inputs, values) = vocabulary(file.embedding()?);
+        let embedding = device.matrix(outputs, inputs, values)?;
+        let mut blocks = Vec::with_capacity(config.layers);
+        for layer in 0..config.layers {
+            interrupt.check()?;
+            blocks.push(Block::load(&config, file.layer(layer)?, device)?);
+            loaded(layer + 1);
+        }
+        let norm = device.vector(file.output_norm()?)?;
+        let output = match file.output()? {
+            Some(values) => Some(device.matrix(config.vocabulary, config.hidden, values)?),
+            None => None,
+        };
+        Ok(Self { config, embedding, blocks, norm, output })
+    }
+
+    /// The model's numbers.
+    #[must_use]
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Allocates the activations of steps of up to `rows` tokens.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn workspace(&self, device: &mut D, rows: usize) -> ihip_runtime::Result<Workspace<D>> {
+        let config = &self.config;
+        Ok(Workspace {
+            hidden: device.tensor(rows, config.hidden)?,
+            normed: device.tensor(rows, config.hidden)?,
+            qkv: device.tensor(rows, config.qkv())?,
+            attended: device.tensor(rows, config.query_heads * config.head_dim)?,
+            gate_up: device.tensor(rows, 2 * config.feed_forward)?,
+            gated: device.tensor(rows, config.feed_forward)?,
+            logits: device.tensor(LOGIT_ROWS, config.vocabulary)?,
+        })
+    }
+
+    /// Runs the step that `device` has begun over its `rows` tokens, up to the last norm; `before_layer` may stop it
+    /// at every layer.
+    ///
+    /// # Errors
+    /// Those of the device and of `before_layer`.
+    pub fn forward<E: From<ihip_runtime::Error>>(
+        &self,
+        device: &mut D,
+        cache: &mut D::Cache,
+        workspace: &mut Workspace<D>,
+        rows: usize,
+        before_layer: &mut dyn FnMut() -> Result<(), E>,
+    ) -> Result<(), E> {
+        device.embed(&self.embedding, rows, &mut workspace.hidden)?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            before_layer()?;
+            block.forward(device, cache, layer, workspace, rows, self.config.rms_epsilon)?;
+        }
+        device.rms_norm(&workspace.hidden, rows, &self.norm, self.config.rms_epsilon, &mut workspace.normed)?;
+        Ok(())
+    }
+
+    /// Logits of `rows` of the last step, at most [`LOGIT_ROWS`] of them, from row 0 of [`Workspace::logits`].
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn logits(
+        &self,
+        device: &mut D,
+        workspace: &mut Workspace<D>,
+        rows: Range<usize>,
+    ) -> ihip_runtime::Result<()> {
+        let output = self.output.as_ref().unwrap_or(&self.embedding);
+        device.linear(&workspace.normed, rows, output, &mut workspace.logits)
+    }
+}
+
+impl<D: Device> Block<D> {
+    fn load(config: &Config, layer: Layer, device: &mut D) -> Result<Self, Error> {
+        let qkv = [layer.query, layer.key, layer.value].concat();
+        let gate_up = [layer.gate, layer.up].concat();
+        let attended = config.query_heads * config.head_dim;
+        Ok(Self {
+            attention_norm: device.vector(layer.attention_norm)?,
+            qkv: device.matrix(config.qkv(), config.hidden, qkv)?,
+            attention_output: device.matrix(config.hidden, attended, layer.attention_output)?,
+            feed_forward_norm: device.vector(layer.feed_forward_norm)?,
+            gate_up: device.matrix(2 * config.feed_forward, config.hidden, gate_up)?,
+            down: device.matrix(config.hidden, config.feed_forward, layer.down)?,
+        })
+    }
+
+    fn forward(
+        &self,
+        device: &mut D,
+        cache: &mut D::Cache,
+        layer: usize,
+        workspace: &mut Workspace<D>,
+        rows: usize,
+        epsilon: f32,
+    ) -> ihip_runtime::Result<()> {
+        let Workspace { hidden, normed, qkv, attended, gate_up, gated, .. } = workspace;
+        device.rms_norm(hidden, rows, &self.attention_norm, epsilon, normed)?;
+        device.linear(normed, 0..rows, &self.qkv, qkv)?;
+        device.attention(cache, layer, qkv, attended)?;
+        device.linear_add(attended, rows, &self.attention_output, hidden)?;
+
+        device.rms_norm(hidden, rows, &self.feed_forward_norm, epsilon, normed)?;
+        device.linear(normed, 0..rows, &self.gate_up, gate_up)?;
+        device.swiglu(gate_up, rows, gated)?;
+        device.linear_add(gated, rows, &self.down, hidden)
+    }
+}

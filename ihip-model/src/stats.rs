@@ -1,0 +1,63 @@
+//! Numbers of one request.
+
+use ihip_dsl::{LayerPlan, Plan};
+use serde::Serialize;
+
+/// What a request took.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Stats {
+    /// The device, as it names itself.
+    pub device: String,
+    /// Name of the pipeline, or `dense`.
+    pub pruning: String,
+    /// Tokens.
+    pub tokens: Tokens,
+    /// Wall-clock seconds of each phase.
+    pub seconds: Seconds,
+    /// Keys that a query head attends to in one decoding step, the mean over steps and layers; 0 where nothing was
+    /// decoded.
+    pub keys_attended_per_step: f64,
+    /// Largest resident set of the process so far, in bytes.
+    pub peak_bytes: u64,
+}
+
+/// Tokens of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Tokens {
+    /// Of the prompt.
+    pub prompt: usize,
+    /// Written, the end token not counted.
+    pub generated: usize,
+}
+
+/// Seconds of the phases of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Seconds {
+    /// Reading and dequantising the weights.
+    pub load: f64,
+    /// From the first prompt token to the first logits.
+    pub prefill: f64,
+    /// Every later token.
+    pub decode: f64,
+}
+
+/// Keys that a query head at `position` attends to, the mean over layers.
+#[must_use]
+pub fn keys_attended(plan: &Plan, position: usize) -> f64 {
+    let visible = position + 1;
+    let keys = |layer| match plan.layer(layer) {
+        LayerPlan::Dense => visible,
+        LayerPlan::Pruned(layer) => visible.min(layer.budget()),
+    };
+    let sum: usize = (0..plan.layers()).map(keys).sum();
+    sum as f64 / plan.layers() as f64
+}
+
+/// Largest resident set of this process so far, in bytes.
+#[must_use]
+pub fn peak_resident_bytes() -> u64 {
+    use nix::sys::resource::{UsageWho, getrusage};
+    // Kibibytes everywhere but on Apple's systems.
+    let unit = if cfg!(target_vendor = "apple") { 1 } else { 1024 };
+    getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| usage.max_rss() as u64 * unit)
+}

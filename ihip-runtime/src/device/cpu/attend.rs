@@ -1,0 +1,281 @@
+//! Attention of one query block, tile by tile of keys, with a running maximum (paper §3.2).
+//!
+//! The rows of all query heads of a key-value head lie side by side in the columns of a panel, so that a tile's keys
+//! and values are gathered and rotated once for all of them, and every step of the softmax works on whole rows.
+
+use std::ops::Range;
+
+use ihip_dsl::PrunedLayer;
+use pulp::Arch;
+use rayon::prelude::*;
+
+use super::cache::Store;
+use super::linear::exp;
+use super::product::{NARROW, Rows, WIDE, product};
+use super::queries::Queries;
+use super::select::BlockList;
+
+/// Keys of a tile.
+const TILE: usize = 128;
+
+/// A key and the rows of the query block that see it.
+#[derive(Clone, Debug)]
+pub(super) struct Key {
+    /// Where it lies in the cache.
+    token: usize,
+    /// Where it is rotated to; `None` leaves it as it is cached.
+    rotary: Option<usize>,
+    /// Rows that see it.
+    rows: Range<usize>,
+}
+
+/// The keys that a query block attends to.
+pub(super) enum Keys {
+    /// Every key up to the last query's own, as it is cached.
+    All,
+    /// These.
+    Kept(Vec<Key>),
+}
+
+impl Keys {
+    /// Blocks of `list`, sinks and window of the query block that stands at `positions`, in this order. Keys that
+    /// no row sees are left out.
+    pub(super) fn of_block(layer: &PrunedLayer, list: &BlockList, positions: Range<usize>) -> Self {
+        let first_query = positions.start;
+        let packed = |number| layer.packed_position(number, first_query, list.count);
+        let selected = list.blocks[..list.count].iter().flat_map(|left| *left..left + layer.block);
+        let selected = selected.enumerate().map(|(number, token)| (token, packed(layer.sink + number)));
+        let sinks = (0..layer.sink).map(|token| (token, packed(token)));
+        // A query sees these once they have left its window, and window keys while they are in it.
+        let mut kept: Vec<Key> = selected
+            .chain(sinks)
+            .filter(|(token, _)| token + layer.window < positions.end)
+            .map(|(token, rotary)| {
+                let rows = (token + layer.window).saturating_sub(first_query)..positions.len();
+                Key { token, rotary, rows }
+            })
+            .collect();
+        let window = (first_query + 1).saturating_sub(layer.window)..positions.end;
+        kept.extend(window.map(|token| Key {
+            token,
+            rotary: packed(0).map(|_| token),
+            rows: token.saturating_sub(first_query)..(token + layer.window - first_query).min(positions.len()),
+        }));
+        Self::Kept(kept)
+    }
+}
+
+/// The attention of one call in one layer.
+pub(super) struct Attention<'a> {
+    pub(super) arch: Arch,
+    pub(super) queries: &'a Queries<'a>,
+    pub(super) store: &'a Store,
+}
+
+impl Attention<'_> {
+    /// Attends with the rows `rows` of the call to `keys`; `out` is `[rows, heads · head_dim]` of these rows.
+    pub(super) fn block(&self, rows: &Range<usize>, keys: &Keys, out: &mut [f32]) {
+        let group = self.store.group(self.queries.heads());
+        let head_dim = self.queries.head_dim();
+        let outputs: Vec<Vec<f32>> = (0..self.store.kv_heads())
+            .into_par_iter()
+            .map(|kv_head| {
+                if rows.len() * group <= NARROW {
+                    self.kv_head::<NARROW>(kv_head, rows, keys)
+                } else {
+                    self.kv_head::<WIDE>(kv_head, rows, keys)
+                }
+            })
+            .collect();
+        // Each is `[heads of the group, rows, head_dim]`.
+        for (head, values) in outputs.iter().flat_map(|output| output.chunks_exact(rows.len() * head_dim)).enumerate() {
+            for (row, values) in values.chunks_exact(head_dim).enumerate() {
+                out[(row * self.queries.heads() + head) * head_dim..][..head_dim].copy_from_slice(values);
+            }
+        }
+    }
+
+    fn kv_head<const W: usize>(&self, kv_head: usize, rows: &Range<usize>, keys: &Keys) -> Vec<f32> {
+        let (group, head_dim) = (self.store.group(self.queries.heads()), self.queries.head_dim());
+        let lanes = group * rows.len();
+        let mut panels: Vec<Panel<W>> = (0..lanes)
+            .step_by(W)
+            .map(|first| self.panel(kv_head * group, rows, first..(first + W).min(lanes)))
+            .collect();
+        let mut weights = vec![[0.0; W]; TILE];
+        match keys {
+            Keys::All => {
+                let positions = self.queries.position(rows.start)..self.queries.position(rows.end);
+                let (keys, values) = (self.store.keys(kv_head), self.store.values(kv_head));
+                for first in (0..positions.end).step_by(TILE) {
+                    let tokens = first..(first + TILE).min(positions.end);
+                    let seen = tokens.clone().map(|token| token.saturating_sub(positions.start)..rows.len());
+                    let elements = tokens.start * head_dim..tokens.end * head_dim;
+                    let tile = Tile { keys: &keys[elements.clone()], values: &values[elements], head_dim };
+                    for panel in &mut panels {
+                        panel.attend(self.arch, &tile, seen.clone(), rows.len(), &mut weights);
+                    }
+                }
+            }
+            Keys::Kept(kept) => {
+                let (mut keys, mut values) = (Vec::new(), Vec::new());
+                for kept in kept.chunks(TILE) {
+                    self.gather(kv_head, kept, &mut keys, &mut values);
+                    let tile = Tile { keys: &keys, values: &values, head_dim };
+                    let seen = kept.iter().map(|key| key.rows.clone());
+                    for panel in &mut panels {
+                        panel.attend(self.arch, &tile, seen.clone(), rows.len(), &mut weights);
+                    }
+                }
+            }
+        }
+        let mut out = vec![0.0; lanes * head_dim];
+        for (panel, out) in panels.iter().zip(out.chunks_mut(W * head_dim)) {
+            panel.write(head_dim, out);
+        }
+        out
+    }
+
+    /// Queries of lanes `lanes`: lane `l` is row `l % rows` of head `first_head + l / rows`.
+    fn panel<const W: usize>(&self, first_head: usize, rows: &Range<usize>, lanes: Range<usize>) -> Panel<W> {
+        let head_dim = self.queries.head_dim();
+        let mut panel = Panel {
+            queries: vec![0.0; head_dim * W],
+            rows: [0; W],
+            largest: [f32::NEG_INFINITY; W],
+            total: [0.0; W],
+            sums: vec![[0.0; W]; head_dim],
+        };
+        let mut query = vec![0.0; head_dim];
+        for (column, lane) in lanes.enumerate() {
+            let (head, row) = (first_head + lane / rows.len(), lane % rows.len());
+            self.queries.head_at_true_position(rows.start + row, head, &mut query);
+            for (element, value) in query.iter().enumerate() {
+                panel.queries[element * W + column] = *value;
+            }
+            panel.rows[column] = row;
+        }
+        panel
+    }
+
+    fn gather(&self, kv_head: usize, kept: &[Key], keys: &mut Vec<f32>, values: &mut Vec<f32>) {
+        let head_dim = self.queries.head_dim();
+        let (all_keys, all_values) = (self.store.keys(kv_head), self.store.values(kv_head));
+        keys.clear();
+        values.clear();
+        for key in kept {
+            let elements = key.token * head_dim..(key.token + 1) * head_dim;
+            let start = keys.len();
+            keys.extend_from_slice(&all_keys[elements.clone()]);
+            values.extend_from_slice(&all_values[elements]);
+            if let Some(position) = key.rotary {
+                self.queries.rope().rotate(&mut keys[start..], position);
+            }
+        }
+    }
+}
+
+/// Keys and values that are attended to together, `[keys][head_dim]` each.
+struct Tile<'a> {
+    keys: &'a [f32],
+    values: &'a [f32],
+    head_dim: usize,
+}
+
+/// The softmax of `W` rows on its way.
+struct Panel<const W: usize> {
+    /// `[head_dim][W]`.
+    queries: Vec<f32>,
+    /// Row of the query block that each column is.
+    rows: [usize; W],
+    /// Largest logit so far.
+    largest: [f32; W],
+    /// Sum of weights so far, relative to the largest logit.
+    total: [f32; W],
+    /// Weighted sums of values so far, `[head_dim]`.
+    sums: Vec<[f32; W]>,
+}
+
+impl<const W: usize> Panel<W> {
+    /// Takes the keys of a tile in; `seen` are the rows that see each of them, of `block_rows` in the block.
+    fn attend(
+        &mut self,
+        arch: Arch,
+        tile: &Tile<'_>,
+        seen: impl Iterator<Item = Range<usize>>,
+        block_rows: usize,
+        weights: &mut [[f32; W]],
+    ) {
+        let count = tile.keys.len() / tile.head_dim;
+        let weights = &mut weights[..count];
+        let keys =
+            Rows { data: tile.keys, step: 1, depth: tile.head_dim, range: 0..count, start: |key| key * tile.head_dim };
+        product::<W, _, _>(arch, keys, &self.queries, |key, logits| weights[key] = *logits);
+        for (logits, seen) in weights.iter_mut().zip(seen) {
+            if seen != (0..block_rows) {
+                for (logit, row) in logits.iter_mut().zip(&self.rows) {
+                    if !seen.contains(row) {
+                        *logit = f32::NEG_INFINITY;
+                    }
+                }
+            }
+        }
+
+        let scale = arch.dispatch(
+            #[inline(always)]
+            || self.soften(weights),
+        );
+
+        let sums = &mut self.sums;
+        let values = Rows {
+            data: tile.values,
+            step: tile.head_dim,
+            depth: count,
+            range: 0..tile.head_dim,
+            start: |element| element,
+        };
+        product::<W, _, _>(arch, values, weights.as_flattened(), |element, added| {
+            for ((sum, added), scale) in sums[element].iter_mut().zip(added).zip(&scale) {
+                *sum = *sum * scale + added;
+            }
+        });
+    }
+
+    /// Turns logits into weights relative to the new largest logit; gives what older sums have to be multiplied by.
+    #[inline(always)]
+    fn soften(&mut self, logits: &mut [[f32; W]]) -> [f32; W] {
+        let mut largest = self.largest;
+        for logits in logits.iter() {
+            for (largest, logit) in largest.iter_mut().zip(logits) {
+                *largest = if *logit > *largest { *logit } else { *largest };
+            }
+        }
+        // A row that has seen nothing yet keeps weights of 0: −∞ − 0 is −∞, where −∞ − (−∞) would be no number.
+        let shift = largest.map(|largest| if largest == f32::NEG_INFINITY { 0.0 } else { largest });
+        let mut scale = [0.0; W];
+        for ((scale, old), shift) in scale.iter_mut().zip(&self.largest).zip(&shift) {
+            *scale = exp(old - shift);
+        }
+        for (total, scale) in self.total.iter_mut().zip(&scale) {
+            *total *= scale;
+        }
+        for logits in logits {
+            for ((logit, shift), total) in logits.iter_mut().zip(&shift).zip(&mut self.total) {
+                *logit = exp(*logit - shift);
+                *total += *logit;
+            }
+        }
+        self.largest = largest;
+        scale
+    }
+
+    /// Writes the averages, `[columns][head_dim]`; 0 for a row that saw no key.
+    fn write(&self, head_dim: usize, out: &mut [f32]) {
+        for (column, out) in out.chunks_exact_mut(head_dim).enumerate() {
+            let total = self.total[column];
+            for (out, sums) in out.iter_mut().zip(&self.sums) {
+                *out = if total > 0.0 { sums[column] / total } else { 0.0 };
+            }
+        }
+    }
+}

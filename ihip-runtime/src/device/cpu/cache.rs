@@ -1,0 +1,160 @@
+//! Keys, values and masks of one request.
+
+use std::sync::Arc;
+
+use ihip_dsl::rope::RopeTable;
+use ihip_dsl::{Geometry, LayerPlan, Plan};
+
+use super::select::BlockList;
+use crate::Step;
+use crate::session::SEGMENT;
+
+/// Keys, values and masks of one request, for every layer.
+#[derive(Debug)]
+pub struct CpuCache {
+    pub(super) plan: Arc<Plan>,
+    pub(super) capacity: usize,
+    pub(super) rope: RopeTable,
+    /// The step that is being computed.
+    pub(super) step: Option<Step>,
+    /// Whether the block lists of prefill calls are kept.
+    pub(super) record: bool,
+    pub(super) layers: Vec<LayerCache>,
+}
+
+/// One layer of the cache.
+#[derive(Debug)]
+pub(super) struct LayerCache {
+    pub(super) store: Store,
+    pub(super) masks: Masks,
+}
+
+/// What decoding steps reuse.
+#[derive(Debug, Default)]
+pub(super) struct Masks {
+    /// Chunks that entered each stage when the stage before last ran; the first stage's are never kept.
+    pub(super) inputs: Vec<Vec<usize>>,
+    /// The final list in force.
+    pub(super) list: BlockList,
+    /// Lists of the last call, one for each query block, where they are recorded.
+    pub(super) recorded: Vec<BlockList>,
+}
+
+/// Keys and values of a layer, each `[kv_heads][positions][head_dim]`.
+#[derive(Debug)]
+pub(super) struct Store {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+impl CpuCache {
+    pub(super) fn new(plan: &Arc<Plan>, capacity: usize) -> Self {
+        let positions = positions(plan, capacity);
+        let layers = (0..plan.layers())
+            .map(|layer| {
+                let stages = match plan.layer(layer) {
+                    LayerPlan::Dense => 0,
+                    LayerPlan::Pruned(layer) => layer.stages.len(),
+                };
+                LayerCache {
+                    store: Store::new(plan.geometry(), positions),
+                    masks: Masks { inputs: vec![Vec::new(); stages], ..Masks::default() },
+                }
+            })
+            .collect();
+        let rope = RopeTable::new(plan.frequencies(), scan_positions(plan));
+        Self { plan: Arc::clone(plan), capacity, rope, step: None, record: false, layers }
+    }
+
+    /// Bytes of everything that grows with `capacity`, and of the most that a prefill call takes besides.
+    pub(super) fn bytes(plan: &Plan, capacity: usize) -> u64 {
+        let geometry = plan.geometry();
+        let (heads, head_dim) = (geometry.query_heads as usize, geometry.head_dim as usize);
+        let store = 2 * geometry.kv_heads as usize * positions(plan, capacity) * head_dim * size_of::<f32>();
+        let lists = |layer: usize| match plan.layer(layer) {
+            LayerPlan::Dense => 0,
+            LayerPlan::Pruned(layer) => {
+                let inputs: usize = (0..layer.stages.len()).map(|stage| layer.chunks(stage, capacity)).sum();
+                (inputs + layer.blocks(capacity)) * size_of::<usize>()
+            }
+        };
+        let rope = capacity.max(scan_positions(plan)) * head_dim * size_of::<f32>();
+        let masks: usize = (0..plan.layers()).map(lists).sum();
+        let rows = capacity.min(SEGMENT);
+        let workspace = 2 * rows * heads * head_dim * size_of::<f32>()
+            + (0..plan.layers()).map(|layer| lists(layer) * rows.div_ceil(16)).max().unwrap_or(0);
+        (plan.layers() * store + rope + masks + workspace) as u64
+    }
+}
+
+/// Positions of a layer's store: a probe of a chunk at the very start may read past the tokens of a short request.
+fn positions(plan: &Plan, capacity: usize) -> usize {
+    let chunks = plan.kinds().iter().flat_map(|kind| match kind {
+        LayerPlan::Dense => None,
+        LayerPlan::Pruned(layer) => layer.stages.first().map(|stage| stage.chunk),
+    });
+    chunks.max().unwrap_or(0).max(capacity)
+}
+
+/// Positions that the scan rotates at, whatever the length is.
+fn scan_positions(plan: &Plan) -> usize {
+    let windows = plan.kinds().iter().map(|kind| match kind {
+        LayerPlan::Dense => 0,
+        LayerPlan::Pruned(layer) => layer.scan_window + 2,
+    });
+    windows.max().unwrap_or(0)
+}
+
+impl Store {
+    fn new(geometry: &Geometry, positions: usize) -> Self {
+        let (kv_heads, head_dim) = (geometry.kv_heads as usize, geometry.head_dim as usize);
+        // Zeros come straight from the kernel and take no memory before they are written.
+        let zeros = || vec![0.0; kv_heads * positions * head_dim];
+        Self { keys: zeros(), values: zeros(), kv_heads, head_dim }
+    }
+
+    /// Query heads that share a key-value head.
+    pub(super) fn group(&self, query_heads: usize) -> usize {
+        query_heads / self.kv_heads
+    }
+
+    /// Key-value heads.
+    pub(super) fn kv_heads(&self) -> usize {
+        self.kv_heads
+    }
+
+    /// Keys of one head, `[positions][head_dim]`.
+    pub(super) fn keys(&self, kv_head: usize) -> &[f32] {
+        let length = self.keys.len() / self.kv_heads;
+        &self.keys[kv_head * length..][..length]
+    }
+
+    /// Values of one head, `[positions][head_dim]`.
+    pub(super) fn values(&self, kv_head: usize) -> &[f32] {
+        let length = self.values.len() / self.kv_heads;
+        &self.values[kv_head * length..][..length]
+    }
+
+    /// Writes the keys and values of `qkv`, whose rows have `columns` elements and end in keys and values, from
+    /// `first` on; keys are rotated at their positions where `rope` is given.
+    pub(super) fn append(&mut self, qkv: &[f32], columns: usize, first: usize, rope: Option<&RopeTable>) {
+        let width = self.kv_heads * self.head_dim;
+        let length = self.keys.len() / self.kv_heads;
+        for (row, qkv) in qkv.chunks_exact(columns).enumerate() {
+            let position = first + row;
+            let (keys, values) = qkv[columns - 2 * width..].split_at(width);
+            let heads = keys.chunks_exact(self.head_dim).zip(values.chunks_exact(self.head_dim));
+            for (head, (key, value)) in heads.enumerate() {
+                let slot = head * length + position * self.head_dim;
+                let slot = slot..slot + self.head_dim;
+                self.keys[slot.clone()].copy_from_slice(key);
+                self.values[slot.clone()].copy_from_slice(value);
+                if let Some(rope) = rope {
+                    rope.rotate(&mut self.keys[slot], position);
+                }
+            }
+        }
+    }
+}

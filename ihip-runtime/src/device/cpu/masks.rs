@@ -1,0 +1,84 @@
+//! The block lists of a call: every stage for every query block in prefill, from the restart stage on in decoding
+//! (paper §3.1, appendix F).
+
+use ihip_dsl::PrunedLayer;
+use pulp::Arch;
+use rayon::prelude::*;
+
+use super::cache::{Masks, Store};
+use super::queries::Queries;
+use super::scan::Scan;
+use super::select::{BlockList, block_list, cut, first_chunks, parent, split};
+
+/// What the stages of one call in one layer read.
+pub(super) struct Stages<'a> {
+    pub(super) arch: Arch,
+    pub(super) layer: &'a PrunedLayer,
+    pub(super) queries: &'a Queries<'a>,
+    pub(super) store: &'a Store,
+}
+
+impl Stages<'_> {
+    /// The list of every query block of a prefill call, in a grid for `t_max` keys.
+    pub(super) fn prefill(&self, t_max: usize) -> Vec<BlockList> {
+        let Some(first) = self.layer.stages.first() else {
+            return vec![BlockList::default(); self.blocks(self.layer.query_block)];
+        };
+        let inputs = vec![first_chunks(self.layer, t_max); self.blocks(first.query_block)];
+        self.run(0, inputs, |_, _| {})
+    }
+
+    /// Renews `masks` for a decoding step from stage `restart` on, which scans its cached input once more.
+    pub(super) fn renew(&self, masks: &mut Masks, restart: usize, t_max: usize) {
+        let input = match restart {
+            0 => first_chunks(self.layer, t_max),
+            restart => masks.inputs[restart].clone(),
+        };
+        let inputs = &mut masks.inputs;
+        let lists = self.run(restart, vec![input], |stage, input| inputs[stage] = input[0].clone());
+        masks.list = lists.into_iter().next().unwrap_or_default();
+    }
+
+    /// Runs the stages from number `first` on; `entered` is told what enters each later one.
+    fn run(
+        &self,
+        first: usize,
+        mut inputs: Vec<Vec<usize>>,
+        mut entered: impl FnMut(usize, &[Vec<usize>]),
+    ) -> Vec<BlockList> {
+        let mut kept = Vec::new();
+        for stage in &self.layer.stages[first..] {
+            if stage.index > first {
+                let (parents, children) = (kept.len(), self.blocks(stage.query_block));
+                inputs = (0..children)
+                    .map(|child| {
+                        let parent: &Vec<usize> = &kept[parent(child, children, parents, stage.block_ratio)];
+                        split(parent, stage.split, stage.chunk)
+                    })
+                    .collect();
+                entered(stage.index, &inputs);
+            }
+            let next = self.layer.stages.get(stage.index + 1);
+            let keep = next.and_then(|next| next.keep_chunks).unwrap_or(self.layer.keep_blocks);
+            let scan = Scan { arch: self.arch, layer: self.layer, stage, queries: self.queries, store: self.store };
+            kept = inputs
+                .par_iter()
+                .enumerate()
+                .map(|(block, chunks)| {
+                    let rows = self.queries.block(block, stage.query_block);
+                    cut(chunks, &scan.scores(rows, chunks), keep)
+                })
+                .collect();
+        }
+        let query_block = self.layer.query_block;
+        let lists = kept.into_iter().enumerate().map(|(block, kept)| {
+            let first_query = self.queries.position(self.queries.block(block, query_block).start);
+            block_list(kept, first_query, query_block)
+        });
+        lists.collect()
+    }
+
+    fn blocks(&self, query_block: usize) -> usize {
+        self.queries.rows().div_ceil(query_block)
+    }
+}

@@ -1,0 +1,299 @@
+//! The CPU device: f32 throughout, parallel over query blocks and heads.
+//!
+//! | file | what |
+//! |---|---|
+//! | `product` | the one product everything is made of |
+//! | `linear` | linear maps, norm, activation |
+//! | `queries`, `cache` | what a call brings, what a request keeps |
+//! | `scan`, `select`, `masks` | one stage's scores, its cut, all stages of a call |
+//! | `attend` | attention, dense or over the kept blocks |
+//! | `sample`, `memory` | tokens from logits, free memory |
+//!
+//! Results depend neither on the number of threads nor on how many rows a call has: every sum has a fixed order.
+
+mod attend;
+mod cache;
+mod linear;
+mod masks;
+mod memory;
+mod product;
+mod queries;
+mod sample;
+mod scan;
+mod select;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use ihip_dsl::{LayerPlan, Plan};
+use pulp::Arch;
+use rayon::prelude::*;
+
+use self::attend::{Attention, Keys};
+pub use self::cache::CpuCache;
+use self::cache::LayerCache;
+pub use self::linear::CpuMatrix;
+use self::masks::Stages;
+use self::queries::Queries;
+use super::{BlockLists, Device, Sampling};
+use crate::session::Phase;
+use crate::{Error, Result, Step};
+
+/// The CPU with a number of threads of its own.
+#[derive(Debug)]
+pub struct CpuDevice {
+    arch: Arch,
+    threads: rayon::ThreadPool,
+    /// Tokens of the step that is being computed.
+    tokens: Vec<u32>,
+}
+
+/// Activations, `[rows, columns]`.
+#[derive(Debug)]
+pub struct CpuTensor {
+    columns: usize,
+    values: Vec<f32>,
+}
+
+/// Weights of a norm.
+#[derive(Debug)]
+pub struct CpuVector(Vec<f32>);
+
+impl CpuTensor {
+    /// Activations with these values, row-major; as many rows as they fill.
+    #[must_use]
+    pub fn new(columns: usize, values: Vec<f32>) -> Self {
+        Self { columns, values }
+    }
+
+    fn rows(&self, rows: Range<usize>) -> &[f32] {
+        &self.values[rows.start * self.columns..rows.end * self.columns]
+    }
+
+    fn rows_mut(&mut self, rows: usize) -> &mut [f32] {
+        &mut self.values[..rows * self.columns]
+    }
+}
+
+impl CpuDevice {
+    /// The CPU with `threads` threads; 0 takes one for each core.
+    ///
+    /// # Errors
+    /// [`Error::Threads`] where they cannot be started.
+    pub fn new(threads: usize) -> Result<Self> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        let threads = pool.map_err(|source| Error::Threads { threads, source })?;
+        Ok(Self { arch: Arch::new(), threads, tokens: Vec::new() })
+    }
+
+    /// Appends the keys and values of the step that was begun to `layer`, and attends to nothing.
+    ///
+    /// [`Device::attention`] does this first; alone it fills a cache with tokens whose outputs nobody needs.
+    ///
+    /// # Panics
+    /// Where no step was begun.
+    pub fn append(&mut self, cache: &mut CpuCache, layer: usize, qkv: &CpuTensor) {
+        let (start, rows) = cache.step_rows();
+        let rope = cache.plan.layer(layer).rotated_cache().then_some(&cache.rope);
+        cache.layers[layer].store.append(qkv.rows(0..rows), qkv.columns, start, rope);
+    }
+}
+
+impl CpuCache {
+    /// First position and tokens of the step.
+    fn step_rows(&self) -> (usize, usize) {
+        let step = self.step.as_ref().expect("begin comes before the operations of a step");
+        (step.start, step.rows)
+    }
+}
+
+impl Device for CpuDevice {
+    type Tensor = CpuTensor;
+    type Matrix = CpuMatrix;
+    type Vector = CpuVector;
+    type Cache = CpuCache;
+
+    fn name(&self) -> String {
+        match self.threads.current_num_threads() {
+            1 => "cpu (1 thread)".to_owned(),
+            threads => format!("cpu ({threads} threads)"),
+        }
+    }
+
+    fn available_bytes(&self) -> Result<Option<u64>> {
+        Ok(memory::available_bytes())
+    }
+
+    fn matrix(&mut self, outputs: usize, inputs: usize, values: Vec<f32>) -> Result<CpuMatrix> {
+        Ok(self.threads.install(|| CpuMatrix::new(outputs, inputs, &values)))
+    }
+
+    fn vector(&mut self, values: Vec<f32>) -> Result<CpuVector> {
+        Ok(CpuVector(values))
+    }
+
+    fn tensor(&mut self, rows: usize, columns: usize) -> Result<CpuTensor> {
+        Ok(CpuTensor::new(columns, vec![0.0; rows * columns]))
+    }
+
+    fn cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
+        CpuCache::bytes(plan, capacity)
+    }
+
+    fn cache(&mut self, plan: &Arc<Plan>, capacity: usize) -> Result<CpuCache> {
+        let needed = self.cache_bytes(plan, capacity);
+        match memory::available_bytes() {
+            Some(available) if needed > available => Err(Error::OutOfMemory {
+                what: format!("the cache of {capacity} tokens"),
+                device: self.name(),
+                needed,
+                available,
+            }),
+            _ => Ok(CpuCache::new(plan, capacity)),
+        }
+    }
+
+    fn record_masks(&mut self, cache: &mut CpuCache, record: bool) {
+        cache.record = record;
+    }
+
+    fn begin(&mut self, cache: &mut CpuCache, step: &Step, tokens: &[u32]) -> Result<()> {
+        let end = step.start + step.rows;
+        if end > cache.capacity {
+            let position = step.start.max(cache.capacity);
+            return Err(Error::CapacityExceeded { capacity: cache.capacity, position });
+        }
+        cache.rope.extend(end);
+        cache.step = Some(step.clone());
+        self.tokens = tokens.to_vec();
+        Ok(())
+    }
+
+    fn replay(
+        &mut self,
+        cache: &mut CpuCache,
+        _step: &Step,
+        operations: &mut dyn FnMut(&mut Self, &mut CpuCache) -> Result<()>,
+    ) -> Result<()> {
+        operations(self, cache)
+    }
+
+    fn embed(&mut self, table: &CpuMatrix, rows: usize, out: &mut CpuTensor) -> Result<()> {
+        let tokens = &self.tokens[..rows];
+        if let Some(&token) = tokens.iter().find(|token| **token as usize >= table.outputs()) {
+            return Err(Error::NoSuchToken { token, vocabulary: table.outputs() });
+        }
+        let columns = out.columns;
+        for (token, out) in tokens.iter().zip(out.rows_mut(rows).chunks_exact_mut(columns)) {
+            table.row(*token as usize, out);
+        }
+        Ok(())
+    }
+
+    fn rms_norm(
+        &mut self,
+        x: &CpuTensor,
+        rows: usize,
+        weight: &CpuVector,
+        epsilon: f32,
+        out: &mut CpuTensor,
+    ) -> Result<()> {
+        let (x, out) = (x.rows(0..rows), out.rows_mut(rows));
+        self.threads.install(|| linear::rms_norm(self.arch, x, &weight.0, epsilon, out));
+        Ok(())
+    }
+
+    fn linear(&mut self, x: &CpuTensor, rows: Range<usize>, weight: &CpuMatrix, out: &mut CpuTensor) -> Result<()> {
+        let (out, x) = (out.rows_mut(rows.len()), x.rows(rows));
+        self.threads.install(|| weight.apply(self.arch, x, out, |out, value| *out = value));
+        Ok(())
+    }
+
+    fn linear_add(&mut self, x: &CpuTensor, rows: usize, weight: &CpuMatrix, out: &mut CpuTensor) -> Result<()> {
+        let (x, out) = (x.rows(0..rows), out.rows_mut(rows));
+        self.threads.install(|| weight.apply(self.arch, x, out, |out, value| *out += value));
+        Ok(())
+    }
+
+    fn swiglu(&mut self, gate_up: &CpuTensor, rows: usize, out: &mut CpuTensor) -> Result<()> {
+        let columns = out.columns;
+        let (gate_up, out) = (gate_up.rows(0..rows), out.rows_mut(rows));
+        self.threads.install(|| linear::swiglu(self.arch, gate_up, columns, out));
+        Ok(())
+    }
+
+    fn attention(&mut self, cache: &mut CpuCache, layer: usize, qkv: &CpuTensor, out: &mut CpuTensor) -> Result<()> {
+        self.append(cache, layer, qkv);
+        let CpuCache { plan, rope, step: Some(step), record, layers, .. } = cache else {
+            unreachable!("append found a step");
+        };
+        let geometry = plan.geometry();
+        let kind = plan.kind_of(layer);
+        let LayerCache { store, masks } = &mut layers[layer];
+        let layer = plan.layer(layer);
+        let queries = Queries::new(
+            qkv.rows(0..step.rows),
+            qkv.columns,
+            (geometry.query_heads as usize, geometry.head_dim as usize),
+            geometry.query_scale,
+            step.start,
+            layer.rotated_cache(),
+            rope,
+        );
+        let (arch, columns, out) = (self.arch, out.columns, out.rows_mut(step.rows));
+        let attention = Attention { arch, queries: &queries, store };
+        self.threads.install(|| match layer {
+            LayerPlan::Dense => {
+                let blocks = out.par_chunks_mut(DENSE_BLOCK * columns).enumerate();
+                blocks.for_each(|(block, out)| {
+                    attention.block(&queries.block(block, DENSE_BLOCK), &Keys::All, out);
+                });
+            }
+            LayerPlan::Pruned(layer) => {
+                let stages = Stages { arch, layer, queries: &queries, store };
+                let lists = match &step.phase {
+                    Phase::Prefill => stages.prefill(step.t_max),
+                    Phase::Decode { restart } => {
+                        if let Some(restart) = restart[kind] {
+                            stages.renew(masks, restart, step.t_max);
+                        }
+                        vec![masks.list.clone()]
+                    }
+                };
+                let blocks = out.par_chunks_mut(layer.query_block * columns).zip(&lists).enumerate();
+                blocks.for_each(|(block, (out, list))| {
+                    let rows = queries.block(block, layer.query_block);
+                    let positions = queries.position(rows.start)..queries.position(rows.end);
+                    attention.block(&rows, &Keys::of_block(layer, list, positions), out);
+                });
+                masks.recorded = if *record { lists } else { Vec::new() };
+            }
+        });
+        Ok(())
+    }
+
+    fn block_lists(&mut self, cache: &CpuCache, layer: usize) -> Result<Option<BlockLists>> {
+        let LayerPlan::Pruned(plan) = cache.plan.layer(layer) else {
+            return Ok(None);
+        };
+        let mut lists = BlockLists { width: plan.keep_blocks, ..BlockLists::default() };
+        for list in &cache.layers[layer].masks.recorded {
+            let missing = plan.keep_blocks - list.blocks.len();
+            lists.blocks.extend(list.blocks.iter().map(|left| *left as i32));
+            lists.blocks.extend(std::iter::repeat_n(-1, missing));
+            lists.counts.push(list.count as i32);
+        }
+        Ok(Some(lists))
+    }
+
+    fn read(&mut self, x: &CpuTensor, rows: usize) -> Result<Vec<f32>> {
+        Ok(x.rows(0..rows).to_vec())
+    }
+
+    fn sample(&mut self, logits: &CpuTensor, sampling: &Sampling, draw: f32) -> Result<u32> {
+        Ok(sample::sample(logits.rows(0..1), sampling, draw))
+    }
+}
+
+/// Queries of a dense layer that are computed together.
+const DENSE_BLOCK: usize = 64;

@@ -1,0 +1,6 @@
+//! What must hold of the reference, whatever the description.
+
+mod decode;
+mod limits;
+mod selection;
+mod snapshot;

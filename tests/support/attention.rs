@@ -1,0 +1,227 @@
+//! One attention layer on a [`Host`]: interprets the launch lists of a [`Program`] as a device does.
+
+use std::collections::BTreeMap;
+
+use half::{bf16, f16};
+use ihip_dsl::emit::{Activation, Buffer, Element, Extent, Kernel, Launch, Program, Value, step};
+use ihip_dsl::{LayerPlan, Plan};
+
+use super::host::{Handle, Host, HostValue};
+
+/// A layer with its cache and everything that its kernels need.
+pub struct Attention {
+    host: Box<dyn Host>,
+    program: Program,
+    kernels: BTreeMap<String, Kernel>,
+    extent: Extent,
+    buffers: BTreeMap<Buffer, (Handle, usize)>,
+    /// Queries, keys and values of a row.
+    qkv_row: usize,
+    /// Elements of an output row.
+    out_row: usize,
+}
+
+/// What one call left behind besides its output.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Masks {
+    /// For every stage but the first: the chunks that entered it, before they were split, for each block of the stage
+    /// before. Of prefill only.
+    pub kept: Vec<Vec<Vec<i32>>>,
+    /// The blocks that count, for every query block.
+    pub lists: Vec<Vec<i32>>,
+}
+
+impl Attention {
+    /// Layer 0 of `plan`, for calls up to `extent`. Pages lie in the cache in an order of their own.
+    ///
+    /// # Panics
+    /// Where the plan has heads that kernels are not made for.
+    #[must_use]
+    pub fn new(mut host: Box<dyn Host>, plan: &Plan, activation: Activation, extent: Extent) -> Self {
+        let program = Program::new(plan, activation).unwrap_or_else(|error| panic!("{error}"));
+        let geometry = *plan.geometry();
+        let kernels = program.kernels().into_iter().map(|kernel| (kernel.name.clone(), kernel)).collect();
+        let head_dim = geometry.head_dim as usize;
+        let qkv_row = (geometry.query_heads + 2 * geometry.kv_heads) as usize * head_dim;
+        let out_row = geometry.query_heads as usize * head_dim;
+        let pages = extent.tokens.div_ceil(geometry.page as usize);
+        let cached = pages * (geometry.page * geometry.kv_heads) as usize * head_dim * geometry.kv_type.bytes();
+
+        let positions = program.rope_positions(extent);
+        let activation = activation.element().bytes();
+        let mut sizes = vec![
+            (Buffer::Step, step::WORDS * 4, true),
+            (Buffer::Qkv, extent.rows * qkv_row * activation, false),
+            (Buffer::Out, extent.rows * out_row * activation, false),
+            (Buffer::Keys, cached, false),
+            (Buffer::Values, cached, false),
+            (Buffer::PageTable, pages * 4, false),
+            (Buffer::RopeTable, positions * head_dim / 2 * 8, false),
+            (Buffer::Frequencies, head_dim / 2 * 8, false),
+        ];
+        let mut storage = program.workspace(extent);
+        storage.extend(program.layer_state(plan.kind_of(0)));
+        sizes.extend(storage.iter().map(|storage| (storage.buffer, storage.bytes(), storage.zeroed)));
+        let mut buffers = BTreeMap::new();
+        for (buffer, bytes, zeroed) in sizes {
+            let handle = host.allocate(&format!("{buffer:?}"), bytes);
+            if zeroed {
+                host.write(handle, 0, &vec![0; bytes]);
+            }
+            buffers.insert(buffer, (handle, bytes));
+        }
+
+        let mut attention = Self { host, program, kernels, extent, buffers, qkv_row, out_row };
+        // Neighbouring pages of the sequence are no neighbours in the cache: a kernel that forgets the table is found.
+        let table: Vec<u32> = (0..pages as u32).rev().collect();
+        attention.write(Buffer::PageTable, &table.iter().flat_map(|page| page.to_ne_bytes()).collect::<Vec<u8>>());
+        let frequencies = plan.frequencies();
+        attention.write(Buffer::Frequencies, &frequencies.iter().flat_map(|f| f.to_ne_bytes()).collect::<Vec<u8>>());
+        let angles = (0..positions).flat_map(|position| {
+            frequencies.iter().flat_map(move |frequency| {
+                let angle = position as f64 * frequency;
+                [angle.cos() as f32, angle.sin() as f32]
+            })
+        });
+        attention.write(Buffer::RopeTable, &angles.flat_map(f32::to_ne_bytes).collect::<Vec<u8>>());
+        attention
+    }
+
+    /// Lets the cache hold keys and values of the positions from `first` on, as if earlier calls had appended them.
+    /// Both are `[keys, kv_heads, head_dim]`.
+    pub fn append(&mut self, first: usize, keys: &[f32], values: &[f32]) {
+        let query = self.out_row;
+        let row = (self.qkv_row - query) / 2;
+        let rows: Vec<_> = keys.chunks(row).zip(values.chunks(row)).collect();
+        for (call, rows) in rows.chunks(self.extent.rows).enumerate() {
+            let mut qkv = Vec::new();
+            for (key, value) in rows {
+                qkv.extend(std::iter::repeat_n(0.0, query));
+                qkv.extend_from_slice(key);
+                qkv.extend_from_slice(value);
+            }
+            let start = first + call * self.extent.rows;
+            self.begin(start, rows.len(), self.extent.tokens, &qkv);
+            let launches = self.program.prefill(0, self.extent, rows.len(), self.extent.tokens);
+            self.launch(&launches[..1]);
+        }
+    }
+
+    /// A prefill call: `qkv` is `[rows, qkv_row]`. Returns the output and the masks.
+    pub fn prefill(&mut self, start: usize, t_max: usize, qkv: &[f32]) -> (Vec<f32>, Masks) {
+        let rows = qkv.len() / self.qkv_row;
+        self.begin(start, rows, t_max, qkv);
+        let launches = self.program.prefill(0, self.extent, rows, t_max);
+        self.launch(&launches);
+        let mut masks = Masks::default();
+        if let LayerPlan::Pruned(layer) = &self.program.plan().kinds()[0].clone() {
+            for stage in layer.stages.iter().skip(1) {
+                let before = layer.stages[stage.index - 1].query_block;
+                let lists = self.read_i32(Buffer::Lists { stage: stage.index });
+                let width = stage.keep_chunks.unwrap_or(0) + 1;
+                let lists = lists.chunks(width).take(rows.div_ceil(before));
+                masks.kept.push(lists.map(|list| list[..list[width - 1] as usize].to_vec()).collect());
+            }
+            if !layer.stages.is_empty() {
+                let (blocks, counts) = (self.read_i32(Buffer::Blocks), self.read_i32(Buffer::Counts));
+                let lists = blocks.chunks(layer.keep_blocks).zip(counts).take(rows.div_ceil(layer.query_block));
+                masks.lists = lists.map(|(list, count)| list[..count as usize].to_vec()).collect();
+            }
+        }
+        (self.out(rows), masks)
+    }
+
+    /// A decoding step: `qkv` is one row. Returns the output and the list in force.
+    pub fn decode(
+        &mut self,
+        position: usize,
+        t_max: usize,
+        restart: Option<usize>,
+        qkv: &[f32],
+    ) -> (Vec<f32>, Vec<i32>) {
+        self.begin(position, 1, t_max, qkv);
+        let launches = self.program.decode(0, self.extent, restart);
+        self.launch(&launches);
+        let list = match &self.program.plan().kinds()[0] {
+            LayerPlan::Pruned(layer) if !layer.stages.is_empty() => {
+                let count = self.read_i32(Buffer::CachedCount)[0] as usize;
+                self.read_i32(Buffer::CachedBlocks)[..count].to_vec()
+            }
+            _ => Vec::new(),
+        };
+        (self.out(1), list)
+    }
+
+    /// Whether every score is zero again, as the next call needs it.
+    pub fn scores_are_zero(&mut self) -> bool {
+        !self.buffers.contains_key(&Buffer::Scores) || self.read_i32(Buffer::Scores).iter().all(|&score| score == 0)
+    }
+
+    fn begin(&mut self, start: usize, rows: usize, t_max: usize, qkv: &[f32]) {
+        assert!(rows <= self.extent.rows && t_max <= self.extent.tokens, "{rows} rows, {t_max} keys");
+        let mut words = [0_i32; step::WORDS];
+        words[step::START] = start as i32;
+        words[step::ROWS] = rows as i32;
+        words[step::T_MAX] = t_max as i32;
+        // A step need not begin in the first row of what the model computed.
+        let first_row = self.extent.rows - rows;
+        words[step::FIRST_ROW] = first_row as i32;
+        self.write(Buffer::Step, &words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>());
+        let bytes = encode(self.program.activation().element(), qkv);
+        let at = first_row * bytes.len() / rows;
+        let (handle, _) = self.buffers[&Buffer::Qkv];
+        self.host.write(handle, at, &bytes);
+    }
+
+    fn out(&mut self, rows: usize) -> Vec<f32> {
+        let element = self.program.activation().element();
+        let row = self.out_row * element.bytes();
+        let (handle, _) = self.buffers[&Buffer::Out];
+        let bytes = self.host.read(handle, (self.extent.rows - rows) * row, rows * row);
+        decode(element, &bytes)
+    }
+
+    fn launch(&mut self, launches: &[Launch]) {
+        for launch in launches {
+            let values = launch.arguments.iter().map(|value| match value {
+                Value::Buffer(buffer) => HostValue::Buffer(self.buffers[buffer].0, 0),
+                Value::I32(value) => HostValue::I32(*value),
+            });
+            let values: Vec<HostValue> = values.collect();
+            self.host.launch(&self.kernels[&launch.kernel], launch.grid, &values);
+        }
+    }
+
+    fn write(&mut self, buffer: Buffer, bytes: &[u8]) {
+        let (handle, size) = self.buffers[&buffer];
+        assert_eq!(bytes.len(), size, "{buffer:?}");
+        self.host.write(handle, 0, bytes);
+    }
+
+    fn read_i32(&mut self, buffer: Buffer) -> Vec<i32> {
+        let (handle, bytes) = self.buffers[&buffer];
+        let bytes = self.host.read(handle, 0, bytes);
+        let (words, _) = bytes.as_chunks();
+        words.iter().map(|&word| i32::from_ne_bytes(word)).collect()
+    }
+}
+
+/// `values` as elements of a buffer.
+#[must_use]
+pub fn encode(element: Element, values: &[f32]) -> Vec<u8> {
+    match element {
+        Element::Bf16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_ne_bytes()).collect(),
+        Element::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_ne_bytes()).collect(),
+        _ => values.iter().flat_map(|x| x.to_ne_bytes()).collect(),
+    }
+}
+
+/// Elements of a buffer as f32.
+#[must_use]
+pub fn decode(element: Element, bytes: &[u8]) -> Vec<f32> {
+    match element {
+        Element::Bf16 => bytes.as_chunks().0.iter().map(|&x| bf16::from_ne_bytes(x).to_f32()).collect(),
+        Element::F16 => bytes.as_chunks().0.iter().map(|&x| f16::from_ne_bytes(x).to_f32()).collect(),
+        _ => bytes.as_chunks().0.iter().map(|&x| f32::from_ne_bytes(x)).collect(),
+    }
+}
