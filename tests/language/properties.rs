@@ -5,6 +5,7 @@ use ihip_dsl::{LayerPruning, parse_str};
 use proc_macro2::TokenStream;
 use proptest::prelude::*;
 use proptest::sample::select;
+use proptest::strategy::ValueTree;
 
 /// A pipeline as numbers; `None` is a word that is left out.
 #[derive(Clone, Debug)]

@@ -68,12 +68,21 @@ fn every_rule_is_broken_by_a_failing_case() {
 
 #[test]
 fn errors_of_a_text_come_with_line_and_column() {
-    let errors = parse_str("/// Wrong twice.\npub Mine {\n    sink 250; window 63;\n    stage { chunk 32 }\n    attend { keep 64 }\n    rope { scan relative, attend streaming }\n}\n").unwrap_err();
-    insta::assert_snapshot!(errors, @"3:10: `sink 250` is no multiple of 32, the last chunk: write `sink 224` or `sink 256`");
-    let errors = parse_str("pub Mine {\n  sink 256; window 62;").unwrap_err();
-    insta::assert_snapshot!(errors, @"");
-    let errors: Box<dyn std::error::Error + Send + Sync> = Box::new(parse_str("Mine {}").unwrap_err());
-    insta::assert_snapshot!(errors, @"");
+    let text = "/// Wrong twice.\npub Mine {\n    window 62;\n    stage { chunk 32 }\n    attend { keep 64 }\n}\n";
+    let wrong = parse_str(&text.replace("}\n}", "}\n    rope { scan relative, attend stream }\n}")).unwrap_err();
+    insta::assert_snapshot!(wrong, @r"
+    2:5: the pipeline needs `sink`: add `sink 256;`
+    3:12: `window 62` is under 63, twice the first chunk of 32 less one, and a probe could read past its query: write `window 63` or more, or a smaller first chunk
+    6:34: `attend` has no mode `stream`: did you mean `streaming`?
+    ");
+    let open = parse_str("pub Mine {\n  sink 256; window 62;").unwrap_err();
+    insta::assert_snapshot!(open, @"1:10: found `{` where a word, a number or a brace that is closed again should stand");
+    let short: Box<dyn std::error::Error + Send + Sync> = Box::new(parse_str("Mine {}").unwrap_err());
+    insta::assert_snapshot!(short, @r"
+    1:1: the pipeline needs `sink`: add `sink 256;`
+    1:1: the pipeline needs `window`: add `window 1024;`
+    1:1: the pipeline needs `rope`: add `rope { scan relative, attend streaming }`
+    ");
 }
 
 #[test]
