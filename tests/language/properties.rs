@@ -104,7 +104,7 @@ impl Sketch {
         if !bounds {
             return false;
         }
-        let whole = |number: u32, of: u32| number % of == 0;
+        let whole = u32::is_multiple_of;
         let strides =
             (0..self.stages.len()).all(|stage| whole(self.block(stage), self.stages[stage].query_stride.unwrap_or(1)));
         let later = (1..self.stages.len()).all(|stage| {
