@@ -155,6 +155,7 @@ fn nearly(right: u32) -> impl Strategy<Value = u32> {
     prop_oneof![
         30 => Just(right),
         1 => Just(right + 1),
+        1 => Just(right - 1),
         1 => Just(right * 3 / 2),
         1 => select(vec![0, 1, 7, 1_025, 65_537, 16_777_217, u32::MAX]),
     ]
