@@ -8,6 +8,7 @@ mod emulator;
 mod families;
 mod golden;
 mod gpu;
+mod language;
 mod model;
 mod nvrtc;
 mod reference;

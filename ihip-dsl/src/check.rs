@@ -2,7 +2,7 @@
 //!
 //! The rules run over what the words say, once for the pipeline and once for every `layers` with what it inherits.
 //! They all run, each reports at the token that broke it, and none reports what another has already. What can be
-//! wrong with a single word is in [`crate::draft`].
+//! wrong with a single word is in `draft.rs`.
 
 use std::borrow::Cow;
 

@@ -8,6 +8,9 @@ use crate::error::{Errors, Rule};
 use crate::words::{MOST_LAYER, Mode, Place, Takes, Word, nearest};
 use crate::{AttendRope, ScanRope};
 
+/// How braces look in a message about a word that takes none.
+const BRACES: &str = "{ … }";
+
 /// Where a value came from.
 #[derive(Clone, Debug)]
 pub(crate) struct Origin<L> {
@@ -307,7 +310,7 @@ impl<L: Clone> Reader<'_, L> {
             Value::Scalar(scalar) => self.bounded(word, least, most, scalar),
             Value::Missing => self.missing_value(word, item),
             Value::Block(_) | Value::Layers { .. } => {
-                self.not_a_number(word, least, most, &item.word.at, "a block".to_owned())
+                self.not_a_number(word, least, most, &item.word.at, BRACES.to_owned())
             }
         }
     }
@@ -344,7 +347,7 @@ impl<L: Clone> Reader<'_, L> {
         let (mode, at) = match &item.value {
             Value::Missing => return self.missing_value(word, item),
             Value::Scalar(Located { value, at }) => (value.to_string(), at),
-            Value::Block(_) | Value::Layers { .. } => ("{ … }".to_owned(), &item.word.at),
+            Value::Block(_) | Value::Layers { .. } => (BRACES.to_owned(), &item.word.at),
         };
         if let Some(value) = M::from_word(&mode) {
             return Field::Given(Given { value, origin: Origin { at: at.clone(), inherited: false } });

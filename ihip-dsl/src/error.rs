@@ -93,7 +93,7 @@ pub enum Rule {
         known: Vec<&'static str>,
     },
     /// A word of another place.
-    #[error("`{word}` is no word of {place} but of {home}: move it to {home}")]
+    #[error("`{word}` stands in {place} but belongs to {home}: move it there")]
     MisplacedWord {
         /// The word.
         word: &'static str,
@@ -375,8 +375,8 @@ fn suggestion(nearest: Option<&str>, known: &[&str]) -> String {
         None => {
             let known: Vec<_> = known.iter().map(|word| format!("`{word}`")).collect();
             match known.as_slice() {
-                [only] => format!("write {only}"),
-                [others @ .., last] => format!("write {} or {last}", others.join(", ")),
+                [only] => format!("choose {only}"),
+                [others @ .., last] => format!("choose {} or {last}", others.join(", ")),
                 [] => String::new(),
             }
         }

@@ -125,3 +125,37 @@ fn stage(stage: &Stage) -> TokenStream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use quote::quote;
+
+    use super::expand;
+
+    #[test]
+    fn a_declaration_becomes_a_type_a_constant_and_a_registration() {
+        let tokens = quote! {
+            #[doc = " Sink, window and what one stage keeps."]
+            pub Mine {
+                sink 256; window 1_024;
+                stage { chunk 32, query_stride 4, refresh 8 }
+                attend { keep 2_048 }
+                rope { scan relative, attend streaming }
+                layers 0..=2 { attend { keep 4_096 } }
+            }
+        };
+        let text = prettyplease::unparse(&syn::parse2(expand(tokens)).unwrap());
+        insta::with_settings!({ snapshot_path => "../../tests/snapshots", prepend_module_to_snapshot => false }, {
+            insta::assert_snapshot!("expansion", text);
+        });
+    }
+
+    #[test]
+    fn a_wrong_declaration_becomes_its_errors_and_a_type_that_is_not_registered() {
+        let tokens = quote! { pub Mine { sink 256; } };
+        let text = prettyplease::unparse(&syn::parse2(expand(tokens)).unwrap());
+        assert_eq!(text.matches("compile_error!").count(), 2);
+        assert!(text.contains("pub struct Mine;") && text.contains("Pruning for Mine"));
+        assert!(!text.contains("submit!"));
+    }
+}

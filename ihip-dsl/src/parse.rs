@@ -200,10 +200,14 @@ impl Reader {
 
     /// The items between braces; those of an unknown word are separated by `otherwise`.
     fn block(&mut self, input: ParseStream<'_>, word: &str, otherwise: char) -> syn::Result<Vec<Item<Span>>> {
-        let separator = match Place::Pipeline.word(word).map(|word| word.takes) {
+        let separator = match Place::home(word).map(|(_, word)| word.takes) {
             Some(Takes::Block(_)) => ',',
             Some(Takes::Layers(_)) => ';',
-            _ => otherwise,
+            Some(Takes::Number { .. } | Takes::Mode) => {
+                input.parse::<TokenTree>()?;
+                return Ok(Vec::new());
+            }
+            None => otherwise,
         };
         let content;
         braced!(content in input);

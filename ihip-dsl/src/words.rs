@@ -146,7 +146,7 @@ impl Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Pipeline => "a pipeline",
+            Self::Pipeline => "the pipeline",
             Self::Layers => "`layers`",
             Self::Stage => "`stage`",
             Self::Attend => "`attend`",

@@ -1,0 +1,6 @@
+//! The language: what is right compiles, what is wrong says so at its token.
+
+mod presets;
+mod properties;
+mod rules;
+mod ui;

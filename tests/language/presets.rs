@@ -1,0 +1,40 @@
+//! The published settings, as the declarations say them.
+
+use ihip_model::presets::{Paper3k, Paper3kFast, Paper3kFlash, Paper5k};
+use ihip_model::{Pipeline, Pruning};
+
+fn refresh(pipeline: &Pipeline) -> Vec<u32> {
+    pipeline.base().stages.iter().map(|stage| stage.refresh).collect()
+}
+
+#[test]
+fn paper3k_is_what_the_paper_says() {
+    insta::with_settings!({ snapshot_path => "../snapshots", prepend_module_to_snapshot => false }, {
+        insta::assert_debug_snapshot!("paper3k", Paper3k::pipeline());
+    });
+}
+
+#[test]
+fn fast_and_flash_differ_in_their_refresh_intervals_alone() {
+    let base = Paper3k::pipeline();
+    assert_eq!(refresh(base), [16, 8, 4]);
+    for (other, intervals) in [(Paper3kFast::pipeline(), [32, 16, 8]), (Paper3kFlash::pipeline(), [96, 32, 8])] {
+        assert_eq!(refresh(other), intervals);
+        for layer in 0..4 {
+            let mut same = other.layer(layer).clone();
+            for (stage, of_base) in same.stages.to_mut().iter_mut().zip(base.base().stages.iter()) {
+                stage.refresh = of_base.refresh;
+            }
+            assert_eq!(same, *base.layer(layer));
+        }
+    }
+}
+
+#[test]
+fn paper5k_has_smaller_first_chunks_and_one_budget() {
+    let pipeline = Paper5k::pipeline();
+    let stages: Vec<_> = pipeline.base().stages.iter().map(|stage| (stage.chunk, stage.keep)).collect();
+    assert_eq!(stages, [(64, None), (32, Some(32_768)), (16, Some(16_384))]);
+    assert_eq!([0, 2, 3].map(|layer| pipeline.layer(layer).keep), [4_096; 3]);
+    assert_ne!(pipeline.layer(2).rope, pipeline.layer(3).rope);
+}

@@ -1,0 +1,12 @@
+use ihip_model::pruning;
+
+pruning! {
+    pub Mine {
+        sink 256; window 1_024;
+
+        attend { keep 1_024 }
+        rope { attend streaming }
+    }
+}
+
+fn main() {}

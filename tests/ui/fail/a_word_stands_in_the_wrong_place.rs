@@ -1,0 +1,14 @@
+use ihip_model::pruning;
+
+pruning! {
+    pub Mine {
+        sink 256; window 1_024;
+        chunk 64;
+
+        stage { chunk 64, window 512 }
+        attend { keep 1_024 }
+        rope { scan relative, attend streaming }
+    }
+}
+
+fn main() {}

@@ -1,0 +1,12 @@
+use ihip_model::{Pruning, pruning};
+
+fn window() -> u32 {
+    pruning! {
+        Local { sink 64; window 512; rope { attend streaming } }
+    }
+    Local::pipeline().base().window
+}
+
+fn main() {
+    assert_eq!(window(), 512);
+}

@@ -1,0 +1,16 @@
+use ihip_model::{pruning, registry};
+
+pruning! {
+    pub Mine {
+        sink 64; window 512;
+        rope { attend streaming }
+    }
+}
+
+fn main() {
+    assert_eq!(registry::find("Mine").unwrap().base().window, 512);
+    assert_eq!(registry::nearest("mein"), ["Mine"]);
+    let names: Vec<_> = registry::all().iter().map(|pipeline| pipeline.name()).collect();
+    assert_eq!(names, ["Mine", "Paper3k", "Paper3kFast", "Paper3kFlash", "Paper5k"]);
+    assert_eq!(registry::verify(), Ok(()));
+}
