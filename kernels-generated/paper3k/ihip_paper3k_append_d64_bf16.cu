@@ -313,6 +313,9 @@ inline void mma_16x8x16<f16>(float (&d)[4], const unsigned (&a)[4], const unsign
 
 #line 1 "Paper3k, append"
 
+// What changes from step to step is read from memory, so that a captured graph stays valid.
+enum StepWord { STEP_START = 0, STEP_ROWS = 1, STEP_T_MAX = 2, STEP_FIRST_ROW = 3 };
+
 using Cached = bf16;  // element of the key-value cache
 using Activation = float;
 
@@ -349,7 +352,7 @@ inline unsigned cache_row(const unsigned* page_table, int token, int kv_head) {
 }
 
 KERNEL(THREADS) ihip_paper3k_append_d64_bf16(const int* step, const Activation* qkv, Cached* keys, Cached* values, const unsigned* page_table) {
-    const int start = step[0], rows = step[1], first_row = step[3];
+    const int start = step[STEP_START], rows = step[STEP_ROWS], first_row = step[STEP_FIRST_ROW];
     const int row = blockIdx.x, thread = threadIdx.x;
     if (row >= rows) return;
     const int position = start + row;

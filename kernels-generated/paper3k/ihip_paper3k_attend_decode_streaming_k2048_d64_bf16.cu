@@ -314,6 +314,9 @@ inline void mma_16x8x16<f16>(float (&d)[4], const unsigned (&a)[4], const unsign
 
 #line 1 "Paper3k, attend"
 
+// What changes from step to step is read from memory, so that a captured graph stays valid.
+enum StepWord { STEP_START = 0, STEP_ROWS = 1, STEP_T_MAX = 2, STEP_FIRST_ROW = 3 };
+
 using Cached = bf16;  // element of the key-value cache
 using Activation = float;
 
@@ -387,7 +390,7 @@ KERNEL(THREADS) ihip_paper3k_attend_decode_streaming_k2048_d64_bf16(
     SHARED(float, total, HEADS);
     SHARED(float, scale, HEADS);
 
-    const int position = step[0], first_row = step[3];
+    const int position = step[STEP_START], first_row = step[STEP_FIRST_ROW];
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, split = blockIdx.x;
     const int first_head = blockIdx.y * HEADS, kv_head = first_head / GROUP;
     const int* const list = blocks;
@@ -419,7 +422,7 @@ KERNEL(THREADS) ihip_paper3k_attend_decode_streaming_k2048_d64_bf16(
                 const int slot = split * TILE_KEYS + thread;
                 if (slot < count * BLOCK) token = list[slot / BLOCK] + slot % BLOCK;
                 if (token < SINK || position - token < WINDOW) token = NOWHERE;  // seen as a sink or in the window
-                at = max(0, SINK / BLOCK * BLOCK + slot + packed) - origin;
+                at = max(0, SINK + slot + packed) - origin;
             } else if (split < LISTED_SPLITS + SINK_SPLITS) {
                 const int sink = (split - LISTED_SPLITS) * TILE_KEYS + thread;
                 if (sink < SINK && position - sink >= WINDOW) token = sink;
@@ -434,6 +437,7 @@ KERNEL(THREADS) ihip_paper3k_attend_decode_streaming_k2048_d64_bf16(
             slot_position[thread] = token == NOWHERE ? 0 : at;
         }
         sync_block();
+        // A batch's loads are all under way before the first is used.
         for (int first_item = thread; first_item < TILE_KEYS * HALF / 4; first_item += 4 * THREADS) {
             Quad<float> x[4], y[4];
             for (int i = 0; i < 4; ++i) {
@@ -452,6 +456,7 @@ KERNEL(THREADS) ihip_paper3k_attend_decode_streaming_k2048_d64_bf16(
                 store_quad(&key_tile[slot * STRIDE + element + HALF], y[i]);
             }
         }
+        // A batch's loads are all under way before the first is used.
         for (int first_item = thread; first_item < TILE_KEYS * HEAD_DIM / 4; first_item += 8 * THREADS) {
             Quad<float> batch[8];
             for (int i = 0; i < 8; ++i) {

@@ -314,6 +314,9 @@ inline void mma_16x8x16<f16>(float (&d)[4], const unsigned (&a)[4], const unsign
 
 #line 1 "Paper3k, attend"
 
+// What changes from step to step is read from memory, so that a captured graph stays valid.
+enum StepWord { STEP_START = 0, STEP_ROWS = 1, STEP_T_MAX = 2, STEP_FIRST_ROW = 3 };
+
 using Cached = bf16;  // element of the key-value cache
 using Activation = float;
 
@@ -339,7 +342,7 @@ constexpr int COLUMNS = 8;                  // output elements of a row that a t
 constexpr int THREADS = 256;                // threads of a block
 constexpr int STRIDE = 132;                 // floats between rows in shared memory: no bank conflicts
 constexpr int WEIGHT_STRIDE = 68;           // the same for the weights
-constexpr int NOWHERE = 1073741823;         // token of an empty slot: after every query
+constexpr int NOWHERE = 0x3fffffff;         // token of an empty slot: after every query
 constexpr float QUERY_SCALE = 0.12751743f;  // factor of every query, times log2(e)
 constexpr float LOWEST = -3.4028235e38f;    // below every score
 
@@ -384,7 +387,7 @@ KERNEL(THREADS) ihip_paper3k_attend_streaming_k2048_d128_bf16(
     SHARED(int, slot_position, TILE_KEYS);
     SHARED(unsigned, slot_row, TILE_KEYS);
 
-    const int start = step[0], rows = step[1], first_row = step[3];
+    const int start = step[STEP_START], rows = step[STEP_ROWS], first_row = step[STEP_FIRST_ROW];
     const int thread = threadIdx.x, across = thread % ACROSS, down = thread / ACROSS;
     // Tiles with many keys come last in a call: they are started first.
     const int tile_of_call = gridDim.x - 1 - blockIdx.x, block = tile_of_call / TILES;
@@ -410,7 +413,7 @@ KERNEL(THREADS) ihip_paper3k_attend_streaming_k2048_d128_bf16(
                 &qkv[static_cast<unsigned long long>(first_row + first + query) * QKV_ROW + head * HEAD_DIM + element];
             x = to_float(from[0]) * QUERY_SCALE;
             y = to_float(from[HALF]) * QUERY_SCALE;
-        rotate(x, y, rope_table[(tile_first + query - origin) * HALF + element]);
+            rotate(x, y, rope_table[(tile_first + query - origin) * HALF + element]);
         }
         queries[row * STRIDE + element] = x;
         queries[row * STRIDE + element + HALF] = y;
@@ -437,7 +440,7 @@ KERNEL(THREADS) ihip_paper3k_attend_streaming_k2048_d128_bf16(
                 const int slot = tile_index * TILE_KEYS + thread;
                 if (slot < count * BLOCK) token = list[slot / BLOCK] + slot % BLOCK;
                 if (token < SINK || token > last) token = NOWHERE;  // sinks are seen as sinks
-                position = max(0, SINK / BLOCK * BLOCK + slot + packed) - origin;
+                position = max(0, SINK + slot + packed) - origin;
             } else if (!in_window) {
                 const int at = (tile_index - listed_tiles) * TILE_KEYS + thread;
                 if (at < sinks) token = at;
@@ -452,6 +455,7 @@ KERNEL(THREADS) ihip_paper3k_attend_streaming_k2048_d128_bf16(
             slot_position[thread] = token == NOWHERE ? 0 : position;
         }
         sync_block();
+        // A batch's loads are all under way before the first is used.
         for (int first_item = thread; first_item < TILE_KEYS * HALF / 4; first_item += 4 * THREADS) {
             Quad<float> x[4], y[4];
             for (int i = 0; i < 4; ++i) {
@@ -502,6 +506,7 @@ KERNEL(THREADS) ihip_paper3k_attend_streaming_k2048_d128_bf16(
             }
         }
         sync_block();  // every thread has read the keys
+        // A batch's loads are all under way before the first is used.
         for (int first_item = thread; first_item < TILE_KEYS * HEAD_DIM / 4; first_item += 8 * THREADS) {
             Quad<float> batch[8];
             for (int i = 0; i < 8; ++i) {

@@ -314,6 +314,9 @@ inline void mma_16x8x16<f16>(float (&d)[4], const unsigned (&a)[4], const unsign
 
 #line 1 "Paper3k, merge"
 
+// What changes from step to step is read from memory, so that a captured graph stays valid.
+enum StepWord { STEP_START = 0, STEP_ROWS = 1, STEP_T_MAX = 2, STEP_FIRST_ROW = 3 };
+
 using Activation = float;
 
 constexpr int QUERY_HEADS = 32;           // query heads
@@ -325,7 +328,7 @@ constexpr float LOWEST = -3.4028235e38f;  // below every score
 KERNEL(THREADS) ihip_paper3k_merge_d128_bf16(
     const int* step, const float* partials, const float* partial_sums, Activation* out, int splits) {
     SHARED(float, shares, PARTS * HEAD_DIM);
-    const int first_row = step[3], head = blockIdx.x, thread = threadIdx.x, lane = thread % 32;
+    const int first_row = step[STEP_FIRST_ROW], head = blockIdx.x, thread = threadIdx.x, lane = thread % 32;
     const int element = thread % HEAD_DIM, part = thread / HEAD_DIM;
     const float* const sums = partial_sums + head * splits * 2;
     // Every warp finds the largest score and the sum of all weights for itself.

@@ -314,6 +314,9 @@ inline void mma_16x8x16<f16>(float (&d)[4], const unsigned (&a)[4], const unsign
 
 #line 1 "Paper3k, stage 0"
 
+// What changes from step to step is read from memory, so that a captured graph stays valid.
+enum StepWord { STEP_START = 0, STEP_ROWS = 1, STEP_T_MAX = 2, STEP_FIRST_ROW = 3 };
+
 using Cached = bf16;  // element of the key-value cache
 using Activation = float;
 
@@ -373,10 +376,10 @@ KERNEL(THREADS) ihip_paper3k_s0_scan_decode_relative_c256_d64_bf16(
     const unsigned* __restrict__ page_table, const float2* __restrict__ rope_table,
     unsigned* scores, int score_stride) {
     SHARED(float, queries, 2 * GROUP * HEAD_DIM);
-    const int position = step[0], first_row = step[3];
+    const int position = step[STEP_START], first_row = step[STEP_FIRST_ROW];
     const int kv_head = blockIdx.y, thread = threadIdx.x;
     const int limit = position - SCAN_WINDOW;
-    const int chunks = chunk_count(step[2]);
+    const int chunks = chunk_count(step[STEP_T_MAX]);
 
     for (int item = thread; item < GROUP * HALF; item += THREADS) {
         const int head = item / HALF, element = item % HALF;
@@ -408,7 +411,7 @@ KERNEL(THREADS) ihip_paper3k_s0_scan_decode_relative_c256_d64_bf16(
             const int item = base + i * TEAMS + team;
             const int chunk = min(item / GROUP, chunks - 1), head = item % GROUP;
             left[i] = chunk_start(chunk);
-            right[i] = item < items ? min(left[i] + CHUNK, step[2] - SCAN_WINDOW) : left[i];
+            right[i] = item < items ? min(left[i] + CHUNK, step[STEP_T_MAX] - SCAN_WINDOW) : left[i];
             best[i] = LOWEST;
             for (int e = 0; e < VECTOR; ++e) {
                 left_query[i][e] = queries[head * HEAD_DIM + lane * VECTOR + e];

@@ -315,6 +315,9 @@ inline void mma_16x8x16<f16>(float (&d)[4], const unsigned (&a)[4], const unsign
 
 #line 1 "Paper3k, stage 1"
 
+// What changes from step to step is read from memory, so that a captured graph stays valid.
+enum StepWord { STEP_START = 0, STEP_ROWS = 1, STEP_T_MAX = 2, STEP_FIRST_ROW = 3 };
+
 using Cached = bf16;  // element of the key-value cache
 using Activation = float;
 
@@ -412,7 +415,7 @@ KERNEL(THREADS) ihip_paper3k_s1_scan_relative_c32_k32768_d64_bf16(
     SHARED(unsigned, slot_row, PROBES);
     SHARED(float, largest, ROW_WARPS * PROBES);
 
-    const int start = step[0], rows = step[1], first_row = step[3];
+    const int start = step[STEP_START], rows = step[STEP_ROWS], first_row = step[STEP_FIRST_ROW];
     const int head = blockIdx.y, kv_head = head / GROUP, block = blockIdx.z, thread = threadIdx.x;
     const int first = block * QUERY_BLOCK;
     if (first >= rows) return;
@@ -430,7 +433,7 @@ KERNEL(THREADS) ihip_paper3k_s1_scan_relative_c32_k32768_d64_bf16(
         float x = 0.0f, y = 0.0f;
         for (int neighbour = 0; neighbour < QUERY_STRIDE; ++neighbour) {
             if (neighbour >= neighbours) continue;
-            const unsigned long long at = static_cast<unsigned long long>(first_row + first + row * QUERY_STRIDE + neighbour);
+            const unsigned long long at = first_row + first + row * QUERY_STRIDE + neighbour;
             const Activation* const query = &qkv[at * QKV_ROW + head * HEAD_DIM + element];
             x += to_float(query[0]);
             y += to_float(query[HALF]);
@@ -467,6 +470,7 @@ KERNEL(THREADS) ihip_paper3k_s1_scan_relative_c32_k32768_d64_bf16(
                 slot_row[slot + 4] = cache_row(page_table, active ? (middle + right[thread]) / 2 : 0, kv_head);
             }
             sync_block();
+            // A batch's loads are all under way before the first is used.
             for (int first_item = thread; first_item < PROBES * HEAD_DIM / 4; first_item += 16 * THREADS) {
                 Quad<float> batch[16];
                 for (int i = 0; i < 16; ++i) {
@@ -483,6 +487,7 @@ KERNEL(THREADS) ihip_paper3k_s1_scan_relative_c32_k32768_d64_bf16(
             }
             sync_block();
             const int lane = thread % 32, warp = thread / 32, across = lane % 8, down = lane / 8;
+            const float* const own_queries = &queries[across / 4 * COPY];
             const float* const warp_probes = &probes[warp / ROW_WARPS * 32 * STRIDE];
             float product[4] = {LOWEST, LOWEST, LOWEST, LOWEST};
             // 4 x 4 products a thread: rows down + 4 * i, probes across + 8 * j, which are all left ones or all right ones.
@@ -491,7 +496,7 @@ KERNEL(THREADS) ihip_paper3k_s1_scan_relative_c32_k32768_d64_bf16(
 #pragma unroll 4
                 for (int element = 0; element < HEAD_DIM; element += 4) {
                     Quad<float> query[4], probe[4];
-                    for (int i = 0; i < 4; ++i) query[i] = load_quad(&queries[across / 4 * COPY + (row + down + 4 * i) * STRIDE + element]);
+                    for (int i = 0; i < 4; ++i) query[i] = load_quad(&own_queries[(row + down + 4 * i) * STRIDE + element]);
                     for (int j = 0; j < 4; ++j) probe[j] = load_quad(&warp_probes[(across + 8 * j) * STRIDE + element]);
                     for (int i = 0; i < 4; ++i)
                         for (int j = 0; j < 4; ++j)
@@ -511,9 +516,9 @@ KERNEL(THREADS) ihip_paper3k_s1_scan_relative_c32_k32768_d64_bf16(
             if (thread < CHUNKS && left[thread] < right[thread] && left[thread] <= limit) {
                 const int slot = left_slot(thread);
                 float left_score = LOWEST, right_score = LOWEST;
-                for (int rows_of = 0; rows_of < ROW_WARPS; ++rows_of) {
-                    left_score = max(left_score, largest[rows_of * PROBES + slot]);
-                    right_score = max(right_score, largest[rows_of * PROBES + slot + 4]);
+                for (int row_warp = 0; row_warp < ROW_WARPS; ++row_warp) {
+                    left_score = max(left_score, largest[row_warp * PROBES + slot]);
+                    right_score = max(right_score, largest[row_warp * PROBES + slot + 4]);
                 }
                 const int middle = (left[thread] + right[thread]) / 2;
                 if (left_score > right_score) {

@@ -314,6 +314,9 @@ inline void mma_16x8x16<f16>(float (&d)[4], const unsigned (&a)[4], const unsign
 
 #line 1 "Paper3k, stage 1"
 
+// What changes from step to step is read from memory, so that a captured graph stays valid.
+enum StepWord { STEP_START = 0, STEP_ROWS = 1, STEP_T_MAX = 2, STEP_FIRST_ROW = 3 };
+
 constexpr int SINK = 256;               // first tokens, which every query sees
 constexpr int WINDOW = 1024;            // most recent tokens, which every query sees
 constexpr int CHUNK = 32;               // tokens of a chunk
@@ -349,7 +352,7 @@ KERNEL(THREADS) ihip_paper3k_s1_select_c32_k8192(
     SHARED(unsigned, warp_above, WARPS);       // a tile's chunks above the threshold, warp by warp
     SHARED(unsigned, warp_ties, WARPS);        // and those at the threshold
 
-    const int rows = step[1];
+    const int rows = step[STEP_ROWS];
     const int block = blockIdx.x, thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     if (block * QUERY_BLOCK >= rows) return;
     unsigned* const score = scores + block * score_stride;

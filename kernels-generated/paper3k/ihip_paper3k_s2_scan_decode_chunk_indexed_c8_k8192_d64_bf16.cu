@@ -314,6 +314,9 @@ inline void mma_16x8x16<f16>(float (&d)[4], const unsigned (&a)[4], const unsign
 
 #line 1 "Paper3k, stage 2"
 
+// What changes from step to step is read from memory, so that a captured graph stays valid.
+enum StepWord { STEP_START = 0, STEP_ROWS = 1, STEP_T_MAX = 2, STEP_FIRST_ROW = 3 };
+
 using Cached = bf16;  // element of the key-value cache
 using Activation = float;
 
@@ -370,7 +373,7 @@ KERNEL(THREADS) ihip_paper3k_s2_scan_decode_chunk_indexed_c8_k8192_d64_bf16(
     const unsigned* __restrict__ page_table, const float2* __restrict__ rope_table,
     const int* kept, unsigned* scores, int score_stride) {
     SHARED(float, queries, GROUP * HEAD_DIM);
-    const int position = step[0], first_row = step[3];
+    const int position = step[STEP_START], first_row = step[STEP_FIRST_ROW];
     const int kv_head = blockIdx.y, thread = threadIdx.x;
     const int limit = position - SCAN_WINDOW;
     const int chunks = chunk_count(kept);
