@@ -105,10 +105,18 @@ pub enum Error {
         vocabulary: usize,
     },
     /// A prefill chunk with which masks would depend on where chunks end.
-    #[error("a prefill chunk of {chunk} tokens does not do: take a multiple of {block} that divides {segment}")]
+    #[error("a prefill chunk of {chunk} tokens does not do: take a multiple of {multiple} that divides {segment}")]
     PrefillChunk {
         /// Tokens asked for.
         chunk: usize,
+        /// What it has to be a multiple of: the largest query block, 64 at least.
+        multiple: usize,
+        /// Tokens of a segment.
+        segment: usize,
+    },
+    /// A query block that would straddle the segments of the scan's grid.
+    #[error("a query block of {block} does not divide segments of {segment} tokens: declare a power of two")]
+    QueryBlock {
         /// Queries of the largest query block.
         block: usize,
         /// Tokens of a segment.

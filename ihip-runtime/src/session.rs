@@ -10,8 +10,8 @@ use crate::{Error, Result};
 /// divides it gives the same masks.
 pub const SEGMENT: usize = 8192;
 
-/// Queries of the largest query block there may be: prefill steps begin at multiples of it.
-pub const LARGEST_QUERY_BLOCK: usize = 64;
+/// A prefill chunk is a multiple of this many tokens, and of the plan's largest query block.
+pub const SMALLEST_CHUNK: usize = 64;
 
 /// One call of the model.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -89,12 +89,18 @@ impl Session {
     /// blocks, counted from the first query of a step, so are the same whatever `chunk` is.
     ///
     /// # Errors
-    /// [`Error::PrefillChunk`] where `chunk` is no multiple of [`LARGEST_QUERY_BLOCK`] or does not divide [`SEGMENT`].
+    /// [`Error::PrefillChunk`] where `chunk` is no multiple of [`SMALLEST_CHUNK`] and of the largest query block or does
+    /// not divide [`SEGMENT`]; [`Error::QueryBlock`] where no chunk would do.
     pub fn prefill_steps(&self, tokens: usize, chunk: usize) -> Result<Vec<Step>> {
-        if chunk == 0 || !chunk.is_multiple_of(LARGEST_QUERY_BLOCK) || !SEGMENT.is_multiple_of(chunk) {
-            return Err(Error::PrefillChunk { chunk, block: LARGEST_QUERY_BLOCK, segment: SEGMENT });
-        }
         let (block, shrinks) = self.query_blocks();
+        if !SEGMENT.is_multiple_of(block) {
+            return Err(Error::QueryBlock { block, segment: SEGMENT });
+        }
+        // Both are powers of two by now.
+        let multiple = block.max(SMALLEST_CHUNK);
+        if chunk == 0 || !chunk.is_multiple_of(multiple) || !SEGMENT.is_multiple_of(chunk) {
+            return Err(Error::PrefillChunk { chunk, multiple, segment: SEGMENT });
+        }
         let end = self.length + tokens;
         let mut steps = Vec::new();
         let mut start = self.length;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ihip_dsl::{Geometry, KvType, Pipeline, Plan, parse_str};
-use ihip_runtime::session::{LARGEST_QUERY_BLOCK, Phase, SEGMENT};
+use ihip_runtime::session::{Phase, SEGMENT};
 use ihip_runtime::{Session, Step};
 use proptest::prelude::*;
 
@@ -88,15 +88,33 @@ fn a_remainder_of_a_query_block_is_a_step_of_its_own_where_blocks_shrink() {
 
 #[test]
 fn a_chunk_that_masks_would_depend_on_is_refused() {
-    let session = session(&pipelines()[0]);
+    let uniform = session(&pipelines()[0]);
     for chunk in [0, 32, 96, 192, 100, 16_384] {
-        let error = session.prefill_steps(10, chunk).expect_err("no chunk that will do");
-        let text = format!(
-            "a prefill chunk of {chunk} tokens does not do: take a multiple of {LARGEST_QUERY_BLOCK} that divides \
-             {SEGMENT}"
-        );
+        let error = uniform.prefill_steps(10, chunk).expect_err("no chunk that will do");
+        let text =
+            format!("a prefill chunk of {chunk} tokens does not do: take a multiple of 64 that divides {SEGMENT}");
         assert_eq!(error.to_string(), text);
     }
+    let wide = session(&blocks_of(256));
+    let error = wide.prefill_steps(10, 128).expect_err("half a query block");
+    assert_eq!(
+        error.to_string(),
+        format!("a prefill chunk of 128 tokens does not do: take a multiple of 256 that divides {SEGMENT}")
+    );
+    assert_eq!(wide.prefill_steps(300, 256).expect("a query block").len(), 2);
+}
+
+#[test]
+fn a_query_block_that_straddles_segments_is_refused() {
+    let error = session(&blocks_of(48)).prefill_steps(10, 64).expect_err("8,192 is no multiple of 48");
+    let text = "a query block of 48 does not divide segments of 8192 tokens: declare a power of two";
+    assert_eq!(error.to_string(), text);
+}
+
+/// A pipeline with query blocks of `query_block`.
+fn blocks_of(query_block: usize) -> Pipeline {
+    let text = format!("pub Blocks {{ query_block {query_block}; sink 4; window 16; rope {{ attend streaming }} }}");
+    parse_str(&text).expect("a valid pipeline").remove(0)
 }
 
 proptest! {
