@@ -2,4 +2,6 @@
 //! for it. A GPU that is asked for and not there is a failure.
 
 mod device;
+mod lockstep;
 mod model;
+mod ties;

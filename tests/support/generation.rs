@@ -5,34 +5,49 @@ use std::sync::Arc;
 use ihip_dsl::{KvType, Pipeline, Plan};
 use ihip_model::generate::Extent;
 use ihip_model::{Generation, Interrupt, Llama, ModelFile, Sampler};
-use ihip_runtime::device::Sampling;
 use ihip_runtime::device::cpu::CpuDevice;
+use ihip_runtime::device::{Device, Sampling};
 
 static NEVER: Interrupt = Interrupt::new();
 
-/// A model on the CPU, and what its layers do.
-pub struct Loaded {
-    device: CpuDevice,
-    llama: Llama<CpuDevice>,
+/// A model on a device, with a cache in f32.
+pub struct Loaded<D: Device> {
+    device: D,
+    llama: Llama<D>,
 }
 
-impl Loaded {
-    /// Loads the weights.
+impl Loaded<CpuDevice> {
+    /// Loads the weights onto the CPU.
     ///
     /// # Panics
     /// Where they cannot be.
     #[must_use]
-    pub fn new(file: &ModelFile) -> Self {
-        let mut device = CpuDevice::new(0).expect("threads start");
+    pub fn on_cpu(file: &ModelFile) -> Self {
+        Self::new(file, CpuDevice::new(0).expect("threads start"))
+    }
+}
+
+impl<D: Device> Loaded<D> {
+    /// Loads the weights onto `device`.
+    ///
+    /// # Panics
+    /// Where they cannot be.
+    #[must_use]
+    pub fn new(file: &ModelFile, mut device: D) -> Self {
         let llama = Llama::load(file, &mut device, &NEVER, &mut |_| ()).expect("the weights fit");
         Self { device, llama }
+    }
+
+    /// The device.
+    pub const fn device(&self) -> &D {
+        &self.device
     }
 
     /// A request for `capacity` tokens; dense where there is no pipeline.
     ///
     /// # Panics
     /// Where pipeline or cache do not fit.
-    pub fn request(&mut self, pipeline: Option<&Pipeline>, capacity: usize, chunk: usize) -> Generation<'_, CpuDevice> {
+    pub fn request(&mut self, pipeline: Option<&Pipeline>, capacity: usize, chunk: usize) -> Generation<'_, D> {
         let config = self.llama.config();
         let geometry = config.geometry(KvType::F32);
         let (frequencies, layers) = (config.frequencies(), config.layers as u32);
@@ -85,5 +100,5 @@ impl Loaded {
 /// The `count` most likely tokens after `prompt`, end tokens included; dense where there is no pipeline.
 #[must_use]
 pub fn greedy(file: &ModelFile, pipeline: Option<&Pipeline>, prompt: &[u32], count: usize) -> Vec<u32> {
-    Loaded::new(file).greedy(pipeline, prompt, count)
+    Loaded::on_cpu(file).greedy(pipeline, prompt, count)
 }
