@@ -17,6 +17,8 @@ pub struct Geometry {
     pub page: u32,
     /// Factor that queries are multiplied by before any product with a key, usually 1/√head_dim.
     pub query_scale: f32,
+    /// Positions that the model was trained on, `L`: what `dynamic_extend` and `self_extend` stay within.
+    pub trained: u32,
 }
 
 impl Geometry {

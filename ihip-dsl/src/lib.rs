@@ -22,9 +22,13 @@ pub mod plan;
 pub mod reference;
 pub mod rope;
 pub mod words;
+mod write;
 
 pub use error::{Errors, Position, Rule};
 pub use geometry::{Geometry, KvType};
 pub use parse::parse_str;
-pub use pipeline::{AttendRope, LayerPruning, LayerRange, Pipeline, Pruning, Rope, ScanRope, Stage};
+pub use pipeline::{
+    AttendRope, ChunkScore, Descent, Halving, LayerPruning, LayerRange, Pipeline, Probe, Pruning, QueryReduction,
+    Ranking, Representative, Rope, ScanRope, Scores, Scoring, Stage,
+};
 pub use plan::{LayerPlan, Plan, PlanError, PrunedLayer, StagePlan};

@@ -5,7 +5,7 @@
 
 use thiserror::Error;
 
-use crate::{AttendRope, Geometry, LayerPruning, Pipeline, ScanRope};
+use crate::{AttendRope, Geometry, LayerPruning, Pipeline, Ranking, Representative, ScanRope, Scoring};
 
 /// What every layer of a model does, in numbers.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,8 +44,8 @@ pub struct PrunedLayer {
     pub keep_blocks: usize,
     /// Stages in the order they run.
     pub stages: Vec<StagePlan>,
-    /// Rotary positions in the scan.
-    pub scan_rope: ScanRope,
+    /// Query heads that share one ranking.
+    pub ranking: Ranking,
     /// Rotary positions in the attention.
     pub attend_rope: AttendRope,
 }
@@ -57,7 +57,7 @@ pub struct StagePlan {
     pub index: usize,
     /// Tokens in a chunk, `l_i`.
     pub chunk: usize,
-    /// Halvings of a chunk, `⌊log2 l_i⌋ + 1`; each makes two probes.
+    /// Halvings of a chunk, `⌊log2 l_i⌋ + 1`, each with two probes; 0 where the stage does not halve.
     pub halvings: usize,
     /// Queries of a block, `b_q`.
     pub query_block: usize,
@@ -71,6 +71,10 @@ pub struct StagePlan {
     pub block_ratio: usize,
     /// Decoding steps between two renewals.
     pub refresh: usize,
+    /// How a chunk's score comes about.
+    pub scoring: Scoring,
+    /// Rotary positions while this stage scans.
+    pub rope: ScanRope,
 }
 
 impl StagePlan {
@@ -227,13 +231,18 @@ impl PrunedLayer {
                 StagePlan {
                     index,
                     chunk: stage.chunk as usize,
-                    halvings: stage.chunk.ilog2() as usize + 1,
+                    halvings: match stage.scoring.representative {
+                        Representative::Halving(_) => stage.chunk.ilog2() as usize + 1,
+                        Representative::Mean | Representative::MinMax | Representative::Exact => 0,
+                    },
                     query_block: stage.query_block as usize,
                     query_stride: stage.query_stride as usize,
                     keep_chunks: before.zip(stage.keep).map(|(before, keep)| (keep / before.chunk) as usize),
                     split: before.map_or(1, |before| (before.chunk / stage.chunk) as usize),
                     block_ratio: before.map_or(1, |before| (before.query_block / stage.query_block) as usize),
                     refresh: stage.refresh as usize,
+                    scoring: stage.scoring,
+                    rope: stage.rope.unwrap_or(pruning.rope.scan),
                 }
             })
             .collect();
@@ -245,7 +254,7 @@ impl PrunedLayer {
             block,
             keep_blocks: pruning.keep as usize / block,
             stages,
-            scan_rope: pruning.rope.scan,
+            ranking: pruning.ranking,
             attend_rope: pruning.rope.attend,
         }
     }

@@ -26,11 +26,15 @@ pub enum ScanDistance {
 }
 
 impl PrunedLayer {
-    /// Where queries and keys of one branch stand in the scan of a stage whose list has `chunks` chunks.
+    /// Where queries and keys of one branch stand in the scan of a stage that scans at `rope` and whose list has `chunks`
+    /// chunks.
     #[must_use]
-    pub const fn scan_distance(&self, branch: Branch, chunks: usize) -> ScanDistance {
-        match (self.scan_rope, branch) {
+    pub const fn scan_distance(&self, rope: ScanRope, branch: Branch, chunks: usize) -> ScanDistance {
+        match (rope, branch) {
             (ScanRope::None, _) => ScanDistance::None,
+            (ScanRope::DynamicExtend | ScanRope::SelfExtend, _) => {
+                panic!("no word of the language leads here yet")
+            }
             // The query stands at `scan_window + 1`, the left branch at 0 and the right one at 1.
             (ScanRope::Relative, Branch::Left) => ScanDistance::Constant(self.scan_window + 1),
             (ScanRope::Relative, Branch::Right) | (ScanRope::Infllm, _) => ScanDistance::Constant(self.scan_window),
@@ -47,6 +51,9 @@ impl PrunedLayer {
     pub const fn packed_position(&self, token: usize, first_query: usize, count: usize) -> Option<usize> {
         match self.attend_rope {
             AttendRope::None => None,
+            AttendRope::DynamicExtend | AttendRope::SelfExtend => {
+                panic!("no word of the language leads here yet")
+            }
             AttendRope::Infllm => Some(first_query.saturating_sub(self.window)),
             AttendRope::Streaming => {
                 // The last packed token lies one window before the first query; below 0 all lie at 0.

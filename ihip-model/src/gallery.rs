@@ -20,8 +20,8 @@ pub const MANIFEST: &str = "manifest.toml";
 
 /// Attention of the models whose kernels are shown.
 const MODELS: [Shape; 2] = [
-    Shape { name: "SmolLM2-135M", query_heads: 9, kv_heads: 3, head_dim: 64, layers: 30 },
-    Shape { name: "Llama-3.1-8B", query_heads: 32, kv_heads: 8, head_dim: 128, layers: 32 },
+    Shape { name: "SmolLM2-135M", query_heads: 9, kv_heads: 3, head_dim: 64, layers: 30, trained: 8_192 },
+    Shape { name: "Llama-3.1-8B", query_heads: 32, kv_heads: 8, head_dim: 128, layers: 32, trained: 131_072 },
 ];
 
 struct Shape {
@@ -30,6 +30,7 @@ struct Shape {
     kv_heads: u32,
     head_dim: u32,
     layers: u32,
+    trained: u32,
 }
 
 /// Why the gallery cannot be made.
@@ -144,6 +145,7 @@ pub fn entries() -> Result<Vec<Entry>, GalleryError> {
             kv_type: KvType::Bf16,
             page: crate::llama::PAGE,
             query_scale: (model.head_dim as f32).sqrt().recip(),
+            trained: model.trained,
         };
         // Kernels read frequencies from a buffer: no text depends on them.
         let frequencies = vec![1.0; model.head_dim as usize / 2];

@@ -31,6 +31,9 @@ pub mod __private {
     pub use std::borrow::Cow;
     pub use std::option::Option;
 
-    pub use ihip_dsl::{AttendRope, LayerPruning, LayerRange, Pipeline, Rope, ScanRope, Stage};
+    pub use ihip_dsl::{
+        AttendRope, ChunkScore, Descent, Halving, LayerPruning, LayerRange, Pipeline, Probe, QueryReduction, Ranking,
+        Representative, Rope, ScanRope, Scores, Scoring, Stage,
+    };
     pub use inventory;
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ihip_dsl::reference::{self, Problem};
-use ihip_dsl::{AttendRope, Geometry, KvType, LayerPruning, Pipeline, Plan, Rope, ScanRope, Stage};
+use ihip_dsl::{AttendRope, Geometry, KvType, LayerPruning, Pipeline, Plan, Ranking, Rope, ScanRope, Scoring, Stage};
 use ihip_runtime::device::cpu::CpuDevice;
 use ihip_runtime::device::cuda::{CudaDevice, Precision};
 use ihip_runtime::device::{Device, Sampling};
@@ -49,13 +49,22 @@ const ROW: usize = (HEADS + 2 * KV_HEADS) * HEAD_DIM;
 
 /// Two stages whose list changes from step to step, in a context of some hundred tokens.
 fn pruning() -> LayerPruning {
-    let stage = |keep, chunk, query_stride, refresh| Stage { keep, chunk, query_block: 32, query_stride, refresh };
+    let stage = |keep, chunk, query_stride, refresh| Stage {
+        keep,
+        chunk,
+        query_block: 32,
+        query_stride,
+        refresh,
+        scoring: Scoring::default(),
+        rope: None,
+    };
     LayerPruning {
         sink: 16,
         window: 64,
         query_block: 32,
         stages: vec![stage(None, 32, 4, 4), stage(Some(128), 8, 1, 2)].into(),
         keep: 64,
+        ranking: Ranking::All,
         rope: Rope { scan: ScanRope::Relative, attend: AttendRope::Streaming },
     }
 }
@@ -72,6 +81,7 @@ fn geometry() -> Geometry {
         kv_type: KvType::F32,
         page: 16,
         query_scale: (HEAD_DIM as f32).sqrt().recip(),
+        trained: 8192,
     }
 }
 

@@ -96,8 +96,15 @@ fn every_pipeline_of_a_text_is_read() {
 
 #[test]
 fn a_layer_beyond_the_model_is_an_error_that_names_both() {
-    let geometry =
-        Geometry { query_heads: 2, kv_heads: 1, head_dim: 4, kv_type: KvType::F32, page: 16, query_scale: 0.5 };
+    let geometry = Geometry {
+        query_heads: 2,
+        kv_heads: 1,
+        head_dim: 4,
+        kv_type: KvType::F32,
+        page: 16,
+        query_scale: 0.5,
+        trained: 8192,
+    };
     let pipeline = ihip_model::presets::Paper3k::pipeline();
     let error = Plan::new(pipeline, geometry, vec![1.0, 0.01], 2).unwrap_err();
     assert_eq!(error.to_string(), "pipeline Paper3k names layer 2, but the model has 2 layers (0 to 1)");

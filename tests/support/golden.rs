@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use ihip_dsl::reference::{Problem, rope};
-use ihip_dsl::{AttendRope, LayerPruning, Pipeline, Rope, ScanRope, Stage};
+use ihip_dsl::{AttendRope, LayerPruning, Pipeline, Ranking, Rope, ScanRope, Scoring, Stage};
 use safetensors::{Dtype, SafeTensors};
 
 use super::declaration::declare;
@@ -452,6 +452,8 @@ impl<'a> File<'a> {
                     query_block: number("query_block")?,
                     query_stride: number("query_stride")?,
                     refresh,
+                    scoring: Scoring::default(),
+                    rope: None,
                 })
             })
             .collect::<Result<_, String>>()?;
@@ -460,6 +462,7 @@ impl<'a> File<'a> {
             window: self.number("window")?,
             query_block: stages.last().map_or(64, |stage| stage.query_block),
             keep: self.number("keep_last")?,
+            ranking: Ranking::All,
             rope: Rope {
                 scan: match self.setting("scan_rope")? {
                     "relative" => ScanRope::Relative,

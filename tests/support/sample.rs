@@ -1,7 +1,7 @@
 //! Random small problems: any valid description, any head ratio, unit-variance queries, keys and values.
 
 use ihip_dsl::reference::Problem;
-use ihip_dsl::{AttendRope, LayerPruning, Rope, ScanRope, Stage};
+use ihip_dsl::{AttendRope, LayerPruning, Ranking, Rope, ScanRope, Scoring, Stage};
 use proptest::prelude::*;
 
 /// Elements of a head in every sample.
@@ -170,6 +170,8 @@ pub fn prunings() -> impl Strategy<Value = LayerPruning> {
                 query_block: query_blocks[3 - count..][stage],
                 query_stride: strides[stage],
                 refresh: refresh[stage],
+                scoring: Scoring::default(),
+                rope: None,
             })
             .collect();
         let scan = if count == 0 { ScanRope::None } else { rope.scan };
@@ -178,6 +180,7 @@ pub fn prunings() -> impl Strategy<Value = LayerPruning> {
             window: (2 * chunks.first().copied().unwrap_or(1) - 1).max(1) + beyond,
             query_block: query_blocks[2],
             keep: if count == 0 { 0 } else { keep_last * last_chunk },
+            ranking: Ranking::All,
             rope: Rope { scan, ..rope },
             stages: stages.into(),
         }

@@ -126,16 +126,20 @@ impl Program {
     pub fn rope_positions(&self, extent: Extent) -> usize {
         let positions = self.pruned().map(|layer| {
             let stages = 0..layer.stages.len();
-            let scan =
-                stages.map(|stage| match layer.scan_distance(Branch::Left, layer.chunks(stage, extent.tokens)) {
+            let scan = stages.map(|stage| {
+                match layer.scan_distance(layer.stages[stage].rope, Branch::Left, layer.chunks(stage, extent.tokens)) {
                     ScanDistance::None => 0,
                     ScanDistance::Constant(position) | ScanDistance::Indexed(position) => position + 1,
-                });
+                }
+            });
             let scan = scan.max().unwrap_or(0);
             let attend = match layer.attend_rope {
                 AttendRope::Streaming => layer.budget() + layer.query_block,
                 AttendRope::Infllm => layer.window + layer.query_block,
                 AttendRope::None => 0,
+                AttendRope::DynamicExtend | AttendRope::SelfExtend => {
+                    unreachable!("no word of the language leads here yet")
+                }
             };
             scan.max(attend)
         });
@@ -295,7 +299,7 @@ impl Program {
         extent: Extent,
     ) -> Vec<Value> {
         let mut buffers = vec![Buffer::Step, Buffer::Qkv, Buffer::Keys, Buffer::PageTable];
-        if layer.scan_rope != ScanRope::None {
+        if layer.stages[stage].rope != ScanRope::None {
             buffers.push(Buffer::RopeTable);
         }
         if stage > 0 {

@@ -93,9 +93,10 @@ impl Scan {
     }
 
     fn rotation(&self) -> Rotation {
-        match self.layer.scan_rope {
+        match self.layer.stages[self.stage].rope {
             ScanRope::None => Rotation::None,
             ScanRope::Infllm => Rotation::Queries,
+            ScanRope::DynamicExtend | ScanRope::SelfExtend => unreachable!("no word of the language leads here yet"),
             ScanRope::ChunkIndexed => Rotation::Chunks,
             ScanRope::Relative => Rotation::QueriesTwice,
         }
@@ -196,7 +197,7 @@ impl Scan {
             name: name.to_owned(),
             family: Family::Scan,
             text: writer.finish(),
-            arguments: scan_arguments(self.shape, self.layer.scan_rope, self.stage),
+            arguments: scan_arguments(self.shape, stage.rope, self.stage),
             threads: THREADS as u32,
             shared_bytes: (self.shared_floats(copies) * 4) as u32,
         }
@@ -233,13 +234,15 @@ pub(super) fn rope_word(rope: ScanRope) -> &'static str {
         ScanRope::Relative => "relative",
         ScanRope::ChunkIndexed => "chunk_indexed",
         ScanRope::Infllm => "infllm",
+        ScanRope::DynamicExtend => "dynamic_extend",
+        ScanRope::SelfExtend => "self_extend",
         ScanRope::None => "plain",
     }
 }
 
 /// `ihip_paper3k_s1_scan_relative_c32_k32768_d128_bf16`.
 pub(super) fn stem(family: &str, pipeline: &str, shape: Shape, layer: &PrunedLayer, stage: usize) -> String {
-    let rope = rope_word(layer.scan_rope);
+    let rope = rope_word(layer.stages[stage].rope);
     let chunk = layer.stages[stage].chunk;
     let keep = match layer.stages[stage].keep_chunks {
         Some(keep) => format!("_k{}", keep * layer.stages[stage - 1].chunk),

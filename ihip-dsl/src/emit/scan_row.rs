@@ -38,7 +38,7 @@ impl ScanRow {
 
     pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
         let stage = &self.layer.stages[self.stage];
-        let rope = self.layer.scan_rope;
+        let rope = self.layer.stages[self.stage].rope;
         let vector = 16 / self.shape.kv().bytes();
         let lanes = self.shape.head_dim() / vector;
         let heading = format!(
@@ -79,6 +79,9 @@ impl ScanRow {
                 ScanRope::Relative => TURN_TWICE,
                 ScanRope::Infllm => "        rotate(x, y, rope_table[SCAN_WINDOW * HALF + element]);\n",
                 ScanRope::ChunkIndexed | ScanRope::None => "",
+                ScanRope::DynamicExtend | ScanRope::SelfExtend => {
+                    unreachable!("no word of the language leads here yet")
+                }
             },
         ));
         let start = if self.stage == 0 { "chunk_start(" } else { "chunk_start(kept, " };
@@ -89,6 +92,7 @@ impl ScanRow {
                 ("float left_query[DESCENTS][VECTOR], right_query[DESCENTS][VECTOR];", LOAD_TWO, "right_query")
             }
             ScanRope::ChunkIndexed => ("float left_query[DESCENTS][VECTOR];", LOAD_TURNED, "left_query"),
+            ScanRope::DynamicExtend | ScanRope::SelfExtend => unreachable!("no word of the language leads here yet"),
             ScanRope::Infllm | ScanRope::None => ("float left_query[DESCENTS][VECTOR];", LOAD_ONE, "left_query"),
         };
         let descend = DESCEND

@@ -25,8 +25,9 @@ impl Select {
         let next = layer.stages.get(stage + 1).and_then(|next| next.keep_chunks);
         let block = (stage + 1 == layer.stages.len()).then_some(layer.block);
         // The selection does not see how the scores came about.
-        let mut constants = PrunedLayer { scan_rope: crate::ScanRope::None, ..scan_constants(layer, stage) };
+        let mut constants = scan_constants(layer, stage);
         for stage in &mut constants.stages {
+            stage.rope = crate::ScanRope::None;
             stage.query_stride = 1;
         }
         Self { layer: constants, stage, keep: next.unwrap_or(layer.keep_blocks), block }

@@ -62,6 +62,8 @@ impl Visible {
                 let rope = match rope {
                     AttendRope::Streaming => "streaming",
                     AttendRope::Infllm => "infllm",
+                    AttendRope::DynamicExtend => "dynamic_extend",
+                    AttendRope::SelfExtend => "self_extend",
                     AttendRope::None => "plain",
                 };
                 format!("ihip_{pipeline}_attend{phase}_{rope}_k{}_{suffix}", keep_blocks * block)
@@ -138,6 +140,9 @@ impl Visible {
                 "    // Sinks and kept keys all stand at the window's distance; positions are counted from there.\n\
                  \x20   const int origin = max(0, first_position - WINDOW);\n",
             ),
+            AttendRope::DynamicExtend | AttendRope::SelfExtend => {
+                unreachable!("no word of the language leads here yet")
+            }
             AttendRope::None => {}
         }
         text

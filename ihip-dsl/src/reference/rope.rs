@@ -39,6 +39,7 @@ pub fn scan_query(mode: ScanRope, position: usize, chunks: usize, scan_window: u
         ScanRope::Relative => Some(1 + scan_window),
         ScanRope::ChunkIndexed => Some(position.min(chunks + scan_window)),
         ScanRope::Infllm => Some(scan_window),
+        ScanRope::DynamicExtend | ScanRope::SelfExtend => unreachable!("no word of the language leads here yet"),
         ScanRope::None => None,
     }
 }
@@ -52,6 +53,7 @@ pub fn scan_key(mode: ScanRope, branch: Branch, index: usize) -> Option<usize> {
         (ScanRope::Relative, Branch::Right) => Some(1),
         (ScanRope::ChunkIndexed, _) => Some(index),
         (ScanRope::Infllm, _) => Some(0),
+        (ScanRope::DynamicExtend | ScanRope::SelfExtend, _) => unreachable!("no word of the language leads here yet"),
         (ScanRope::None, _) => None,
     }
 }
@@ -95,6 +97,9 @@ pub fn attend_key(mode: AttendRope, group: Group, packing: Packing) -> Option<us
         (AttendRope::None, _) => None,
         (_, Group::Window(position)) => Some(position),
         (AttendRope::Infllm, _) => Some(packing.first_position.saturating_sub(packing.window)),
+        (AttendRope::DynamicExtend | AttendRope::SelfExtend, _) => {
+            unreachable!("no word of the language leads here yet")
+        }
         (AttendRope::Streaming, Group::Sink(token)) => Some(packed(token)),
         (AttendRope::Streaming, Group::Selected(token)) => Some(packed(packing.sink + token)),
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::rope::{self, Branch};
 use super::{Tensors, dot};
-use crate::LayerPruning;
+use crate::{LayerPruning, ScanRope};
 
 /// Score of a chunk that no query of the block may see, below that of any chunk that one may.
 pub const NEVER_SCORED: f32 = -32000.0;
@@ -32,6 +32,12 @@ pub fn scan_window(pruning: &LayerPruning) -> usize {
     }
 }
 
+/// Rotary positions of stage `stage`: its own, or those of the layer.
+#[must_use]
+pub fn scan_rope(pruning: &LayerPruning, stage: usize) -> ScanRope {
+    pruning.stages[stage].rope.unwrap_or(pruning.rope.scan)
+}
+
 /// First positions of the chunks that enter the first stage: all between sinks and the full window (paper §3.1).
 ///
 /// The same for every query block, for a grid laid out for `t_max` keys; empty where there are no stages.
@@ -57,6 +63,7 @@ pub fn scan(tensors: &Tensors<'_>, stage: usize, rows: Range<usize>, chunks: &[u
                 tensors,
                 queries: &queries,
                 kv_head: tensors.kv_head(head),
+                rope: scan_rope(tensors.pruning, stage),
                 index,
                 first_position: tensors.position(rows.start),
             };
@@ -83,7 +90,7 @@ fn averaged_queries(
 ) -> Vec<Vec<f64>> {
     let stride = tensors.pruning.stages[stage].query_stride as usize;
     let window = scan_window(tensors.pruning);
-    let mode = tensors.pruning.rope.scan;
+    let mode = scan_rope(tensors.pruning, stage);
     let end = rows.end;
     rows.step_by(stride)
         .map(|base| {
@@ -107,6 +114,7 @@ struct Descent<'a> {
     tensors: &'a Tensors<'a>,
     queries: &'a [Vec<f64>],
     kv_head: usize,
+    rope: ScanRope,
     /// Number of the chunk in the stage's list.
     index: usize,
     /// Position of the query block's first query.
@@ -165,7 +173,7 @@ impl Descent<'_> {
     /// The largest product of any row with the key at `position`, as the representative of `branch`.
     fn probe(&self, position: usize, branch: Branch) -> f32 {
         let tensors = self.tensors;
-        let rotary = rope::scan_key(tensors.pruning.rope.scan, branch, self.index);
+        let rotary = rope::scan_key(self.rope, branch, self.index);
         let key = rotate_if(tensors, tensors.key(position, self.kv_head), rotary);
         self.queries.iter().map(|query| dot(query, &key) as f32).fold(f32::NEG_INFINITY, f32::max)
     }

@@ -81,7 +81,8 @@ impl HeadScan<'_> {
         let mut descents: Vec<Descent> =
             visible.iter().enumerate().map(|(index, &left)| Descent { index, left, right: left + length }).collect();
 
-        let distances = [Branch::Left, Branch::Right].map(|branch| self.scan.layer.scan_distance(branch, self.chunks));
+        let distances = [Branch::Left, Branch::Right]
+            .map(|branch| self.scan.layer.scan_distance(self.scan.stage.rope, branch, self.chunks));
         let left_rows = self.panels::<W>(rows.clone(), distances[0]);
         let other_rows = (distances[0] != distances[1]).then(|| self.panels::<W>(rows, distances[1]));
         let right_rows = other_rows.as_ref().unwrap_or(&left_rows);
