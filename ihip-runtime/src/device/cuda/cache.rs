@@ -95,10 +95,10 @@ fn state(program: &Program, extent: Extent, kind: usize) -> Vec<emit::Storage> {
     let mut storage = program.layer_state(kind);
     let LayerPlan::Pruned(layer) = &program.plan().kinds()[kind] else { return storage };
     if !layer.stages.is_empty() {
-        let blocks = extent.rows.div_ceil(layer.query_block);
+        let lists = program.lists(layer, extent.rows);
         let list = |buffer, count| emit::Storage { buffer, element: emit::Element::I32, count, zeroed: false };
-        storage.push(list(emit::Buffer::Blocks, blocks * layer.keep_blocks));
-        storage.push(list(emit::Buffer::Counts, blocks));
+        storage.push(list(emit::Buffer::Blocks, lists * layer.keep_blocks));
+        storage.push(list(emit::Buffer::Counts, lists));
     }
     storage
 }
