@@ -23,6 +23,8 @@ pub enum ScanDistance {
     Constant(usize),
     /// The query is rotated at the minimum of its own position and this one, a key at the index of its chunk.
     Indexed(usize),
+    /// The query is rotated at its own position, a key where [`ExtendedPositions`] has it.
+    Extended(Extension),
 }
 
 impl PrunedLayer {
@@ -32,9 +34,8 @@ impl PrunedLayer {
     pub const fn scan_distance(&self, rope: ScanRope, branch: Branch, chunks: usize) -> ScanDistance {
         match (rope, branch) {
             (ScanRope::None, _) => ScanDistance::None,
-            (ScanRope::DynamicExtend | ScanRope::SelfExtend, _) => {
-                panic!("no word of the language leads here yet")
-            }
+            (ScanRope::DynamicExtend, _) => ScanDistance::Extended(Extension::DynamicExtend),
+            (ScanRope::SelfExtend, _) => ScanDistance::Extended(Extension::SelfExtend),
             // The query stands at `scan_window + 1`, the left branch at 0 and the right one at 1.
             (ScanRope::Relative, Branch::Left) => ScanDistance::Constant(self.scan_window + 1),
             (ScanRope::Relative, Branch::Right) | (ScanRope::Infllm, _) => ScanDistance::Constant(self.scan_window),
@@ -60,6 +61,52 @@ impl PrunedLayer {
                 let packed = self.sink + count * self.block;
                 Some((first_query + token + 1).saturating_sub(self.window + packed))
             }
+        }
+    }
+}
+
+/// Shares of the `streaming` and the `dynamic_extend` position in the attention's `dynamic_extend`.
+pub const BLEND: [f32; 2] = [0.75, 0.25];
+
+/// Keys of one group share a position in `self_extend`.
+pub const EXTENSION_GROUP: usize = 16;
+
+/// How keys far behind a query are brought back to positions that the model was trained on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Extension {
+    /// Drawn together linearly, so that the first key stands where the model was trained to see it.
+    DynamicExtend,
+    /// [`EXTENSION_GROUP`] keys share a position.
+    SelfExtend,
+}
+
+impl Extension {
+    /// Keys at the end of the query block that keep their positions, where the model was trained on `trained`.
+    #[must_use]
+    pub const fn near(self, trained: usize) -> usize {
+        match self {
+            Self::DynamicExtend => trained / 4,
+            Self::SelfExtend if trained < 8192 => trained,
+            Self::SelfExtend => 8192,
+        }
+    }
+
+    /// Positions from [`ExtendedPositions::origin`] on at which a query or a key of a block of up to `query_block`
+    /// queries may stand, in a sequence of `tokens`.
+    #[must_use]
+    pub fn positions(self, query_block: usize, tokens: usize, trained: usize) -> usize {
+        if tokens <= trained {
+            return tokens;
+        }
+        match self {
+            Self::DynamicExtend => {
+                // Where a query block is nearly as long as what the model was trained on, its own keys may be driven
+                // apart instead: the farther, the nearer the block is to the start.
+                let room = trained - self.near(trained);
+                let far = (room + 1).saturating_sub(query_block).max(1);
+                trained.max((query_block - 1) * room / far + room + 1 - query_block)
+            }
+            Self::SelfExtend => trained.max(tokens / EXTENSION_GROUP + query_block),
         }
     }
 }
