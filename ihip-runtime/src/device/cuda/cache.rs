@@ -95,10 +95,10 @@ fn state(program: &Program, extent: Extent, kind: usize) -> Vec<emit::Storage> {
     let mut storage = program.layer_state(kind);
     let LayerPlan::Pruned(layer) = &program.plan().kinds()[kind] else { return storage };
     if !layer.stages.is_empty() {
-        let blocks = extent.rows.div_ceil(layer.query_block);
+        let lists = program.lists(layer, extent.rows);
         let list = |buffer, count| emit::Storage { buffer, element: emit::Element::I32, count, zeroed: false };
-        storage.push(list(emit::Buffer::Blocks, blocks * layer.keep_blocks));
-        storage.push(list(emit::Buffer::Counts, blocks));
+        storage.push(list(emit::Buffer::Blocks, lists * layer.keep_blocks));
+        storage.push(list(emit::Buffer::Counts, lists));
     }
     storage
 }
@@ -241,6 +241,7 @@ impl CudaCache {
             }
             Phase::Decode { .. } => ([emit::Buffer::CachedBlocks, emit::Buffer::CachedCount], 1),
         };
+        let rankings = self.program.plan().geometry().rankings(pruned.ranking) as usize;
         if pruned.stages.is_empty() {
             return Ok(Some(BlockLists { rankings: 1, width: 0, blocks: Vec::new(), counts: vec![0; blocks] }));
         }
@@ -249,10 +250,10 @@ impl CudaCache {
             buffer.ok_or_else(|| Error::NotInPlan { name: format!("buffer {name:?}") })?.read::<i32>(0, count)
         };
         Ok(Some(BlockLists {
-            rankings: 1,
+            rankings,
             width: pruned.keep_blocks,
-            blocks: read(names[0], blocks * pruned.keep_blocks)?,
-            counts: read(names[1], blocks)?,
+            blocks: read(names[0], blocks * rankings * pruned.keep_blocks)?,
+            counts: read(names[1], blocks * rankings)?,
         }))
     }
 }
