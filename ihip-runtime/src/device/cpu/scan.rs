@@ -140,7 +140,6 @@ impl HeadScan<'_> {
                 ScanDistance::None => {}
                 ScanDistance::Constant(position) => queries.rope().rotate(&mut mean, position),
                 ScanDistance::Extended(_) => queries.rope().rotate(&mut mean, queries.position(base)),
-                ScanDistance::Extended(_) => queries.rope().rotate(&mut mean, queries.position(base)),
                 ScanDistance::Indexed(last) => queries.rope().rotate(&mut mean, queries.position(base).min(last)),
             }
             let panel = &mut panels[row / W * W * head_dim..];
