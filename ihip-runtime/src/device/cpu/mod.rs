@@ -231,6 +231,7 @@ impl Device for CpuDevice {
             unreachable!("append found a step");
         };
         let geometry = plan.geometry();
+        let trained = geometry.trained as usize;
         let kind = plan.kind_of(layer);
         let LayerCache { store, masks } = &mut layers[layer];
         let layer = plan.layer(layer);
@@ -253,7 +254,7 @@ impl Device for CpuDevice {
                 });
             }
             LayerPlan::Pruned(layer) => {
-                let stages = Stages { arch, layer, queries: &queries, store };
+                let stages = Stages { arch, geometry, layer, queries: &queries, store };
                 let lists = match &step.phase {
                     Phase::Prefill => stages.prefill(step.t_max),
                     Phase::Decode { restart } => {
@@ -267,7 +268,7 @@ impl Device for CpuDevice {
                 blocks.for_each(|(block, (out, list))| {
                     let rows = queries.block(block, layer.query_block);
                     let positions = queries.position(rows.start)..queries.position(rows.end);
-                    attention.block(&rows, &Keys::of_block(layer, list, positions), out);
+                    attention.block(&rows, &Keys::of_block(layer, list, positions, trained), out);
                 });
                 masks.recorded = if *record { lists } else { Vec::new() };
             }
