@@ -242,13 +242,14 @@ impl CudaCache {
             Phase::Decode { .. } => ([emit::Buffer::CachedBlocks, emit::Buffer::CachedCount], 1),
         };
         if pruned.stages.is_empty() {
-            return Ok(Some(BlockLists { width: 0, blocks: Vec::new(), counts: vec![0; blocks] }));
+            return Ok(Some(BlockLists { rankings: 1, width: 0, blocks: Vec::new(), counts: vec![0; blocks] }));
         }
         let read = |name, count| {
             let buffer = self.states[layer].get(&name);
             buffer.ok_or_else(|| Error::NotInPlan { name: format!("buffer {name:?}") })?.read::<i32>(0, count)
         };
         Ok(Some(BlockLists {
+            rankings: 1,
             width: pruned.keep_blocks,
             blocks: read(names[0], blocks * pruned.keep_blocks)?,
             counts: read(names[1], blocks)?,
