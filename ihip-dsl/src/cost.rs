@@ -131,7 +131,7 @@ impl PrunedLayer {
 
     fn scan_reads(&self, stage: &StagePlan, geometry: &Geometry, step: StepExtent) -> Reads {
         let group = geometry.group() as usize;
-        let rankings = self.rankings(geometry);
+        let rankings = geometry.rankings(self.ranking) as usize;
         let blocks = blocks(step, stage.query_block);
         // The first stage's list is the same for all; later ones are each ranking's own.
         let shared = stage.index == 0 || self.ranking != Ranking::Each;
@@ -175,20 +175,12 @@ impl PrunedLayer {
         let loaded: f64 = blocks.iter().map(|block| keys(block) as f64).sum();
         Reads {
             part: Part::Attend,
-            lists: blocks.len() * self.rankings(geometry),
+            lists: blocks.len() * geometry.rankings(self.ranking) as usize,
             chunks: blocks.iter().map(selected).max().unwrap_or(0),
             loaded,
             distinct: loaded.min(step.tokens as f64),
             entry_bytes: 2 * geometry.head_dim as usize * geometry.kv_type.bytes(),
             kv_heads: geometry.kv_heads as usize,
-        }
-    }
-
-    fn rankings(&self, geometry: &Geometry) -> usize {
-        match self.ranking {
-            Ranking::All => 1,
-            Ranking::KvGroup => geometry.kv_heads as usize,
-            Ranking::Each => geometry.query_heads as usize,
         }
     }
 

@@ -60,6 +60,20 @@ impl Compiler {
         self.architecture
     }
 
+    /// Fails where NVRTC does not compile for the architecture at all.
+    ///
+    /// # Errors
+    /// [`JitError::UnsupportedArchitecture`].
+    pub fn expect_architecture(&self) -> Result<(), JitError> {
+        self.nvrtc.expect(self.architecture)
+    }
+
+    /// Major and minor version of the compiler.
+    #[must_use]
+    pub const fn nvrtc_version(&self) -> (u32, u32) {
+        self.nvrtc.version()
+    }
+
     /// The store, if there is one.
     #[must_use]
     pub const fn store(&self) -> Option<&CubinStore> {
