@@ -26,7 +26,7 @@ fn programs() -> Vec<Program> {
 
 /// Every list of launches of layer 0.
 fn lists(program: &Program) -> Vec<Vec<Launch>> {
-    let stages = match &program.plan().kinds()[0] {
+    let stages = match program.plan().decode(0) {
         ihip_dsl::LayerPlan::Dense => 0,
         ihip_dsl::LayerPlan::Pruned(layer) => layer.stages.len(),
     };

@@ -160,13 +160,15 @@ impl Program {
         };
         let scored = self.pruned().flat_map(|layer| layer.stages.iter().map(|stage| stage.query_block)).min();
         if let Some(query_block) = scored {
-            let count = extent.rows.div_ceil(query_block) * self.score_stride(extent);
+            let rankings = self.pruned().map(|layer| self.shape.rankings(layer.ranking)).max().unwrap_or(1);
+            let count = extent.rows.div_ceil(query_block) * rankings * self.score_stride(extent);
             push(Buffer::Scores, Element::U32, count, true);
         }
         let stages = self.pruned().map(|layer| layer.stages.len()).max().unwrap_or(0);
         for stage in 1..stages {
             let lists = self.pruned().filter(|layer| layer.stages.len() > stage).map(|layer| {
                 extent.rows.div_ceil(layer.stages[stage - 1].query_block)
+                    * self.shape.rankings(layer.ranking)
                     * (layer.stages[stage].keep_chunks.unwrap_or(0) + 1)
             });
             push(Buffer::Lists { stage }, Element::I32, lists.max().unwrap_or(0), false);
@@ -174,7 +176,7 @@ impl Program {
         let counts = self
             .pruned()
             .filter(|layer| !layer.stages.is_empty())
-            .map(|layer| (extent.rows.div_ceil(layer.query_block), layer.keep_blocks));
+            .map(|layer| (self.lists(layer, extent.rows), layer.keep_blocks));
         let (blocks, rows) =
             counts.fold((0, 0), |(blocks, rows), (count, keep)| (blocks.max(count * keep), rows.max(count)));
         push(Buffer::Blocks, Element::I32, blocks, false);
@@ -194,7 +196,8 @@ impl Program {
         if layer.stages.is_empty() {
             return Vec::new();
         }
-        let state = |buffer, count| Storage { buffer, element: Element::I32, count, zeroed: true };
+        let lists = self.lists(layer, 1);
+        let state = |buffer, count| Storage { buffer, element: Element::I32, count: lists * count, zeroed: true };
         let mut storage: Vec<_> = (layer.stages[1..].iter())
             .map(|stage| state(Buffer::CachedLists { stage: stage.index }, stage.keep_chunks.unwrap_or(0) + 1))
             .collect();
@@ -271,6 +274,12 @@ impl Program {
         launches
     }
 
+    /// Final block lists of a call of `rows` rows: one for each query block and ranking.
+    #[must_use]
+    pub fn lists(&self, layer: &PrunedLayer, rows: usize) -> usize {
+        rows.div_ceil(layer.query_block) * self.shape.rankings(layer.ranking)
+    }
+
     fn pruned(&self) -> impl Iterator<Item = &PrunedLayer> {
         self.plan.kinds().iter().filter_map(|kind| match kind {
             LayerPlan::Dense => None,
@@ -336,7 +345,9 @@ impl Program {
         }
         let mut arguments: Vec<_> = buffers.into_iter().map(Value::Buffer).collect();
         arguments.push(Value::I32(self.score_stride(extent) as i32));
-        self.launch(&Unit::Select(Select::new(layer, stage)), [blocks as u32, 1, 1], arguments)
+        let select = Select::new(self.shape, layer, stage);
+        let grid = select.grid(blocks);
+        self.launch(&Unit::Select(select), grid, arguments)
     }
 
     fn launch(&self, unit: &Unit, grid: [u32; 3], arguments: Vec<Value>) -> Launch {
@@ -353,7 +364,7 @@ fn units_of(shape: Shape, kind: &LayerPlan, [prefill, decode]: [bool; 2]) -> Vec
         for stage in 0..layer.stages.len() {
             units.extend(prefill.then(|| Unit::Scan(Scan::new(shape, layer, stage))));
             units.extend(decode.then(|| Unit::ScanRow(ScanRow::new(shape, layer, stage))));
-            units.push(Unit::Select(Select::new(layer, stage)));
+            units.push(Unit::Select(Select::new(shape, layer, stage)));
         }
     }
     units.extend(prefill.then(|| Unit::Attend(Attend::new(shape, kind))));

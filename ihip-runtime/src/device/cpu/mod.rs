@@ -278,7 +278,8 @@ impl Device for CpuDevice {
         let Some(LayerPlan::Pruned(plan)) = cache.step.as_ref().map(|step| step.layer(&cache.plan, layer)) else {
             return Ok(None);
         };
-        let mut lists = BlockLists { width: plan.keep_blocks, ..BlockLists::default() };
+        let rankings = cache.plan.geometry().rankings(plan.ranking) as usize;
+        let mut lists = BlockLists { rankings, width: plan.keep_blocks, ..BlockLists::default() };
         for list in &cache.layers[layer].masks.recorded {
             let missing = plan.keep_blocks - list.blocks.len();
             lists.blocks.extend(list.blocks.iter().map(|left| *left as i32));

@@ -99,10 +99,10 @@ fn state(program: &Program, extent: Extent, layer: usize) -> Vec<emit::Storage> 
     let mut storage = program.layer_state(layer);
     let LayerPlan::Pruned(layer) = program.plan().prefill(layer) else { return storage };
     if !layer.stages.is_empty() {
-        let blocks = extent.rows.div_ceil(layer.query_block);
+        let lists = program.lists(layer, extent.rows);
         let list = |buffer, count| emit::Storage { buffer, element: emit::Element::I32, count, zeroed: false };
-        storage.push(list(emit::Buffer::Blocks, blocks * layer.keep_blocks));
-        storage.push(list(emit::Buffer::Counts, blocks));
+        storage.push(list(emit::Buffer::Blocks, lists * layer.keep_blocks));
+        storage.push(list(emit::Buffer::Counts, lists));
     }
     storage
 }
@@ -240,17 +240,19 @@ impl CudaCache {
             }
             Phase::Decode { .. } => ([emit::Buffer::CachedBlocks, emit::Buffer::CachedCount], 1),
         };
+        let rankings = self.program.plan().geometry().rankings(pruned.ranking) as usize;
         if pruned.stages.is_empty() {
-            return Ok(Some(BlockLists { width: 0, blocks: Vec::new(), counts: vec![0; blocks] }));
+            return Ok(Some(BlockLists { rankings: 1, width: 0, blocks: Vec::new(), counts: vec![0; blocks] }));
         }
         let read = |name, count| {
             let buffer = self.states[layer].get(&name);
             buffer.ok_or_else(|| Error::NotInPlan { name: format!("buffer {name:?}") })?.read::<i32>(0, count)
         };
         Ok(Some(BlockLists {
+            rankings,
             width: pruned.keep_blocks,
-            blocks: read(names[0], blocks * pruned.keep_blocks)?,
-            counts: read(names[1], blocks)?,
+            blocks: read(names[0], blocks * rankings * pruned.keep_blocks)?,
+            counts: read(names[1], blocks * rankings)?,
         }))
     }
 }
