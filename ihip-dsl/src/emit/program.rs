@@ -133,6 +133,10 @@ impl Program {
                 match layer.scan_distance(layer.stages[stage].rope, Branch::Left, layer.chunks(stage, extent.tokens)) {
                     ScanDistance::None => 0,
                     ScanDistance::Constant(position) | ScanDistance::Indexed(position) => position + 1,
+                    ScanDistance::Extended(extension) => {
+                        let stage = &layer.stages[stage];
+                        extension.positions(stage.query_block, extent.tokens, self.plan.geometry().trained as usize)
+                    }
                 }
             });
             let scan = scan.max().unwrap_or(0);

@@ -231,6 +231,7 @@ impl Device for CpuDevice {
             unreachable!("append found a step");
         };
         let geometry = plan.geometry();
+        let trained = geometry.trained as usize;
         let kind = step.layer(plan, layer);
         let LayerCache { store, masks } = &mut layers[layer];
         let queries = Queries::new(
@@ -252,7 +253,7 @@ impl Device for CpuDevice {
                 });
             }
             LayerPlan::Pruned(pruned) => {
-                let stages = Stages { arch, layer: pruned, queries: &queries, store };
+                let stages = Stages { arch, geometry, layer: pruned, queries: &queries, store };
                 let lists = match &step.phase {
                     Phase::Prefill => stages.prefill(step.t_max),
                     Phase::Decode { restart } => {
@@ -266,7 +267,7 @@ impl Device for CpuDevice {
                 blocks.for_each(|(block, (out, list))| {
                     let rows = queries.block(block, pruned.query_block);
                     let positions = queries.position(rows.start)..queries.position(rows.end);
-                    attention.block(&rows, &Keys::of_block(pruned, list, positions), out);
+                    attention.block(&rows, &Keys::of_block(pruned, list, positions, trained), out);
                 });
                 masks.recorded = if *record { lists } else { Vec::new() };
             }
