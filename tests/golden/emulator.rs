@@ -64,8 +64,8 @@ impl Engine for Generated {
                     Kind::Steps(restart) => restart[step],
                 };
                 let position = case.first_position + step;
-                let (out, list) = attention.decode(position, position + 1, restart, &projections(case, step, 1));
-                Answer { stage_inputs: Vec::new(), lists: vec![list], out }
+                let (out, lists) = attention.decode(position, position + 1, restart, &projections(case, step, 1));
+                Answer { stage_inputs: Vec::new(), lists, out }
             })
             .collect()
     }

@@ -87,8 +87,11 @@ impl Program {
         let shape = Shape { geometry: *plan.geometry(), activation };
         let mut program = Self { plan: plan.clone(), shape, units: Vec::new() };
         let pipeline = snake_case(plan.name());
-        for kind in plan.kinds() {
-            for unit in units_of(shape, kind) {
+        for (index, kind) in plan.kinds().iter().enumerate() {
+            let mut layers = 0..plan.layers();
+            let prefill = layers.clone().any(|layer| plan.prefill_kind(layer) == index);
+            let decode = layers.any(|layer| plan.decode_kind(layer) == index);
+            for unit in units_of(shape, kind, [prefill, decode]) {
                 if program.units.iter().any(|(known, _)| *known == unit) {
                     continue;
                 }
@@ -130,6 +133,10 @@ impl Program {
                 match layer.scan_distance(layer.stages[stage].rope, Branch::Left, layer.chunks(stage, extent.tokens)) {
                     ScanDistance::None => 0,
                     ScanDistance::Constant(position) | ScanDistance::Indexed(position) => position + 1,
+                    ScanDistance::Extended(extension) => {
+                        let stage = &layer.stages[stage];
+                        extension.positions(stage.query_block, extent.tokens, self.plan.geometry().trained as usize)
+                    }
                 }
             });
             let scan = scan.max().unwrap_or(0);
@@ -157,13 +164,15 @@ impl Program {
         };
         let scored = self.pruned().flat_map(|layer| layer.stages.iter().map(|stage| stage.query_block)).min();
         if let Some(query_block) = scored {
-            let count = extent.rows.div_ceil(query_block) * self.score_stride(extent);
+            let rankings = self.pruned().map(|layer| self.shape.rankings(layer.ranking)).max().unwrap_or(1);
+            let count = extent.rows.div_ceil(query_block) * rankings * self.score_stride(extent);
             push(Buffer::Scores, Element::U32, count, true);
         }
         let stages = self.pruned().map(|layer| layer.stages.len()).max().unwrap_or(0);
         for stage in 1..stages {
             let lists = self.pruned().filter(|layer| layer.stages.len() > stage).map(|layer| {
                 extent.rows.div_ceil(layer.stages[stage - 1].query_block)
+                    * self.shape.rankings(layer.ranking)
                     * (layer.stages[stage].keep_chunks.unwrap_or(0) + 1)
             });
             push(Buffer::Lists { stage }, Element::I32, lists.max().unwrap_or(0), false);
@@ -171,7 +180,7 @@ impl Program {
         let counts = self
             .pruned()
             .filter(|layer| !layer.stages.is_empty())
-            .map(|layer| (extent.rows.div_ceil(layer.query_block), layer.keep_blocks));
+            .map(|layer| (self.lists(layer, extent.rows), layer.keep_blocks));
         let (blocks, rows) =
             counts.fold((0, 0), |(blocks, rows), (count, keep)| (blocks.max(count * keep), rows.max(count)));
         push(Buffer::Blocks, Element::I32, blocks, false);
@@ -184,14 +193,15 @@ impl Program {
         storage
     }
 
-    /// Buffers of which a layer of `kind` has its own, kept from one decoding step to the next.
+    /// Buffers of which `layer` has its own, kept from one decoding step to the next.
     #[must_use]
-    pub fn layer_state(&self, kind: usize) -> Vec<Storage> {
-        let LayerPlan::Pruned(layer) = &self.plan.kinds()[kind] else { return Vec::new() };
+    pub fn layer_state(&self, layer: usize) -> Vec<Storage> {
+        let LayerPlan::Pruned(layer) = self.plan.decode(layer) else { return Vec::new() };
         if layer.stages.is_empty() {
             return Vec::new();
         }
-        let state = |buffer, count| Storage { buffer, element: Element::I32, count, zeroed: true };
+        let lists = self.lists(layer, 1);
+        let state = |buffer, count| Storage { buffer, element: Element::I32, count: lists * count, zeroed: true };
         let mut storage: Vec<_> = (layer.stages[1..].iter())
             .map(|stage| state(Buffer::CachedLists { stage: stage.index }, stage.keep_chunks.unwrap_or(0) + 1))
             .collect();
@@ -200,13 +210,14 @@ impl Program {
         storage
     }
 
-    /// Launches of one layer's attention in a prefill call of `rows` rows, the step's `t_max` as given. Only grids
+    /// Launches of `layer`'s attention in a prefill call of `rows` rows, the step's `t_max` as given. Only grids
     /// depend on these two: a list for more rows or a larger `t_max` computes the same.
     #[must_use]
-    pub fn prefill(&self, kind: usize, extent: Extent, rows: usize, t_max: usize) -> Vec<Launch> {
-        let append = self.append(kind, rows);
-        let LayerPlan::Pruned(layer) = &self.plan.kinds()[kind] else {
-            let attend = Attend::new(self.shape, &self.plan.kinds()[kind]);
+    pub fn prefill(&self, layer: usize, extent: Extent, rows: usize, t_max: usize) -> Vec<Launch> {
+        let append = self.append(layer, rows);
+        let kind = self.plan.prefill(layer);
+        let LayerPlan::Pruned(layer) = kind else {
+            let attend = Attend::new(self.shape, kind);
             let grid = attend.grid(rows);
             return vec![append, self.launch(&Unit::Attend(attend), grid, dense_arguments())];
         };
@@ -219,19 +230,19 @@ impl Program {
             let blocks = rows.div_ceil(layer.stages[stage].query_block);
             launches.push(self.select(layer, stage, blocks, parents, [Buffer::Blocks, Buffer::Counts], extent));
         }
-        let attend = Attend::new(self.shape, &self.plan.kinds()[kind]);
+        let attend = Attend::new(self.shape, kind);
         let grid = attend.grid(rows);
         let arguments = attend_arguments(layer, [Buffer::Blocks, Buffer::Counts], &[Buffer::Out]);
         launches.push(self.launch(&Unit::Attend(attend), grid, arguments));
         launches
     }
 
-    /// Launches of one layer's attention in a decoding step that renews its masks from stage `restart` on, or not at
+    /// Launches of `layer`'s attention in a decoding step that renews its masks from stage `restart` on, or not at
     /// all. Nothing in the list depends on the step.
     #[must_use]
-    pub fn decode(&self, kind: usize, extent: Extent, restart: Option<usize>) -> Vec<Launch> {
-        let plan = &self.plan.kinds()[kind];
-        let mut launches = vec![self.append(kind, 1)];
+    pub fn decode(&self, layer: usize, extent: Extent, restart: Option<usize>) -> Vec<Launch> {
+        let plan = self.plan.decode(layer);
+        let mut launches = vec![self.append(layer, 1)];
         let split = SplitAttend::new(self.shape, plan);
         let (splits, grid) = (split.splits(), split.grid());
         let partials = [Buffer::Partials, Buffer::PartialSums];
@@ -267,6 +278,12 @@ impl Program {
         launches
     }
 
+    /// Final block lists of a call of `rows` rows: one for each query block and ranking.
+    #[must_use]
+    pub fn lists(&self, layer: &PrunedLayer, rows: usize) -> usize {
+        rows.div_ceil(layer.query_block) * self.shape.rankings(layer.ranking)
+    }
+
     fn pruned(&self) -> impl Iterator<Item = &PrunedLayer> {
         self.plan.kinds().iter().filter_map(|kind| match kind {
             LayerPlan::Dense => None,
@@ -281,8 +298,8 @@ impl Program {
         chunks.max().unwrap_or(0)
     }
 
-    fn append(&self, kind: usize, rows: usize) -> Launch {
-        let append = Append::new(self.shape, self.plan.kinds()[kind].rotated_cache());
+    fn append(&self, layer: usize, rows: usize) -> Launch {
+        let append = Append::new(self.shape, self.plan.rotated_cache(layer));
         let mut buffers = vec![Buffer::Step, Buffer::Qkv, Buffer::Keys, Buffer::Values, Buffer::PageTable];
         if append.rotated {
             buffers.push(Buffer::Frequencies);
@@ -332,7 +349,9 @@ impl Program {
         }
         let mut arguments: Vec<_> = buffers.into_iter().map(Value::Buffer).collect();
         arguments.push(Value::I32(self.score_stride(extent) as i32));
-        self.launch(&Unit::Select(Select::new(layer, stage)), [blocks as u32, 1, 1], arguments)
+        let select = Select::new(self.shape, layer, stage);
+        let grid = select.grid(blocks);
+        self.launch(&Unit::Select(select), grid, arguments)
     }
 
     fn launch(&self, unit: &Unit, grid: [u32; 3], arguments: Vec<Value>) -> Launch {
@@ -342,19 +361,21 @@ impl Program {
     }
 }
 
-/// Kernels that a layer of `kind` needs, in the order in which it launches them.
-fn units_of(shape: Shape, kind: &LayerPlan) -> Vec<Unit> {
+/// Kernels that a layer of `kind` needs in the phases in which there is one, in the order in which it launches them.
+fn units_of(shape: Shape, kind: &LayerPlan, [prefill, decode]: [bool; 2]) -> Vec<Unit> {
     let mut units = vec![Unit::Append(Append::new(shape, kind.rotated_cache()))];
     if let LayerPlan::Pruned(layer) = kind {
         for stage in 0..layer.stages.len() {
-            units.push(Unit::Scan(Scan::new(shape, layer, stage)));
-            units.push(Unit::ScanRow(ScanRow::new(shape, layer, stage)));
-            units.push(Unit::Select(Select::new(layer, stage)));
+            units.extend(prefill.then(|| Unit::Scan(Scan::new(shape, layer, stage))));
+            units.extend(decode.then(|| Unit::ScanRow(ScanRow::new(shape, layer, stage))));
+            units.push(Unit::Select(Select::new(shape, layer, stage)));
         }
     }
-    units.push(Unit::Attend(Attend::new(shape, kind)));
-    units.push(Unit::SplitAttend(SplitAttend::new(shape, kind)));
-    units.push(Unit::Merge(Merge::new(shape)));
+    units.extend(prefill.then(|| Unit::Attend(Attend::new(shape, kind))));
+    if decode {
+        units.push(Unit::SplitAttend(SplitAttend::new(shape, kind)));
+        units.push(Unit::Merge(Merge::new(shape)));
+    }
     units
 }
 

@@ -8,7 +8,7 @@ use super::launch::Element;
 use super::tile::Tile;
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel};
-use crate::{PrunedLayer, ScanRope};
+use crate::{PrunedLayer, Ranking, ScanRope};
 
 const THREADS: usize = 128;
 const WARPS: usize = THREADS / 32;
@@ -109,12 +109,13 @@ impl Scan {
         let heading = format!(
             "Prefill, stage {}: scores chunks of {} tokens for blocks of {} queries by {} halvings.\n\
              A block of threads takes one head of one query block and groups of {} chunks; a chunk's score is the largest\n\
-             product of any averaged query with any probe, over all heads.",
+             product of any averaged query with any probe, over {}.",
             self.stage,
             stage.chunk,
             stage.query_block,
             stage.halvings,
-            self.chunks_of_group()
+            self.chunks_of_group(),
+            heads_of(self.layer.ranking)
         );
         let mut writer = Writer::new(&heading, &format!("{pipeline}, stage {}", self.stage));
         self.shape.constants(&mut writer);
@@ -140,6 +141,7 @@ impl Scan {
                 "floats between queries turned for left probes and for right ones, 16 banks apart",
             );
         }
+        functions::ranking_constant(&mut writer, self.layer.ranking, self.shape.rankings(self.layer.ranking));
         writer.text(QUADS).text(CACHE_ROW).text(ORDERED);
         if rotation != Rotation::None {
             writer.text(ROTATE);
@@ -153,9 +155,18 @@ impl Scan {
         ));
         let (shape, size) =
             if copies == 2 { ("[2][COPY]", "2 * COPY") } else { ("[TILE_ROWS][STRIDE]", "TILE_ROWS * STRIDE") };
+        let ranking = match self.layer.ranking {
+            Ranking::All => None,
+            Ranking::KvGroup => Some("kv_head"),
+            Ranking::Each => Some("head"),
+        };
         let positions = if rotation == Rotation::Chunks { "    SHARED(int, slot_position, PROBES);\n" } else { "" };
         writer.more(&PLACE.replace("$SHAPE", shape).replace("$SIZE", size).replace("$POSITIONS", positions));
-        writer.more(chunks_here(self.stage));
+        if let Some(ranking) = ranking {
+            writer.more(&format!("    const int ranking = {ranking};"));
+            writer.more(SCORE_ROW);
+        }
+        writer.more(&chunks_here(self.stage, self.layer.ranking));
         let whole = self.tile_rows() == self.padded_rows();
         if whole {
             writer.text(&queries(rotation, "slot"));
@@ -192,7 +203,7 @@ impl Scan {
             writer.more(&product.replace("< live_rows", "< live_rows - tile"));
             writer.more("            }");
         }
-        writer.more(DESCEND);
+        writer.more(&DESCEND.replace("$SCORES", if ranking.is_some() { "score_row" } else { "block * score_stride" }));
         Kernel {
             name: name.to_owned(),
             family: Family::Scan,
@@ -220,12 +231,24 @@ pub(super) fn scan_constants(layer: &PrunedLayer, stage: usize) -> PrunedLayer {
     }
 }
 
-/// Defines `chunks`, and `kept` from the second stage on, for the query block `block`.
-pub(super) const fn chunks_here(stage: usize) -> &'static str {
+/// Defines `chunks`, and `kept` from the second stage on, for the query block `block` and its `ranking`.
+pub(super) fn chunks_here(stage: usize, ranking: Ranking) -> String {
     if stage == 0 {
-        "    const int chunks = chunk_count(step[STEP_T_MAX]);"
-    } else {
-        "    const int* const kept = parents + parent_block(block, rows) * (KEPT + 1);\n    const int chunks = chunk_count(kept);"
+        return "    const int chunks = chunk_count(step[STEP_T_MAX]);".to_owned();
+    }
+    let row = match ranking {
+        Ranking::All => "parent_block(block, rows)",
+        Ranking::KvGroup | Ranking::Each => "(parent_block(block, rows) * RANKINGS + ranking)",
+    };
+    format!("    const int* const kept = parents + {row} * (KEPT + 1);\n    const int chunks = chunk_count(kept);")
+}
+
+/// The heads that a chunk's score is the maximum of.
+const fn heads_of(ranking: Ranking) -> &'static str {
+    match ranking {
+        Ranking::All => "all heads",
+        Ranking::KvGroup => "the heads of a group",
+        Ranking::Each => "its head alone",
     }
 }
 
@@ -243,12 +266,13 @@ pub(super) fn rope_word(rope: ScanRope) -> &'static str {
 /// `ihip_paper3k_s1_scan_relative_c32_k32768_d128_bf16`.
 pub(super) fn stem(family: &str, pipeline: &str, shape: Shape, layer: &PrunedLayer, stage: usize) -> String {
     let rope = rope_word(layer.stages[stage].rope);
+    let ranking = functions::ranking_word(layer.ranking);
     let chunk = layer.stages[stage].chunk;
     let keep = match layer.stages[stage].keep_chunks {
         Some(keep) => format!("_k{}", keep * layer.stages[stage - 1].chunk),
         None => String::new(),
     };
-    format!("ihip_{pipeline}_s{stage}_{family}_{rope}_c{chunk}{keep}_{}", shape.suffix())
+    format!("ihip_{pipeline}_s{stage}_{family}_{rope}{ranking}_c{chunk}{keep}_{}", shape.suffix())
 }
 
 pub(super) fn scan_arguments(shape: Shape, rope: ScanRope, stage: usize) -> Vec<Argument> {
@@ -342,6 +366,10 @@ const POSITION: &str = r"            // A key's position is the index of its chu
             slot_position[left_slot(thread)] = slot_position[left_slot(thread) + 4] = min(chunk, chunks);
 ";
 
+const SCORE_ROW: &str = r"
+    const unsigned long long score_row = static_cast<unsigned long long>(block * RANKINGS + ranking) * score_stride;
+";
+
 const GROUPS: &str = r"
     for (int group = blockIdx.x; group * CHUNKS < chunks; group += gridDim.x) {
         // The list is ascending: where a group's first chunk lies beyond the limit, so does every later one.
@@ -415,7 +443,7 @@ const DESCEND: &str = r"
             }
         }
         if (thread < CHUNKS && best[thread] > LOWEST)
-            atomic_max(&scores[block * score_stride + group * CHUNKS + thread], ordered(max(best[thread], NEVER)));
+            atomic_max(&scores[$SCORES + group * CHUNKS + thread], ordered(max(best[thread], NEVER)));
     }
 }
 ";

@@ -7,7 +7,7 @@ use super::functions::{self, CACHE_ROW, ORDERED, ROTATE, Shape};
 use super::scan::{scan_arguments, scan_constants, stem};
 use super::writer::Writer;
 use super::{Family, Kernel};
-use crate::{PrunedLayer, ScanRope};
+use crate::{PrunedLayer, Ranking, ScanRope};
 
 const THREADS: usize = 128;
 /// Chunks that a team of lanes descends at a time: each adds two loads in flight.
@@ -32,8 +32,14 @@ impl ScanRow {
         stem("scan_decode", pipeline, self.shape, &self.layer, self.stage)
     }
 
+    /// Whether heads of a group have lists of their own: then each descends by itself.
+    fn alone(&self) -> bool {
+        self.layer.ranking == Ranking::Each && self.stage > 0
+    }
+
     pub(crate) fn grid(&self) -> [u32; 3] {
-        [BLOCKS.div_ceil(self.shape.kv_heads()) as u32, self.shape.geometry.kv_heads, 1]
+        let lists = if self.alone() { self.shape.query_heads() } else { self.shape.kv_heads() };
+        [BLOCKS.div_ceil(lists) as u32, lists as u32, 1]
     }
 
     pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
@@ -43,8 +49,11 @@ impl ScanRow {
         let lanes = self.shape.head_dim() / vector;
         let heading = format!(
             "Decoding, stage {}: scores chunks of {} tokens for one query by {} halvings.\n\
-             {lanes} lanes take one head and {DESCENTS} chunks at a time; blocks of threads stride over the chunks of a key-value head.",
-            self.stage, stage.chunk, stage.halvings
+             {lanes} lanes take one head and {DESCENTS} chunks at a time; blocks of threads stride over the chunks of a {} head.",
+            self.stage,
+            stage.chunk,
+            stage.halvings,
+            if self.alone() { "query" } else { "key-value" }
         );
         let mut writer = Writer::new(&heading, &format!("{pipeline}, stage {}", self.stage));
         self.shape.constants(&mut writer);
@@ -60,20 +69,34 @@ impl ScanRow {
             .constant("LANES", lanes, "lanes that read one probe together")
             .constant("TEAMS", 32 / lanes, "such teams in a warp")
             .constant("DESCENTS", DESCENTS, "chunks that a team descends at a time");
+        if self.alone() {
+            writer.constant("HEADS", 1, "query heads that descend the chunks of one list");
+        }
         writer.text(VECTORS).text(CACHE_ROW).text(ORDERED);
         if rope != ScanRope::None && rope != ScanRope::ChunkIndexed {
             writer.text(ROTATE);
         }
         functions::chunk_list_of_row(&mut writer, self.stage);
         let table = if rope == ScanRope::None { "" } else { " const float2* __restrict__ rope_table," };
-        let parents = if self.stage == 0 { "" } else { " const int* kept," };
+        let ranking = self.layer.ranking;
+        let parents = match (self.stage, ranking) {
+            (0, _) => "",
+            (_, Ranking::All) => " const int* kept,",
+            (_, Ranking::KvGroup | Ranking::Each) => " const int* parents,",
+        };
         writer.text(&format!(
             "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{table}\n   {parents} unsigned* scores, int score_stride) {{"
         ));
         let copies = if rope == ScanRope::Relative { "2 * " } else { "" };
         let list = if self.stage == 0 { "step[STEP_T_MAX]" } else { "kept" };
-        writer.more(&PLACE.replace("$COPIES", copies).replace("$LIST", list));
-        writer.text(&QUERIES.replace(
+        let place = PLACE.replace("$COPIES", copies).replace("$LIST", list).replace("$OWN", self.head_of_block());
+        let kept = match (self.stage, ranking) {
+            (0, _) | (_, Ranking::All) => "",
+            (_, Ranking::KvGroup) => "    const int* const kept = parents + kv_head * (KEPT + 1);\n",
+            (_, Ranking::Each) => "    const int* const kept = parents + query_head * (KEPT + 1);\n",
+        };
+        writer.more(&self.heads(&place.replace("$KEPT", kept)));
+        let queries = QUERIES.replace(
             "$TURN\n",
             match rope {
                 ScanRope::Relative => TURN_TWICE,
@@ -83,7 +106,8 @@ impl ScanRow {
                     unreachable!("no word of the language leads here yet")
                 }
             },
-        ));
+        );
+        writer.text(&self.heads(&queries));
         let start = if self.stage == 0 { "chunk_start(" } else { "chunk_start(kept, " };
         let clamp =
             if self.stage == 0 { "min(left[i] + CHUNK, step[STEP_T_MAX] - SCAN_WINDOW)" } else { "left[i] + CHUNK" };
@@ -100,8 +124,9 @@ impl ScanRow {
             .replace("$RIGHT", clamp)
             .replace("$FRAGMENTS", fragments)
             .replace("$LOAD\n", load.trim_start_matches('\n'))
-            .replace("$FOR_RIGHT", for_right);
-        writer.text(&descend);
+            .replace("$FOR_RIGHT", for_right)
+            .replace("$ROW", self.score_row());
+        writer.text(&self.heads(&descend));
         Kernel {
             name: name.to_owned(),
             family: Family::Scan,
@@ -110,6 +135,28 @@ impl ScanRow {
             threads: THREADS as u32,
             shared_bytes: 0,
         }
+    }
+
+    /// The head that a block of threads works for.
+    fn head_of_block(&self) -> &'static str {
+        if self.alone() { "query_head = blockIdx.y, kv_head = query_head / GROUP" } else { "kv_head = blockIdx.y" }
+    }
+
+    /// Where the scores of the query block's ranking begin: a decoding step has one query block.
+    fn score_row(&self) -> &'static str {
+        match self.layer.ranking {
+            Ranking::All => "",
+            Ranking::KvGroup => "kv_head * score_stride + ",
+            Ranking::Each if self.alone() => "query_head * score_stride + ",
+            Ranking::Each => "(kv_head * GROUP + (base + i * TEAMS + team) % GROUP) * score_stride + ",
+        }
+    }
+
+    /// `text` for the heads of a group, or for one of them.
+    fn heads(&self, text: &str) -> String {
+        let first = if self.alone() { "query_head" } else { "kv_head * GROUP" };
+        let text = text.replace("$FIRST_HEAD", first);
+        text.replace("$HEADS", if self.alone() { "HEADS" } else { "GROUP" })
     }
 }
 
@@ -121,18 +168,18 @@ struct alignas(16) Vector {
 ";
 
 const PLACE: &str = r"
-    SHARED(float, queries, $COPIESGROUP * HEAD_DIM);
+    SHARED(float, queries, $COPIES$HEADS * HEAD_DIM);
     const int position = step[STEP_START], first_row = step[STEP_FIRST_ROW];
-    const int kv_head = blockIdx.y, thread = threadIdx.x;
+    const int $OWN, thread = threadIdx.x;
     const int limit = position - SCAN_WINDOW;
-    const int chunks = chunk_count($LIST);
+$KEPT    const int chunks = chunk_count($LIST);
 ";
 
 const QUERIES: &str = r"
-    for (int item = thread; item < GROUP * HALF; item += THREADS) {
+    for (int item = thread; item < $HEADS * HALF; item += THREADS) {
         const int head = item / HALF, element = item % HALF;
         const Activation* const query =
-            &qkv[static_cast<unsigned long long>(first_row) * QKV_ROW + (kv_head * GROUP + head) * HEAD_DIM + element];
+            &qkv[static_cast<unsigned long long>(first_row) * QKV_ROW + ($FIRST_HEAD + head) * HEAD_DIM + element];
         float x = to_float(query[0]) * QUERY_SCALE, y = to_float(query[HALF]) * QUERY_SCALE;
 $TURN
         queries[head * HEAD_DIM + element] = x;
@@ -144,8 +191,8 @@ $TURN
 const TURN_TWICE: &str = r"        // Left probes are at position 0, right ones at 1, the query at SCAN_WINDOW + 1: what counts is the distance.
         float right_x = x, right_y = y;
         rotate(right_x, right_y, rope_table[SCAN_WINDOW * HALF + element]);
-        queries[(GROUP + head) * HEAD_DIM + element] = right_x;
-        queries[(GROUP + head) * HEAD_DIM + element + HALF] = right_y;
+        queries[($HEADS + head) * HEAD_DIM + element] = right_x;
+        queries[($HEADS + head) * HEAD_DIM + element + HALF] = right_y;
         rotate(x, y, rope_table[(SCAN_WINDOW + 1) * HALF + element]);
 ";
 
@@ -156,7 +203,7 @@ const LOAD_ONE: &str = r"
 const LOAD_TWO: &str = r"
             for (int e = 0; e < VECTOR; ++e) {
                 left_query[i][e] = queries[head * HEAD_DIM + lane * VECTOR + e];
-                right_query[i][e] = queries[(GROUP + head) * HEAD_DIM + lane * VECTOR + e];
+                right_query[i][e] = queries[($HEADS + head) * HEAD_DIM + lane * VECTOR + e];
             }
 ";
 
@@ -173,19 +220,19 @@ const LOAD_TURNED: &str = r"
 ";
 
 const DESCEND: &str = r"
-    const int items = chunks * GROUP;
+    const int items = chunks * $HEADS;
     const int lane = thread % LANES, team = thread % 32 / LANES;
     const int warps = gridDim.x * (THREADS / 32), warp = blockIdx.x * (THREADS / 32) + thread / 32;
     // The loop is the same for all lanes of a warp, because they exchange partial products.
     for (int base = warp * TEAMS * DESCENTS; base < items; base += warps * TEAMS * DESCENTS) {
         // The list is ascending: where one chunk lies beyond the limit, so does every later one.
-        if ($START(base / GROUP) > limit) break;
+        if ($START(base / $HEADS) > limit) break;
         int left[DESCENTS], right[DESCENTS];
         float best[DESCENTS];
         $FRAGMENTS
         for (int i = 0; i < DESCENTS; ++i) {
             const int item = base + i * TEAMS + team;
-            const int chunk = min(item / GROUP, chunks - 1), head = item % GROUP;
+            const int chunk = min(item / $HEADS, chunks - 1), head = item % $HEADS;
             left[i] = $START(chunk);
             right[i] = item < items ? $RIGHT : left[i];
             best[i] = LOWEST;
@@ -227,7 +274,7 @@ $LOAD
         }
         for (int i = 0; i < DESCENTS; ++i)
             if (lane == 0 && best[i] > LOWEST)
-                atomic_max(&scores[(base + i * TEAMS + team) / GROUP], ordered(max(best[i], NEVER)));
+                atomic_max(&scores[$ROW(base + i * TEAMS + team) / $HEADS], ordered(max(best[i], NEVER)));
     }
 }
 ";
