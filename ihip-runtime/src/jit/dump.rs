@@ -66,9 +66,13 @@ impl Dump {
         }
         let mut text = format!("pipeline {}, {} layers\n{:#?}\n", plan.name(), plan.layers(), plan.geometry());
         for (index, kind) in plan.kinds().iter().enumerate() {
-            let layers = (0..plan.layers()).filter(|&layer| plan.kind_of(layer) == index);
-            let layers: Vec<String> = layers.map(|layer| layer.to_string()).collect();
-            text.push_str(&format!("\nlayers {}\n{kind:#?}\n", layers.join(" ")));
+            let layers = |kind_of: &dyn Fn(usize) -> usize| {
+                let layers = (0..plan.layers()).filter(|&layer| kind_of(layer) == index);
+                layers.map(|layer| layer.to_string()).collect::<Vec<_>>().join(" ")
+            };
+            let prefill = layers(&|layer| plan.prefill_kind(layer));
+            let decode = layers(&|layer| plan.decode_kind(layer));
+            text.push_str(&format!("\nlayers in prefill: {prefill}\nlayers in decoding: {decode}\n{kind:#?}\n"));
         }
         self.write(&format!("{}.plan.txt", plan.name()), &text)
     }

@@ -67,17 +67,20 @@ impl Explain {
     /// The reads of one kind of layer in both phases.
     fn kind(&self, text: &mut String, program: &Program, index: usize, rows: usize) {
         let plan = program.plan();
-        let layers: Vec<usize> = (0..plan.layers()).filter(|&layer| plan.kind_of(layer) == index).collect();
         let kind = &plan.kinds()[index];
         let reads = |rows| kind.reads(plan.geometry(), StepExtent { tokens: self.context, rows });
-        let layers = ranges(&layers);
-        let _ = writeln!(text, "layers {layers}, decoding one token\n\n{}", self.decode(kind, &reads(1)));
-        let _ = writeln!(
-            text,
-            "layers {layers}, prefill of the last {} tokens\n\n{}",
-            grouped(rows),
-            self.prefill(&reads(rows))
-        );
+        let layers = |kind_of: &dyn Fn(usize) -> usize| {
+            ranges(&(0..plan.layers()).filter(|&layer| kind_of(layer) == index).collect::<Vec<_>>())
+        };
+        let decoding = layers(&|layer| plan.decode_kind(layer));
+        if !decoding.is_empty() {
+            let _ = writeln!(text, "layers {decoding}, decoding one token\n\n{}", self.decode(kind, &reads(1)));
+        }
+        let prefill = layers(&|layer| plan.prefill_kind(layer));
+        if !prefill.is_empty() {
+            let heading = format!("layers {prefill}, prefill of the last {} tokens", grouped(rows));
+            let _ = writeln!(text, "{heading}\n\n{}", self.prefill(&reads(rows)));
+        }
     }
 
     fn floor(&self, bytes: f64) -> String {
@@ -219,8 +222,9 @@ fn buffers(program: &Program, extent: Extent, geometry: &Geometry) -> String {
     }
     let named = |storage: &Storage| (format!("{:?}", storage.buffer), storage.count, storage.bytes());
     for index in 0..plan.kinds().len() {
-        let layers: Vec<usize> = (0..plan.layers()).filter(|&layer| plan.kind_of(layer) == index).collect();
-        for storage in program.layer_state(index) {
+        let layers: Vec<usize> = (0..plan.layers()).filter(|&layer| plan.decode_kind(layer) == index).collect();
+        let Some(&first) = layers.first() else { continue };
+        for storage in program.layer_state(first) {
             let (buffer, elements, size) = named(&storage);
             push(buffer, format!("each of {}", ranges(&layers)), elements, size);
         }

@@ -29,7 +29,7 @@ pub(super) fn write_gallery(out: &Path) -> Result<()> {
         write(&out.join(&entry.file), &entry.kernel.text)?;
     }
     let text = toml::to_string(&manifest).expect("plain tables have a TOML form");
-    write(&out.join(MANIFEST), &format!("# Written by `ihip kernels export`.\n{text}"))
+    write(&out.join(MANIFEST), format!("# Written by `ihip kernels export`.\n{text}"))
 }
 
 /// Removes the `.cu` files of a folder that may not be there.
