@@ -92,7 +92,7 @@ const fn is_list(buffer: emit::Buffer) -> bool {
 
 /// Buffers of which a layer of `kind` has its own.
 fn state(program: &Program, extent: Extent, kind: usize) -> Vec<emit::Storage> {
-    let mut storage = program.layer_state(kind);
+    let mut storage = program.layer_state(kind, extent);
     let LayerPlan::Pruned(layer) = &program.plan().kinds()[kind] else { return storage };
     if !layer.stages.is_empty() {
         let lists = program.lists(layer, extent.rows);
