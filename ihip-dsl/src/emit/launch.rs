@@ -127,12 +127,16 @@ pub enum Buffer {
     Paths,
     /// f32 `[chunks][kv_heads][head_dim]`, one a layer: the mean of the keys of every complete chunk after the sinks.
     Means {
+        /// Sinks, after which chunks begin.
+        sink: usize,
         /// Tokens of a chunk.
         chunk: usize,
     },
     /// KV type `[chunks][kv_heads][2][head_dim]`, one a layer: the least and the greatest elements of the keys of every
     /// complete chunk after the sinks.
     Bounds {
+        /// Sinks, after which chunks begin.
+        sink: usize,
         /// Tokens of a chunk.
         chunk: usize,
     },

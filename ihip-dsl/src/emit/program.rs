@@ -88,8 +88,11 @@ impl Program {
         let shape = Shape { geometry: *plan.geometry(), activation };
         let mut program = Self { plan: plan.clone(), shape, units: Vec::new() };
         let pipeline = snake_case(plan.name());
-        for kind in plan.kinds() {
-            for unit in units_of(shape, kind) {
+        for (index, kind) in plan.kinds().iter().enumerate() {
+            let mut layers = 0..plan.layers();
+            let prefill = layers.clone().any(|layer| plan.prefill_kind(layer) == index);
+            let decode = layers.any(|layer| plan.decode_kind(layer) == index);
+            for unit in units_of(shape, kind, [prefill, decode]) {
                 if program.units.iter().any(|(known, _)| *known == unit) {
                     continue;
                 }
@@ -131,6 +134,10 @@ impl Program {
                 match layer.scan_distance(layer.stages[stage].rope, Branch::Left, layer.chunks(stage, extent.tokens)) {
                     ScanDistance::None => 0,
                     ScanDistance::Constant(position) | ScanDistance::Indexed(position) => position + 1,
+                    ScanDistance::Extended(extension) => {
+                        let stage = &layer.stages[stage];
+                        extension.positions(stage.query_block, extent.tokens, self.plan.geometry().trained as usize)
+                    }
                 }
             });
             let scan = scan.max().unwrap_or(0);
@@ -195,10 +202,20 @@ impl Program {
         storage
     }
 
-    /// Buffers of which a layer of `kind` has its own, kept from one step to the next, for steps up to `extent`.
+    /// Buffers of which `layer` has its own, kept from one step to the next, for steps up to `extent`.
     #[must_use]
-    pub fn layer_state(&self, kind: usize, extent: Extent) -> Vec<Storage> {
-        let LayerPlan::Pruned(layer) = &self.plan.kinds()[kind] else { return Vec::new() };
+    pub fn layer_state(&self, layer: usize, extent: Extent) -> Vec<Storage> {
+        let mut storage = self.decoding_state(layer);
+        storage.extend(self.summaries(layer).into_iter().map(|summary| {
+            let (buffer, element, count) = summary.storage(extent.tokens);
+            Storage { buffer, element, count, zeroed: false }
+        }));
+        storage
+    }
+
+    /// What decoding keeps of the lists of `layer`.
+    fn decoding_state(&self, layer: usize) -> Vec<Storage> {
+        let LayerPlan::Pruned(layer) = self.plan.decode(layer) else { return Vec::new() };
         if layer.stages.is_empty() {
             return Vec::new();
         }
@@ -209,20 +226,17 @@ impl Program {
             .collect();
         storage.push(state(Buffer::CachedBlocks, layer.keep_blocks));
         storage.push(state(Buffer::CachedCount, 1));
-        storage.extend(summaries(self.shape, layer).into_iter().map(|summary| {
-            let (buffer, element, count) = summary.storage(extent.tokens);
-            Storage { buffer, element, count, zeroed: false }
-        }));
         storage
     }
 
-    /// Launches of one layer's attention in a prefill call of `rows` rows, the step's `t_max` as given. Only grids
+    /// Launches of `layer`'s attention in a prefill call of `rows` rows, the step's `t_max` as given. Only grids
     /// depend on these two: a list for more rows or a larger `t_max` computes the same.
     #[must_use]
-    pub fn prefill(&self, kind: usize, extent: Extent, rows: usize, t_max: usize) -> Vec<Launch> {
-        let mut launches = self.append(kind, rows);
-        let LayerPlan::Pruned(layer) = &self.plan.kinds()[kind] else {
-            let attend = Attend::new(self.shape, &self.plan.kinds()[kind]);
+    pub fn prefill(&self, layer: usize, extent: Extent, rows: usize, t_max: usize) -> Vec<Launch> {
+        let mut launches = self.append(layer, rows);
+        let kind = self.plan.prefill(layer);
+        let LayerPlan::Pruned(layer) = kind else {
+            let attend = Attend::new(self.shape, kind);
             let grid = attend.grid(rows);
             launches.push(self.launch(&Unit::Attend(attend), grid, dense_arguments()));
             return launches;
@@ -236,19 +250,19 @@ impl Program {
             let blocks = rows.div_ceil(layer.stages[stage].query_block);
             launches.push(self.select(layer, stage, blocks, parents, [Buffer::Blocks, Buffer::Counts], extent));
         }
-        let attend = Attend::new(self.shape, &self.plan.kinds()[kind]);
+        let attend = Attend::new(self.shape, kind);
         let grid = attend.grid(rows);
         let arguments = attend_arguments(layer, [Buffer::Blocks, Buffer::Counts], &[Buffer::Out]);
         launches.push(self.launch(&Unit::Attend(attend), grid, arguments));
         launches
     }
 
-    /// Launches of one layer's attention in a decoding step that renews its masks from stage `restart` on, or not at
+    /// Launches of `layer`'s attention in a decoding step that renews its masks from stage `restart` on, or not at
     /// all. Nothing in the list depends on the step.
     #[must_use]
-    pub fn decode(&self, kind: usize, extent: Extent, restart: Option<usize>) -> Vec<Launch> {
-        let plan = &self.plan.kinds()[kind];
-        let mut launches = self.append(kind, 1);
+    pub fn decode(&self, layer: usize, extent: Extent, restart: Option<usize>) -> Vec<Launch> {
+        let plan = self.plan.decode(layer);
+        let mut launches = self.append(layer, 1);
         let split = SplitAttend::new(self.shape, plan);
         let (splits, grid) = (split.splits(), split.grid());
         let partials = [Buffer::Partials, Buffer::PartialSums];
@@ -305,21 +319,35 @@ impl Program {
     }
 
     /// Launches that put a step into the cache, and what stands for the chunks that it completes beside it.
-    fn append(&self, kind: usize, rows: usize) -> Vec<Launch> {
-        let append = Append::new(self.shape, self.plan.kinds()[kind].rotated_cache());
+    fn append(&self, layer: usize, rows: usize) -> Vec<Launch> {
+        let append = Append::new(self.shape, self.plan.rotated_cache(layer));
         let mut buffers = vec![Buffer::Step, Buffer::Qkv, Buffer::Keys, Buffer::Values, Buffer::PageTable];
         if append.rotated {
             buffers.push(Buffer::Frequencies);
         }
         let arguments = buffers.into_iter().map(Value::Buffer).collect();
         let mut launches = vec![self.launch(&Unit::Append(append), [rows as u32, 1, 1], arguments)];
-        if let LayerPlan::Pruned(layer) = &self.plan.kinds()[kind] {
-            for summary in summaries(self.shape, layer) {
-                let arguments = values(summary.operands());
-                launches.push(self.launch(&Unit::Summarise(summary), summary.grid(rows), arguments));
+        launches.extend(
+            self.summaries(layer)
+                .into_iter()
+                .map(|summary| self.launch(&Unit::Summarise(summary), summary.grid(rows), values(summary.operands()))),
+        );
+        launches
+    }
+
+    /// What stands for the chunks of `layer` beside its cache: one a size of chunks, whichever stages of either phase
+    /// read it.
+    fn summaries(&self, layer: usize) -> Vec<Summarise> {
+        let mut summaries: Vec<Summarise> = Vec::new();
+        for kind in [self.plan.prefill(layer), self.plan.decode(layer)] {
+            let LayerPlan::Pruned(pruned) = kind else { continue };
+            for summary in pruned.stages.iter().filter_map(|stage| Summarise::new(self.shape, pruned, stage)) {
+                if !summaries.contains(&summary) {
+                    summaries.push(summary);
+                }
             }
         }
-        launches
+        summaries
     }
 
     fn score(&self, score: Score, grid: [u32; 3], parents: impl Fn(usize) -> Buffer, extent: Extent) -> Launch {
@@ -361,32 +389,23 @@ impl Program {
     }
 }
 
-/// Kernels that a layer of `kind` needs, in the order in which it launches them.
-fn units_of(shape: Shape, kind: &LayerPlan) -> Vec<Unit> {
+/// Kernels that a layer of `kind` needs in the phases in which there is one, in the order in which it launches them.
+fn units_of(shape: Shape, kind: &LayerPlan, [prefill, decode]: [bool; 2]) -> Vec<Unit> {
     let mut units = vec![Unit::Append(Append::new(shape, kind.rotated_cache()))];
     if let LayerPlan::Pruned(layer) = kind {
-        units.extend(summaries(shape, layer).into_iter().map(Unit::Summarise));
+        units.extend(layer.stages.iter().filter_map(|stage| Summarise::new(shape, layer, stage)).map(Unit::Summarise));
         for stage in 0..layer.stages.len() {
-            units.extend(Score::prefill(shape, layer, stage).into_iter().map(Unit::Score));
-            units.extend(Score::decode(shape, layer, stage).into_iter().map(Unit::Score));
+            units.extend(prefill.then(|| Score::prefill(shape, layer, stage)).into_iter().flatten().map(Unit::Score));
+            units.extend(decode.then(|| Score::decode(shape, layer, stage)).into_iter().flatten().map(Unit::Score));
             units.push(Unit::Select(Select::new(shape, layer, stage)));
         }
     }
-    units.push(Unit::Attend(Attend::new(shape, kind)));
-    units.push(Unit::SplitAttend(SplitAttend::new(shape, kind)));
-    units.push(Unit::Merge(Merge::new(shape)));
-    units
-}
-
-/// What stands for the chunks of stages beside the cache: one a size of chunks, whichever stages read it.
-fn summaries(shape: Shape, layer: &PrunedLayer) -> Vec<Summarise> {
-    let mut summaries: Vec<Summarise> = Vec::new();
-    for summary in layer.stages.iter().filter_map(|stage| Summarise::new(shape, layer, stage)) {
-        if !summaries.contains(&summary) {
-            summaries.push(summary);
-        }
+    units.extend(prefill.then(|| Unit::Attend(Attend::new(shape, kind))));
+    if decode {
+        units.push(Unit::SplitAttend(SplitAttend::new(shape, kind)));
+        units.push(Unit::Merge(Merge::new(shape)));
     }
-    summaries
+    units
 }
 
 fn values(operands: Vec<Operand>) -> Vec<Value> {

@@ -44,7 +44,7 @@ impl Scan {
 
     pub(super) fn operands(&self, parents: impl Fn(usize) -> Buffer) -> Vec<scoring::Operand> {
         let output = if self.soft() { Output::Paths } else { Output::Scores };
-        scoring::operands(self.shape, self.plan(), Source::Keys, output, parents)
+        scoring::operands(self.shape, &self.layer, self.stage, Source::Keys, output, parents)
     }
 
     fn plan(&self) -> &StagePlan {

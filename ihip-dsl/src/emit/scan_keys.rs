@@ -42,7 +42,7 @@ impl ScanKeys {
 
     pub(super) fn operands(&self, parents: impl Fn(usize) -> Buffer) -> Vec<scoring::Operand> {
         let output = if self.soft() { Output::RowScores } else { Output::Scores };
-        scoring::operands(self.shape, self.plan(), self.source(), output, parents)
+        scoring::operands(self.shape, &self.layer, self.stage, self.source(), output, parents)
     }
 
     fn plan(&self) -> &StagePlan {

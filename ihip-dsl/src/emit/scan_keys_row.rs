@@ -37,7 +37,7 @@ impl ScanKeysRow {
 
     pub(super) fn operands(&self, parents: impl Fn(usize) -> Buffer) -> Vec<scoring::Operand> {
         let output = if scoring::soft(self.plan()) { Output::RowScores } else { Output::Scores };
-        scoring::operands(self.shape, self.plan(), self.source(), output, parents)
+        scoring::operands(self.shape, &self.layer, self.stage, self.source(), output, parents)
     }
 
     fn plan(&self) -> &StagePlan {

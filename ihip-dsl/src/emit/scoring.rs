@@ -155,7 +155,8 @@ pub(super) fn stem(family: &str, pipeline: &str, shape: Shape, layer: &PrunedLay
 /// before.
 pub(super) fn operands(
     shape: Shape,
-    stage: &StagePlan,
+    layer: &PrunedLayer,
+    stage: usize,
     source: Source,
     output: Output,
     parents: impl Fn(usize) -> Buffer,
@@ -166,14 +167,15 @@ pub(super) fn operands(
     let input = ArgumentKind::Input;
     push("step", input(Element::I32), Buffer::Step);
     push("qkv", input(shape.activation.element()), Buffer::Qkv);
+    let (stage, sink) = (&layer.stages[stage], layer.sink);
     let chunk = stage.chunk;
     match source {
         Source::Keys | Source::Paths => {
             push("keys", input(cached), Buffer::Keys);
             push("page_table", input(Element::U32), Buffer::PageTable);
         }
-        Source::Means => push("means", input(Element::F32), Buffer::Means { chunk }),
-        Source::Bounds => push("bounds", input(cached), Buffer::Bounds { chunk }),
+        Source::Means => push("means", input(Element::F32), Buffer::Means { sink, chunk }),
+        Source::Bounds => push("bounds", input(cached), Buffer::Bounds { sink, chunk }),
     }
     if stage.rope != ScanRope::None {
         push("rope_table", input(Element::Float2), Buffer::RopeTable);

@@ -62,8 +62,8 @@ impl Summarise {
 
     fn buffer(&self) -> Buffer {
         match self.summary {
-            Summary::Mean => Buffer::Means { chunk: self.chunk },
-            Summary::Bounds => Buffer::Bounds { chunk: self.chunk },
+            Summary::Mean => Buffer::Means { sink: self.sink, chunk: self.chunk },
+            Summary::Bounds => Buffer::Bounds { sink: self.sink, chunk: self.chunk },
         }
     }
 

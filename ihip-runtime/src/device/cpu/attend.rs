@@ -5,7 +5,8 @@
 
 use std::ops::Range;
 
-use ihip_dsl::PrunedLayer;
+use ihip_dsl::rope::KeyPosition;
+use ihip_dsl::{AttendRope, PrunedLayer};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -23,8 +24,8 @@ const TILE: usize = 128;
 pub(super) struct Key {
     /// Where it lies in the cache.
     token: usize,
-    /// Where it is rotated to; `None` leaves it as it is cached.
-    rotary: Option<usize>,
+    /// Where it is rotated to.
+    position: KeyPosition,
     /// Rows that see it.
     rows: Range<usize>,
 }
@@ -40,25 +41,24 @@ pub(super) enum Keys {
 impl Keys {
     /// Blocks of `list`, sinks and window of the query block that stands at `positions`, in this order. Keys that
     /// no row sees are left out.
-    pub(super) fn of_block(layer: &PrunedLayer, list: &BlockList, positions: Range<usize>) -> Self {
+    pub(super) fn of_block(layer: &PrunedLayer, list: &BlockList, positions: Range<usize>, trained: usize) -> Self {
         let first_query = positions.start;
-        let packed = |number| layer.packed_position(number, first_query, list.count);
         let selected = list.blocks[..list.count].iter().flat_map(|left| *left..left + layer.block);
-        let selected = selected.enumerate().map(|(number, token)| (token, packed(layer.sink + number)));
-        let sinks = (0..layer.sink).map(|token| (token, packed(token)));
+        let selected = selected.enumerate().map(|(number, token)| (token, layer.sink + number));
+        let sinks = (0..layer.sink).map(|token| (token, token));
         // A query sees these once they have left its window, and window keys while they are in it.
         let mut kept: Vec<Key> = selected
             .chain(sinks)
             .filter(|(token, _)| token + layer.window < positions.end)
-            .map(|(token, rotary)| {
+            .map(|(token, packed)| {
                 let rows = (token + layer.window).saturating_sub(first_query)..positions.len();
-                Key { token, rotary, rows }
+                Key { token, position: layer.key_position(token, packed, &positions, list.count, trained), rows }
             })
             .collect();
         let window = (first_query + 1).saturating_sub(layer.window)..positions.end;
         kept.extend(window.map(|token| Key {
             token,
-            rotary: packed(0).map(|_| token),
+            position: if layer.attend_rope == AttendRope::None { KeyPosition::Cached } else { KeyPosition::At(token) },
             rows: token.saturating_sub(first_query)..(token + layer.window - first_query).min(positions.len()),
         }));
         Self::Kept(kept)
@@ -168,9 +168,7 @@ impl Attention<'_> {
             let start = keys.len();
             keys.extend_from_slice(&all_keys[elements.clone()]);
             values.extend_from_slice(&all_values[elements]);
-            if let Some(position) = key.rotary {
-                self.queries.rope().rotate(&mut keys[start..], position);
-            }
+            self.queries.rope().place(&mut keys[start..], key.position);
         }
     }
 }

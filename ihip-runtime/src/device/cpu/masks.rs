@@ -1,7 +1,7 @@
 //! The block lists of a call: every stage for every query block in prefill, from the restart stage on in decoding
 //! (paper §3.1, appendix F).
 
-use ihip_dsl::PrunedLayer;
+use ihip_dsl::{Geometry, PrunedLayer};
 use pulp::Arch;
 use rayon::prelude::*;
 
@@ -13,6 +13,7 @@ use super::select::{BlockList, block_list, cut, first_chunks, parent, split};
 /// What the stages of one call in one layer read.
 pub(super) struct Stages<'a> {
     pub(super) arch: Arch,
+    pub(super) geometry: &'a Geometry,
     pub(super) layer: &'a PrunedLayer,
     pub(super) queries: &'a Queries<'a>,
     pub(super) store: &'a Store,
@@ -60,7 +61,8 @@ impl Stages<'_> {
             }
             let next = self.layer.stages.get(stage.index + 1);
             let keep = next.and_then(|next| next.keep_chunks).unwrap_or(self.layer.keep_blocks);
-            let scan = Scan { arch: self.arch, layer: self.layer, stage, queries: self.queries, store: self.store };
+            let Self { arch, geometry, layer, queries, store } = *self;
+            let scan = Scan { arch, geometry, layer, stage, queries, store };
             kept = inputs
                 .par_iter()
                 .enumerate()
