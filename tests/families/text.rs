@@ -70,7 +70,7 @@ fn launches_pass_what_their_kernels_take() {
             (Buffer::RopeTable, Element::Float2),
             (Buffer::Frequencies, Element::F64),
         ]);
-        let storage = program.workspace(EXTENT).into_iter().chain(program.layer_state(0));
+        let storage = program.workspace(EXTENT).into_iter().chain(program.layer_state(0, EXTENT));
         elements.extend(storage.map(|storage| (storage.buffer, storage.element)));
         for launch in lists(&program).into_iter().flatten() {
             let kernel = &kernels[&launch.kernel];

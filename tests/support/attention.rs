@@ -60,7 +60,7 @@ impl Attention {
             (Buffer::Frequencies, head_dim / 2 * 8, false),
         ];
         let mut storage = program.workspace(extent);
-        storage.extend(program.layer_state(0));
+        storage.extend(program.layer_state(0, extent));
         sizes.extend(storage.iter().map(|storage| (storage.buffer, storage.bytes(), storage.zeroed)));
         let mut buffers = BTreeMap::new();
         for (buffer, bytes, zeroed) in sizes {

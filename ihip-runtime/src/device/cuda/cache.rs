@@ -96,7 +96,7 @@ const fn is_list(buffer: emit::Buffer) -> bool {
 
 /// Buffers of which `layer` has its own: the lists of both phases.
 fn state(program: &Program, extent: Extent, layer: usize) -> Vec<emit::Storage> {
-    let mut storage = program.layer_state(layer);
+    let mut storage = program.layer_state(layer, extent);
     let LayerPlan::Pruned(layer) = program.plan().prefill(layer) else { return storage };
     if !layer.stages.is_empty() {
         let lists = program.lists(layer, extent.rows);
