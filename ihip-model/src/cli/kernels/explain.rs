@@ -224,7 +224,7 @@ fn buffers(program: &Program, extent: Extent, geometry: &Geometry) -> String {
     for index in 0..plan.kinds().len() {
         let layers: Vec<usize> = (0..plan.layers()).filter(|&layer| plan.decode_kind(layer) == index).collect();
         let Some(&first) = layers.first() else { continue };
-        for storage in program.layer_state(first) {
+        for storage in program.layer_state(first, extent) {
             let (buffer, elements, size) = named(&storage);
             push(buffer, format!("each of {}", ranges(&layers)), elements, size);
         }
