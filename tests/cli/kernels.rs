@@ -43,7 +43,9 @@ fn floors_of_the_papers_pipeline_at_a_million_tokens_are_those_computed_by_hand(
 #[test]
 fn what_is_not_there_is_refused_with_what_there_is() {
     let refusal = |arguments: &[&str]| ihip(&[&["kernels"], arguments].concat()).refusal();
-    insta::assert_snapshot!(refusal(&["show", "ihip_paper3k_s0_select_c256_k3276"]).split(" or ").next().unwrap(), @"error: there is no pipeline or kernel ihip_paper3k_s0_select_c256_k3276 for SmolLM2-135M: did you mean ihip_paper3k_s0_select_c256_k32768");
+    let near = "error: there is no pipeline or kernel ihip_paper3k_s0_select_c256_k3276 for SmolLM2-135M: \
+                did you mean ihip_paper3k_s0_select_c256_k32768 or ";
+    assert!(refusal(&["show", "ihip_paper3k_s0_select_c256_k3276"]).starts_with(near));
     assert!(
         refusal(&["list", "paper3kflsh"])
             .starts_with("error: there is no pipeline paper3kflsh: did you mean Paper3kFlash")
