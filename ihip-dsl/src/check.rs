@@ -10,7 +10,9 @@ use crate::ast::{Declaration, Located};
 use crate::draft::{Choice, Draft, Field, Given, LayersDraft, Number, Origin, Reader, StageDraft};
 use crate::error::{Errors, Rule, Ways};
 use crate::words::{MOST_TOKENS, Mode, Place, QUERY_BLOCK, QUERY_STRIDE, REFRESH};
-use crate::{AttendRope, Halving, LayerPruning, LayerRange, Pipeline, Representative, Rope, ScanRope, Scoring, Stage};
+use crate::{
+    AttendRope, Halving, LayerPruning, LayerRange, Pipeline, Refresh, Representative, Rope, ScanRope, Scoring, Stage,
+};
 
 /// Name that the command line gives to attention without pruning.
 const DENSE: &str = "dense";
@@ -33,13 +35,17 @@ pub fn check<L: Clone>(declaration: &Declaration<L>) -> Result<Pipeline, Errors<
         if let (Some(first), Some(last)) = (first.given(), last.given()) {
             rules.range(first, last, &ranges);
             ranges.push((first.value, last.value));
-            overrides.extend(pruning.map(|pruning| LayerRange { first: first.value, last: last.value, pruning }));
+            overrides.extend(pruning.map(|pruning| LayerRange {
+                first: first.value,
+                last: last.value,
+                phases: pruning.into(),
+            }));
         }
     }
     match base {
         Some(base) if rules.errors.is_empty() => {
             let (name, doc) = (Cow::Owned(name.clone()), Cow::Owned(declaration.doc.clone()));
-            Ok(Pipeline::from_checked(name, doc, base, Cow::Owned(overrides)))
+            Ok(Pipeline::from_checked(name, doc, Refresh::Together, base.into(), Cow::Owned(overrides)))
         }
         _ => Err(rules.errors),
     }

@@ -11,6 +11,7 @@
 
 pub mod ast;
 pub mod check;
+pub mod cost;
 mod draft;
 pub mod emit;
 pub mod error;
@@ -28,7 +29,7 @@ pub use error::{Errors, Position, Rule};
 pub use geometry::{Geometry, KvType};
 pub use parse::parse_str;
 pub use pipeline::{
-    AttendRope, ChunkScore, Descent, Halving, LayerPruning, LayerRange, Pipeline, Probe, Pruning, QueryReduction,
-    Ranking, Representative, Rope, ScanRope, Scores, Scoring, Stage,
+    AttendRope, Attention, ChunkScore, Descent, Halving, LayerPruning, LayerRange, Phases, Pipeline, Probe, Pruning,
+    QueryReduction, Ranking, Refresh, Representative, Rope, ScanRope, Scores, Scoring, Stage,
 };
 pub use plan::{LayerPlan, Plan, PlanError, PrunedLayer, StagePlan};

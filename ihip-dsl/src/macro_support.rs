@@ -9,8 +9,8 @@ use quote::{format_ident, quote};
 use crate::error::{Error, Errors};
 use crate::parse::{Declarations, Written, declarations};
 use crate::{
-    AttendRope, Halving, LayerPruning, LayerRange, Pipeline, Ranking, Representative, Rope, ScanRope, Scoring, Stage,
-    check,
+    AttendRope, Attention, Halving, LayerPruning, LayerRange, Phases, Pipeline, Ranking, Refresh, Representative, Rope,
+    ScanRope, Scoring, Stage, check,
 };
 
 /// Expands the tokens between the braces of `pruning!`.
@@ -83,18 +83,37 @@ fn stand_in() -> Pipeline {
         ranking: Ranking::All,
         rope: Rope { scan: ScanRope::None, attend: AttendRope::None },
     };
-    Pipeline::from_checked(Cow::Borrowed(""), Cow::Borrowed(""), base, Cow::Borrowed(&[]))
+    Pipeline::from_checked(Cow::Borrowed(""), Cow::Borrowed(""), Refresh::Together, base.into(), Cow::Borrowed(&[]))
 }
 
 fn description(pipeline: &Pipeline) -> TokenStream {
-    let (name, doc, base) = (pipeline.name(), pipeline.doc(), layer_pruning(pipeline.base()));
-    let overrides = pipeline.overrides().iter().map(|LayerRange { first, last, pruning }| {
-        let pruning = layer_pruning(pruning);
-        quote! { LayerRange { first: #first, last: #last, pruning: #pruning } }
+    let (name, doc, base) = (pipeline.name(), pipeline.doc(), phases(pipeline.base()));
+    let refresh = format_ident!("{}", format!("{:?}", pipeline.refresh()));
+    let overrides = pipeline.overrides().iter().map(|LayerRange { first, last, phases: of_layers }| {
+        let of_layers = phases(of_layers);
+        quote! { LayerRange { first: #first, last: #last, phases: #of_layers } }
     });
     quote! {
-        Pipeline::from_checked(Cow::Borrowed(#name), Cow::Borrowed(#doc), #base, Cow::Borrowed(&[#(#overrides),*]))
+        Pipeline::from_checked(
+            Cow::Borrowed(#name),
+            Cow::Borrowed(#doc),
+            Refresh::#refresh,
+            #base,
+            Cow::Borrowed(&[#(#overrides),*]),
+        )
     }
+}
+
+fn phases(Phases { prefill, decode }: &Phases) -> TokenStream {
+    let attention = |attention: &Attention| match attention {
+        Attention::Dense => quote! { Attention::Dense },
+        Attention::Pruned(pruning) => {
+            let pruning = layer_pruning(pruning);
+            quote! { Attention::Pruned(#pruning) }
+        }
+    };
+    let (prefill, decode) = (attention(prefill), attention(decode));
+    quote! { Phases { prefill: #prefill, decode: #decode } }
 }
 
 fn layer_pruning(pruning: &LayerPruning) -> TokenStream {

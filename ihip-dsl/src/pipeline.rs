@@ -12,11 +12,60 @@ use serde::Serialize;
 pub struct Pipeline {
     name: Cow<'static, str>,
     doc: Cow<'static, str>,
-    base: LayerPruning,
+    refresh: Refresh,
+    base: Phases,
     overrides: Cow<'static, [LayerRange]>,
 }
 
-/// What one layer does: the stages, the last cut and the rotary positions of scan and attention.
+/// Which layers renew their masks in the same decoding step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refresh {
+    /// All whose stage is due, by one counter.
+    #[default]
+    Together,
+    /// Each by a counter of its own, offset against those of other layers, so that no step pays for all of them.
+    Staggered,
+}
+
+/// What one layer does in each phase. Both cache keys alike: rotated in both, or in neither.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Phases {
+    /// While the prompt is read.
+    pub prefill: Attention,
+    /// While tokens are generated one by one.
+    pub decode: Attention,
+}
+
+/// What one layer does in one phase.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Attention {
+    /// Attends to every key, rotated at true positions.
+    Dense,
+    /// Attends to what the stages keep.
+    Pruned(LayerPruning),
+}
+
+impl Attention {
+    /// How keys are pruned, if they are.
+    #[must_use]
+    pub const fn pruned(&self) -> Option<&LayerPruning> {
+        match self {
+            Self::Dense => None,
+            Self::Pruned(pruning) => Some(pruning),
+        }
+    }
+}
+
+impl From<LayerPruning> for Phases {
+    /// The same in both phases.
+    fn from(pruning: LayerPruning) -> Self {
+        Self { prefill: Attention::Pruned(pruning.clone()), decode: Attention::Pruned(pruning) }
+    }
+}
+
+/// How one layer prunes: the stages, the last cut and the rotary positions of scan and attention.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LayerPruning {
     /// First tokens of the sequence that every query sees (`n_sink`, paper §3).
@@ -231,7 +280,7 @@ pub struct LayerRange {
     /// Last layer, inclusive.
     pub last: u32,
     /// What these layers do, inheritance already resolved.
-    pub pruning: LayerPruning,
+    pub phases: Phases,
 }
 
 impl Pipeline {
@@ -241,10 +290,11 @@ impl Pipeline {
     pub const fn from_checked(
         name: Cow<'static, str>,
         doc: Cow<'static, str>,
-        base: LayerPruning,
+        refresh: Refresh,
+        base: Phases,
         overrides: Cow<'static, [LayerRange]>,
     ) -> Self {
-        Self { name, doc, base, overrides }
+        Self { name, doc, refresh, base, overrides }
     }
 
     /// The name it was declared under, such as `Paper3k`.
@@ -259,9 +309,15 @@ impl Pipeline {
         &self.doc
     }
 
+    /// Which layers renew their masks in the same decoding step.
+    #[must_use]
+    pub const fn refresh(&self) -> Refresh {
+        self.refresh
+    }
+
     /// What layers do that no override names.
     #[must_use]
-    pub fn base(&self) -> &LayerPruning {
+    pub fn base(&self) -> &Phases {
         &self.base
     }
 
@@ -273,11 +329,11 @@ impl Pipeline {
 
     /// What `layer` (counted from 0) does.
     #[must_use]
-    pub fn layer(&self, layer: u32) -> &LayerPruning {
+    pub fn layer(&self, layer: u32) -> &Phases {
         self.overrides
             .iter()
             .find(|range| (range.first..=range.last).contains(&layer))
-            .map_or(&self.base, |range| &range.pruning)
+            .map_or(&self.base, |range| &range.phases)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::words::Mode;
-use crate::{LayerPruning, LayerRange, Pipeline, Representative, Stage};
+use crate::{Attention, LayerPruning, LayerRange, Phases, Pipeline, Refresh, Representative, Stage};
 
 impl fmt::Display for Pipeline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -11,13 +11,35 @@ impl fmt::Display for Pipeline {
             writeln!(f, "/// {line}")?;
         }
         writeln!(f, "pub {} {{", self.name())?;
-        layer(f, self.base(), "    ")?;
-        for LayerRange { first, last, pruning } in self.overrides() {
+        if self.refresh() == Refresh::Staggered {
+            writeln!(f, "    refresh staggered;")?;
+        }
+        phases(f, self.base(), "    ")?;
+        for LayerRange { first, last, phases: of_layers } in self.overrides() {
             writeln!(f, "\n    layers {first}..={last} {{")?;
-            layer(f, pruning, "        ")?;
+            phases(f, of_layers, "        ")?;
             writeln!(f, "    }}")?;
         }
         writeln!(f, "}}")
+    }
+}
+
+fn phases(f: &mut fmt::Formatter<'_>, Phases { prefill, decode }: &Phases, indent: &str) -> fmt::Result {
+    if prefill == decode {
+        return attention(f, prefill, indent);
+    }
+    for (word, phase) in [("prefill", prefill), ("decode", decode)] {
+        writeln!(f, "{indent}{word} {{")?;
+        attention(f, phase, &format!("{indent}    "))?;
+        writeln!(f, "{indent}}}")?;
+    }
+    Ok(())
+}
+
+fn attention(f: &mut fmt::Formatter<'_>, attention: &Attention, indent: &str) -> fmt::Result {
+    match attention {
+        Attention::Dense => writeln!(f, "{indent}dense;"),
+        Attention::Pruned(pruning) => layer(f, pruning, indent),
     }
 }
 

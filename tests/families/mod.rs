@@ -7,7 +7,9 @@ use std::cell::RefCell;
 use half::{bf16, f16};
 use ihip_dsl::emit::{Activation, Extent};
 use ihip_dsl::reference::Problem;
-use ihip_dsl::{AttendRope, Geometry, KvType, LayerPruning, Pipeline, Plan, Ranking, Rope, ScanRope, Scoring, Stage};
+use ihip_dsl::{
+    AttendRope, Geometry, KvType, LayerPruning, Pipeline, Plan, Ranking, Refresh, Rope, ScanRope, Scoring, Stage,
+};
 use ihip_tests::support::attention::Attention;
 use ihip_tests::support::host::host;
 use proptest::prelude::Strategy;
@@ -118,7 +120,13 @@ impl Layer {
 
     fn plan(&self) -> Plan {
         let name = Cow::Borrowed("Families");
-        let pipeline = Pipeline::from_checked(name, Cow::Borrowed(""), self.pruning.clone(), Cow::Borrowed(&[]));
+        let pipeline = Pipeline::from_checked(
+            name,
+            Cow::Borrowed(""),
+            Refresh::Together,
+            self.pruning.clone().into(),
+            Cow::Borrowed(&[]),
+        );
         Plan::new(&pipeline, self.geometry(), self.frequencies(), 1).expect("one layer")
     }
 

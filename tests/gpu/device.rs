@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use ihip_dsl::reference::{self, Problem};
-use ihip_dsl::{AttendRope, Geometry, KvType, LayerPruning, Pipeline, Plan, Ranking, Rope, ScanRope, Scoring, Stage};
+use ihip_dsl::{
+    AttendRope, Geometry, KvType, LayerPruning, Pipeline, Plan, Ranking, Refresh, Rope, ScanRope, Scoring, Stage,
+};
 use ihip_runtime::device::cpu::CpuDevice;
 use ihip_runtime::device::cuda::{CudaDevice, Precision};
 use ihip_runtime::device::{Device, Sampling};
@@ -86,7 +88,8 @@ fn geometry() -> Geometry {
 }
 
 fn plan() -> Arc<Plan> {
-    let pipeline = Pipeline::from_checked("Small".into(), "".into(), pruning(), Vec::new().into());
+    let pipeline =
+        Pipeline::from_checked("Small".into(), "".into(), Refresh::Together, pruning().into(), Vec::new().into());
     Arc::new(Plan::new(&pipeline, geometry(), frequencies(), 2).unwrap())
 }
 

@@ -89,7 +89,10 @@ fn errors_of_a_text_come_with_line_and_column() {
 fn every_pipeline_of_a_text_is_read() {
     let text = "One { sink 4; window 60; rope { attend streaming } } Two { sink 8; window 60; rope { attend none } }";
     let pipelines = parse_str(text).unwrap();
-    let read: Vec<_> = pipelines.iter().map(|pipeline| (pipeline.name(), pipeline.base().sink)).collect();
+    let read: Vec<_> = pipelines
+        .iter()
+        .map(|pipeline| (pipeline.name(), pipeline.base().decode.pruned().expect("not dense").sink))
+        .collect();
     assert_eq!(read, [("One", 4), ("Two", 8)]);
     assert_eq!(parse_str(""), Ok(Vec::new()));
 }

@@ -80,7 +80,7 @@ fn the_likelihood_of_a_book_is_the_reference() {
 /// Below sink and window the paper's pipeline sees every key, at distances that are the true ones.
 #[test]
 fn the_paper_is_dense_below_its_window() {
-    let window = Paper3k::pipeline().base().window as usize;
+    let window = Paper3k::pipeline().base().decode.pruned().expect("nothing is dense").window as usize;
     let mut ids = smollm2().tokenizer().unwrap().encode(&book(), Special::Parse).unwrap();
     ids.truncate(window);
     let mut model = MODEL.lock().unwrap();

@@ -14,7 +14,7 @@ proptest! {
     #[test]
     fn samples_can_be_declared(pruning in prunings()) {
         let pipeline = declare("Sample", &pruning);
-        prop_assert_eq!(pipeline.base(), &pruning);
+        prop_assert_eq!(pipeline.base(), &pruning.clone().into());
     }
 
     /// Lists are ascending without repeats, lie between sinks and grid, and are as long as budget and chunks allow.

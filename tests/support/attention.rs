@@ -60,7 +60,7 @@ impl Attention {
             (Buffer::Frequencies, head_dim / 2 * 8, false),
         ];
         let mut storage = program.workspace(extent);
-        storage.extend(program.layer_state(plan.kind_of(0)));
+        storage.extend(program.layer_state(0, extent));
         sizes.extend(storage.iter().map(|storage| (storage.buffer, storage.bytes(), storage.zeroed)));
         let mut buffers = BTreeMap::new();
         for (buffer, bytes, zeroed) in sizes {
@@ -126,7 +126,7 @@ impl Attention {
         let launches = self.begin_prefill(start, t_max, qkv);
         self.launch(&launches);
         let mut masks = Masks::default();
-        if let LayerPlan::Pruned(layer) = &self.program.plan().kinds()[0].clone() {
+        if let LayerPlan::Pruned(layer) = &self.program.plan().prefill(0).clone() {
             for stage in layer.stages.iter().skip(1) {
                 let before = layer.stages[stage.index - 1].query_block;
                 let lists = self.read_i32(Buffer::Lists { stage: stage.index });
@@ -153,7 +153,7 @@ impl Attention {
     ) -> (Vec<f32>, Vec<Vec<i32>>) {
         let launches = self.begin_decode(position, t_max, restart, qkv);
         self.launch(&launches);
-        let width = match &self.program.plan().kinds()[0] {
+        let width = match self.program.plan().decode(0) {
             LayerPlan::Pruned(layer) if !layer.stages.is_empty() => layer.keep_blocks,
             _ => return (self.out(1), vec![Vec::new()]),
         };
@@ -165,7 +165,7 @@ impl Attention {
     /// Rankings of a query block.
     #[must_use]
     pub fn rankings(&self) -> usize {
-        match &self.program.plan().kinds()[0] {
+        match self.program.plan().decode(0) {
             LayerPlan::Dense => 1,
             LayerPlan::Pruned(layer) => self.program.plan().geometry().rankings(layer.ranking) as usize,
         }

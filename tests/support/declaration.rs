@@ -1,6 +1,6 @@
 //! Descriptions by way of the language, so that whatever is tested has passed its grammar and its rules.
 
-use ihip_dsl::{LayerPruning, Pipeline};
+use ihip_dsl::{LayerPruning, Pipeline, Refresh};
 
 /// The pipeline that does `pruning` in every layer: written out, parsed and checked.
 ///
@@ -8,7 +8,8 @@ use ihip_dsl::{LayerPruning, Pipeline};
 /// Where the language refuses it, with its messages, or understands something else.
 #[must_use]
 pub fn declare(name: &str, pruning: &LayerPruning) -> Pipeline {
-    let written = Pipeline::from_checked(name.to_owned().into(), "".into(), pruning.clone(), Vec::new().into());
+    let (name, phases) = (name.to_owned().into(), pruning.clone().into());
+    let written = Pipeline::from_checked(name, "".into(), Refresh::Together, phases, Vec::new().into());
     let text = written.to_string();
     let pipelines = ihip_dsl::parse_str(&text).unwrap_or_else(|errors| panic!("{errors}\nin\n{text}"));
     let [pipeline] = <[Pipeline; 1]>::try_from(pipelines).expect("one declaration");

@@ -119,6 +119,27 @@ pub enum Buffer {
     /// u32 `[query blocks][rankings][chunks]`: a chunk's score over the heads of a ranking as an ordered integer, 0
     /// where there is none. Zero before the first launch and after every `select`.
     Scores,
+    /// f32 `[query blocks][query heads][rows][chunks]`: what each row of averaged queries scores a chunk, where the stage
+    /// compares them as distributions. Chunks that were never scored have no score there.
+    RowScores,
+    /// i32 `[query blocks][descents][path][chunks]`: twice the token that stood for each half a descent took, plus 1 for
+    /// a right one, −1 where there was none. Of the prefill call at hand, for the rows' own scores.
+    Paths,
+    /// f32 `[chunks][kv_heads][head_dim]`, one a layer: the mean of the keys of every complete chunk after the sinks.
+    Means {
+        /// Sinks, after which chunks begin.
+        sink: usize,
+        /// Tokens of a chunk.
+        chunk: usize,
+    },
+    /// KV type `[chunks][kv_heads][2][head_dim]`, one a layer: the least and the greatest elements of the keys of every
+    /// complete chunk after the sinks.
+    Bounds {
+        /// Sinks, after which chunks begin.
+        sink: usize,
+        /// Tokens of a chunk.
+        chunk: usize,
+    },
     /// i32 `[query blocks of the stage before][rankings][keep_chunks + 1]`: first positions of the chunks that enter `stage`,
     /// before they are split, ascending, −1 where there is none, and last how many there are. Of the prefill call at
     /// hand.

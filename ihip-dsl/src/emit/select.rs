@@ -2,7 +2,8 @@
 
 use super::functions::{self, Shape};
 use super::launch::Element;
-use super::scan::{chunks_here, scan_constants};
+use super::scan::chunks_here;
+use super::scoring::scan_constants;
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel};
 use crate::{PrunedLayer, Ranking};
@@ -28,10 +29,11 @@ impl Select {
         let block = (stage + 1 == layer.stages.len()).then_some(layer.block);
         // The selection does not see how the scores came about.
         let mut constants = scan_constants(layer, stage);
-        for stage in &mut constants.stages {
-            stage.rope = crate::ScanRope::None;
-            stage.query_stride = 1;
-        }
+        let plan = &mut constants.stages[stage];
+        plan.rope = crate::ScanRope::None;
+        plan.query_stride = 1;
+        plan.halvings = 0;
+        plan.scoring = crate::Scoring::default();
         let rankings = shape.rankings(layer.ranking);
         Self { layer: constants, rankings, stage, keep: next.unwrap_or(layer.keep_blocks), block }
     }

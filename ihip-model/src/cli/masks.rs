@@ -65,7 +65,7 @@ impl Masks {
             let all = match &phase {
                 Phase::Prefill => &mut masks.prefill,
                 Phase::Decode { restart } => {
-                    masks.restart.push(restart[plan.kind_of(layer)].map_or(-1, |stage| stage as i32));
+                    masks.restart.push(restart[layer].map_or(-1, |stage| stage as i32));
                     &mut masks.decode
                 }
             };

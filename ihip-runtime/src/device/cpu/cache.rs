@@ -53,7 +53,7 @@ impl CpuCache {
     pub(super) fn new(plan: &Arc<Plan>, capacity: usize) -> Self {
         let layers = (0..plan.layers())
             .map(|layer| {
-                let stages = match plan.layer(layer) {
+                let stages = match plan.decode(layer) {
                     LayerPlan::Dense => 0,
                     LayerPlan::Pruned(layer) => layer.stages.len(),
                 };
@@ -72,7 +72,7 @@ impl CpuCache {
         let geometry = plan.geometry();
         let (heads, head_dim) = (geometry.query_heads as usize, geometry.head_dim as usize);
         let store = 2 * geometry.kv_heads as usize * capacity * head_dim * size_of::<f32>();
-        let lists = |layer: usize| match plan.layer(layer) {
+        let lists = |layer: &LayerPlan| match layer {
             LayerPlan::Dense => 0,
             LayerPlan::Pruned(layer) => {
                 let inputs: usize = (0..layer.stages.len()).map(|stage| layer.chunks(stage, capacity)).sum();
@@ -80,10 +80,10 @@ impl CpuCache {
             }
         };
         let rope = capacity.max(scan_positions(plan)) * head_dim * size_of::<f32>();
-        let masks: usize = (0..plan.layers()).map(lists).sum();
+        let masks: usize = (0..plan.layers()).map(|layer| lists(plan.decode(layer))).sum();
         let rows = capacity.min(SEGMENT);
         let workspace = 2 * rows * heads * head_dim * size_of::<f32>()
-            + (0..plan.layers()).map(|layer| lists(layer) * rows.div_ceil(16)).max().unwrap_or(0);
+            + (0..plan.layers()).map(|layer| lists(plan.prefill(layer)) * rows.div_ceil(16)).max().unwrap_or(0);
         (plan.layers() * store + rope + masks + workspace) as u64
     }
 }
