@@ -151,6 +151,16 @@ impl Place {
     pub fn home(name: &str) -> Option<(Self, &'static Word)> {
         Self::ALL.into_iter().find_map(|place| Some((place, place.word(name)?)))
     }
+
+    /// What ends a number or a word within the braces of `word`; `None` where nothing says that it has braces.
+    #[must_use]
+    pub fn separator(word: &str) -> Option<char> {
+        match Self::home(word)?.1.takes {
+            Takes::Block(_) => Some(','),
+            Takes::Layers(_) => Some(';'),
+            Takes::Number { .. } | Takes::Mode => None,
+        }
+    }
 }
 
 impl fmt::Display for Place {
