@@ -13,6 +13,7 @@ mod kernels;
 mod masks;
 mod model;
 mod output;
+mod pipelines;
 mod progress;
 mod prompt;
 mod pruning;
@@ -38,6 +39,7 @@ struct Arguments {
 enum Command {
     Generate(generate::Generate),
     Kernels(kernels::Kernels),
+    Pipelines(pipelines::Pipelines),
     Score(score::Score),
     Tokenize(tokenize::Tokenize),
 }
@@ -56,6 +58,7 @@ pub fn main() -> ExitCode {
     let outcome = match arguments.command {
         Command::Generate(command) => command.run(),
         Command::Kernels(command) => command.run(),
+        Command::Pipelines(command) => command.run(),
         Command::Score(command) => command.run(),
         Command::Tokenize(command) => command.run(),
     };
