@@ -19,6 +19,7 @@ mod append;
 mod attend;
 mod decode;
 mod scan;
+mod scoring;
 mod select;
 mod text;
 mod whole;

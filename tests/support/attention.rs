@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use half::{bf16, f16};
-use ihip_dsl::emit::{Activation, Buffer, Element, Extent, Kernel, Launch, Program, Value, step};
+use ihip_dsl::emit::{Activation, Buffer, Element, Extent, Family, Kernel, Launch, Program, Value, step};
 use ihip_dsl::{LayerPlan, Plan};
 
 use super::host::{Handle, Host, HostValue};
@@ -103,7 +103,7 @@ impl Attention {
             let start = first + call * self.extent.rows;
             self.begin(start, rows.len(), self.extent.tokens, &qkv);
             let launches = self.program.prefill(0, self.extent, rows.len(), self.extent.tokens);
-            self.launch(&launches[..1]);
+            self.launch_appends(&launches);
         }
     }
 
@@ -218,6 +218,19 @@ impl Attention {
             let values: Vec<HostValue> = values.collect();
             self.host.launch(&self.kernels[&launch.kernel], launch.grid, &values);
         }
+    }
+
+    /// Runs the launches that come first and fill the cache, and returns the others.
+    pub fn launch_appends<'l>(&mut self, launches: &'l [Launch]) -> &'l [Launch] {
+        let appends = launches.iter().take_while(|launch| self.family(launch) == Family::Append).count();
+        self.launch(&launches[..appends]);
+        &launches[appends..]
+    }
+
+    /// What a launch does.
+    #[must_use]
+    pub fn family(&self, launch: &Launch) -> Family {
+        self.kernels[&launch.kernel].family
     }
 
     fn write(&mut self, buffer: Buffer, bytes: &[u8]) {

@@ -66,7 +66,8 @@ impl Normalise {
         let plan = self.plan();
         let heading = format!(
             "Stage {}: scores of chunks as logarithms of probabilities, each row of a head a distribution over the chunks that\n\
-             were scored; then the {} over rows and the largest over heads. One block of threads a head of a query block.",
+             were scored; then the {} over rows and the largest over heads.\n\
+             One block of threads a head of a query block.",
             self.stage,
             if self.mean() { "mean probability" } else { "largest" },
         );
@@ -147,7 +148,8 @@ const BODY: &str = r"
         const float* const score = head_scores + static_cast<unsigned long long>(row) * score_stride;
         // The list is ascending: the chunks that were scored come first.
         Sum sum = {LOWEST, 0.0f};
-        for (int chunk = thread; chunk < chunks && $START(chunk) <= limit; chunk += THREADS) sum.add({score[chunk], 1.0f});
+        for (int chunk = thread; chunk < chunks && $START(chunk) <= limit; chunk += THREADS)
+            sum.add({score[chunk], 1.0f});
         for (int mask = 16; mask > 0; mask /= 2) sum.add({shuffle_xor(sum.top, mask), shuffle_xor(sum.total, mask)});
         if (lane == 0) {
             tops[warp] = sum.top;

@@ -91,7 +91,7 @@ impl Row<'_> {
 
     /// Defines what turns the query by its distance to a chunk, where that differs from chunk to chunk.
     pub(super) fn angles(&self) -> &'static str {
-        if self.plan().rope == ScanRope::ChunkIndexed { ANGLES.trim_ascii_start() } else { "" }
+        if self.plan().rope == ScanRope::ChunkIndexed { ANGLES.trim_start_matches('\n') } else { "" }
     }
 
     /// Brings a lane's part of a head's query into registers.
@@ -158,7 +158,7 @@ const TURN_TWICE: &str = r"        // Left probes are at position 0, right ones 
 ";
 
 const ANGLES: &str = r"
-// A key's position is the index of its chunk. Turning the query back by it serves all keys of the chunk.
+        // A key's position is the index of its chunk. Turning the query back by it serves all keys of the chunk.
         const int distance = max(0, min(position, chunks + SCAN_WINDOW) - chunk);
         float2 angle[VECTOR];
         for (int e = 0; e < VECTOR; ++e) angle[e] = rope_table[distance * HALF + (lane * VECTOR + e) % HALF];

@@ -156,6 +156,7 @@ impl Rows {
             Rotation::Chunks => turn(at_position),
             _ => self.turn_rows(),
         };
+        let of = if self.whole() { "slot" } else { "(tile + slot)" };
         let (slot, neighbours, head) = match self.heads {
             Heads::One => (
                 format!("const int slot = item / HALF, row = {row}, element = item % HALF;"),
@@ -164,7 +165,7 @@ impl Rows {
             ),
             Heads::Group(_) => (
                 format!(
-                    "const int slot = item / HALF, of_group = ({row}) / HEAD_ROWS, row = ({row}) % HEAD_ROWS, element = item % HALF;"
+                    "const int slot = item / HALF, element = item % HALF;\n        const int of_group = {of} / HEAD_ROWS, row = {of} % HEAD_ROWS;"
                 ),
                 "of_group < HEADS ? min(QUERY_STRIDE, queries_here - row * QUERY_STRIDE) : 0",
                 "(kv_head * GROUP + of_group)",

@@ -117,7 +117,7 @@ impl ScanKeys {
                 QueryReduction::Mean => "mean",
             };
             let heads = heads_of(self.layer.ranking);
-            format!("a chunk's score is the {rows}\nover the rows of averaged queries, and the largest over {heads}.")
+            format!("a chunk's score is\nthe {rows} over the rows of averaged queries, and the largest over {heads}.")
         };
         format!(
             "Prefill, stage {}: scores chunks of {} tokens for blocks of {} queries by {what}.\n\
@@ -208,10 +208,7 @@ impl ScanKeys {
         self.tile(&mut writer);
         self.products(&mut writer);
         writer.more("        }");
-        writer.more(if self.soft() { "    }\n}" } else { "" });
-        if !self.soft() {
-            writer.more(&self.reduce());
-        }
+        writer.more(&if self.soft() { "    }\n}".to_owned() } else { self.reduce() });
         let floats = rows.copy_floats(self.shape) + self.tiles() * rows.columns() * (self.shape.head_dim() + 4);
         Kernel {
             name: name.to_owned(),
@@ -381,7 +378,7 @@ impl ScanKeys {
 }
 
 const GREATEST: &str = "    float* const greatest_slots = slots + CHUNKS * STRIDE;  // [CHUNKS][STRIDE]
-    const Cached* const greatest = bounds + HEAD_DIM;  // of the same rows
+    const Cached* const greatest = bounds + HEAD_DIM;       // of the same rows
 ";
 
 const KEEP_SCORE: &str = r"
@@ -390,8 +387,8 @@ inline void keep_score(float* score, float product, int key) { *score = key == 0
 ";
 
 const PLACE: &str = r"
-    SHARED_DYNAMIC(float, queries);                // [TILE_ROWS][STRIDE]
-    float* const slots = queries + TILE_ROWS * STRIDE;  // $SHAPE
+    SHARED_DYNAMIC(float, queries);                         // [TILE_ROWS][STRIDE]
+    float* const slots = queries + TILE_ROWS * STRIDE;      // $SHAPE
 $GREATEST    SHARED(unsigned, slot_row, CHUNKS);
 $ARRAYS
     const int start = step[STEP_START], rows = step[STEP_ROWS], first_row = step[STEP_FIRST_ROW];
@@ -432,6 +429,7 @@ const BOUND: &str = r"
             // The most that any vector between the bounds can give: element by element the larger of two products.
             for (int row = warp % ROW_WARPS * 16; row < TILE_ROWS; row += ROW_WARPS * 16) {
                 float sum[4][4] = {};
+#pragma unroll 1
                 for (int element = 0; element < HALF; element += 4) {
                     Quad<float> query_x[4], query_y[4];
                     for (int i = 0; i < 4; ++i) {

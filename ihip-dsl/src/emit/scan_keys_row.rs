@@ -134,7 +134,7 @@ impl ScanKeysRow {
             format!("{load}{}", SUMMARY_SCORE.replace("$SCORE", score))
         };
         let scan = SCAN
-            .replace("$ANGLES", row.angles())
+            .replace("$ANGLES\n", row.angles())
             .replace("$LOAD\n", load.trim_start_matches('\n'))
             .replace("$QUERY\n", &row.query())
             .replace("$WRITE\n", &row.write());
@@ -166,7 +166,7 @@ const SCAN: &str = r"
         if ($START(base) > limit) break;
         const int chunk = min(base + team, chunks - 1), first_token = $START(chunk);
         const bool scored = base + team < chunks && first_token <= limit;
-        $ANGLES
+$ANGLES
         float best[$HEADS];
 $LOAD
 $WRITE

@@ -170,7 +170,7 @@ impl ScanRow {
         let row = self.row();
         let clamp = if self.stage == 0 { "min(left + CHUNK, step[STEP_T_MAX] - SCAN_WINDOW)" } else { "left + CHUNK" };
         self.halve(TOGETHER, "", "best[head], ", clamp)
-            .replace("$ANGLES", row.angles())
+            .replace("$ANGLES\n", row.angles())
             .replace("$QUERY\n", &row.query())
             .replace("$FOR_RIGHT", if row.twice { "right_query" } else { "query" })
             .replace("$WRITE\n", &row.write())
@@ -299,7 +299,7 @@ const TOGETHER: &str = r"
         const int chunk = min(base + team, chunks - 1);
         int left = $START(chunk), right = base + team < chunks ? $CLAMP : left;
         const bool scored = left < right && left <= limit;
-        $ANGLES
+$ANGLES
         float best[GROUP];
         for (int head = 0; head < GROUP; ++head) best[head] = LOWEST;
         for (int halving = 0; halving < HALVINGS; ++halving) {
@@ -327,7 +327,8 @@ $QUERY
                 left_score = max(left_score, own_left[head]);
                 right_score = max(right_score, own_right[head]);
             }
-            // The head that wants a half most decides for the group, and a tie goes right. $SENTENCE
+            // The head that wants a half most decides for the group, and a tie goes right.
+            // $SENTENCE
             if (active) {
                 if (left_score > right_score) {
                     right = middle;
