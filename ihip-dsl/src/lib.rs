@@ -11,6 +11,7 @@
 
 pub mod ast;
 pub mod check;
+pub mod cost;
 mod draft;
 pub mod emit;
 pub mod error;

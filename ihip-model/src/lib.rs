@@ -13,6 +13,7 @@ pub mod llama;
 pub mod model_file;
 pub mod presets;
 pub mod registry;
+pub mod shapes;
 pub mod stats;
 pub mod tokenizer;
 pub mod weights;
