@@ -67,3 +67,32 @@ fn what_is_not_there_is_refused_with_what_there_is() {
             .contains("--rows 2048 is more than the 1024 tokens")
     );
 }
+
+#[test]
+fn hand_edited_text_is_compiled_in_the_place_of_what_was_generated_and_dumped() {
+    let nvrtc = ihip_tests::support::nvrtc::nvrtc();
+    let (folder, dump) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let name = "ihip_paper3k_s0_select_c256_k32768";
+    let check = |text: &str| {
+        std::fs::write(folder.path().join(format!("{name}.cu")), text).unwrap();
+        let arguments = ["kernels", "check", "Paper3k", "--filter", "s0_select", "--arch", "sm_90"];
+        let mut command = ihip_tests::support::command::command(super::PROGRAM, &arguments);
+        command.env("IHIP_NVRTC", nvrtc.path()).env("IHIP_KERNEL_OVERRIDE", folder.path());
+        command.env("IHIP_DUMP", "plan,cuda,ptx").env("IHIP_DUMP_DIR", dump.path());
+        command.output().expect("the program runs")
+    };
+    let edited = format!("extern \"C\" __global__ void {name}(int* step) {{ step[0] = 1; }}\n");
+    let output = check(&edited);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains(&format!("takes the place of the generated text of {name}")), "{said}");
+    let dumped = |ending: &str| std::fs::read_to_string(dump.path().join(format!("{name}.{ending}"))).unwrap();
+    assert_eq!(dumped("cu"), edited);
+    assert!(dumped("sm_90.ptx").contains(".target sm_90"), "PTX names its target");
+    assert!(dump.path().join("Paper3k.plan.txt").is_file());
+
+    let output = check("extern \"C\" __global__ void broken(int* step) { step[0] = missing; }\n");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("missing") && said.ends_with("error: 1 of 1 compilations failed\n"), "{said}");
+}
