@@ -67,6 +67,7 @@ impl Tensors {
             values: &self.values,
             first_position: first,
             t_max,
+            trained: 8192,
         }
     }
 

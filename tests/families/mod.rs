@@ -186,6 +186,7 @@ impl Data {
             values: &self.values,
             first_position: self.first,
             t_max,
+            trained: layer.geometry().trained as usize,
         }
     }
 

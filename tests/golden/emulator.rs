@@ -17,7 +17,7 @@ fn layer(case: &Case, rows: usize, cached: usize) -> Attention {
         kv_type: KvType::F32,
         page: 16,
         query_scale: 1.0,
-        trained: 8192,
+        trained: case.trained as u32,
     };
     let plan = Plan::new(&case.pipeline, geometry, case.frequencies.clone(), 1).expect("a layer");
     let extent = Extent { rows, tokens: case.key_count() };

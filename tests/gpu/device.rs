@@ -221,6 +221,7 @@ impl Check for Attention {
             values: &values,
             first_position: first,
             t_max: ihip_runtime::session::SEGMENT,
+            trained: geometry().trained as usize,
         };
         let whole = reference::prefill(&problem(0, prompt));
         let mut expected = whole.out;
@@ -233,8 +234,9 @@ impl Check for Attention {
         for position in prompt..tokens {
             let step = decode.step(&problem(position, position + 1));
             expected.extend(step.out);
-            let list = step.list;
-            expected_lists.push(list.blocks[..list.count].iter().map(|left| *left as i32).collect());
+            let counted =
+                |list: &reference::BlockList| list.blocks[..list.count].iter().map(|left| *left as i32).collect();
+            expected_lists.extend(step.lists.iter().map(counted).collect::<Vec<Vec<i32>>>());
         }
         assert_eq!(lists, expected_lists);
         for (index, (found, expected)) in outputs.iter().zip(&expected).enumerate() {

@@ -42,7 +42,7 @@ pub fn geometry(problem: &Problem<'_>) -> Geometry {
         kv_type: KvType::F32,
         page: 16,
         query_scale: problem.query_scale,
-        trained: 8192,
+        trained: problem.trained as u32,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Attention of one query block, tile by tile of keys, with a running maximum (paper §3.2).
 //!
-//! The rows of all query heads of a key-value head lie side by side in the columns of a panel, so that a tile's keys
+//! The rows of all query heads of a key-value head that share a block list lie side by side in the columns of a panel, so that a tile's keys
 //! and values are gathered and rotated once for all of them, and every step of the softmax works on whole rows.
 
 use std::ops::Range;
@@ -73,21 +73,26 @@ pub(super) struct Attention<'a> {
 }
 
 impl Attention<'_> {
-    /// Attends with the rows `rows` of the call to `keys`; `out` is `[rows, heads · head_dim]` of these rows.
-    pub(super) fn block(&self, rows: &Range<usize>, keys: &Keys, out: &mut [f32]) {
-        let group = self.store.group(self.queries.heads());
-        let head_dim = self.queries.head_dim();
-        let outputs: Vec<Vec<f32>> = (0..self.store.kv_heads())
+    /// Attends with the rows `rows` of the call, the heads of each ranking to its own of `keys`; `out` is
+    /// `[rows, heads · head_dim]` of these rows.
+    pub(super) fn block(&self, rows: &Range<usize>, keys: &[Keys], out: &mut [f32]) {
+        let (heads, head_dim) = (self.queries.heads(), self.queries.head_dim());
+        let shared = heads / keys.len();
+        // Heads that read the same keys of the same key-value head.
+        let together = shared.min(self.store.group(heads));
+        let outputs: Vec<Vec<f32>> = (0..heads / together)
             .into_par_iter()
-            .map(|kv_head| {
-                if rows.len() * group <= NARROW {
-                    self.kv_head::<NARROW>(kv_head, rows, keys)
+            .map(|unit| {
+                let unit = unit * together..(unit + 1) * together;
+                let keys = &keys[unit.start / shared];
+                if rows.len() * together <= NARROW {
+                    self.heads::<NARROW>(unit, rows, keys)
                 } else {
-                    self.kv_head::<WIDE>(kv_head, rows, keys)
+                    self.heads::<WIDE>(unit, rows, keys)
                 }
             })
             .collect();
-        // Each is `[heads of the group, rows, head_dim]`.
+        // Each is `[heads, rows, head_dim]`.
         for (head, values) in outputs.iter().flat_map(|output| output.chunks_exact(rows.len() * head_dim)).enumerate() {
             for (row, values) in values.chunks_exact(head_dim).enumerate() {
                 out[(row * self.queries.heads() + head) * head_dim..][..head_dim].copy_from_slice(values);
@@ -95,13 +100,13 @@ impl Attention<'_> {
         }
     }
 
-    fn kv_head<const W: usize>(&self, kv_head: usize, rows: &Range<usize>, keys: &Keys) -> Vec<f32> {
-        let (group, head_dim) = (self.store.group(self.queries.heads()), self.queries.head_dim());
-        let lanes = group * rows.len();
-        let mut panels: Vec<Panel<W>> = (0..lanes)
-            .step_by(W)
-            .map(|first| self.panel(kv_head * group, rows, first..(first + W).min(lanes)))
-            .collect();
+    /// Attends with some heads of a group.
+    fn heads<const W: usize>(&self, heads: Range<usize>, rows: &Range<usize>, keys: &Keys) -> Vec<f32> {
+        let kv_head = heads.start / self.store.group(self.queries.heads());
+        let head_dim = self.queries.head_dim();
+        let lanes = heads.len() * rows.len();
+        let mut panels: Vec<Panel<W>> =
+            (0..lanes).step_by(W).map(|first| self.panel(heads.start, rows, first..(first + W).min(lanes))).collect();
         let mut weights = vec![[0.0; W]; TILE];
         match keys {
             Keys::All => {

@@ -249,7 +249,7 @@ impl Device for CpuDevice {
             LayerPlan::Dense => {
                 let blocks = out.par_chunks_mut(DENSE_BLOCK * columns).enumerate();
                 blocks.for_each(|(block, out)| {
-                    attention.block(&queries.block(block, DENSE_BLOCK), &Keys::All, out);
+                    attention.block(&queries.block(block, DENSE_BLOCK), &[Keys::All], out);
                 });
             }
             LayerPlan::Pruned(pruned) => {
@@ -260,14 +260,17 @@ impl Device for CpuDevice {
                         if let Some(restart) = restart[layer] {
                             stages.renew(masks, restart, step.t_max);
                         }
-                        vec![masks.list.clone()]
+                        masks.lists.clone()
                     }
                 };
-                let blocks = out.par_chunks_mut(pruned.query_block * columns).zip(&lists).enumerate();
-                blocks.for_each(|(block, (out, list))| {
+                let rankings = geometry.rankings(pruned.ranking) as usize;
+                let blocks = out.par_chunks_mut(pruned.query_block * columns).zip(lists.par_chunks(rankings));
+                blocks.enumerate().for_each(|(block, (out, lists))| {
                     let rows = queries.block(block, pruned.query_block);
                     let positions = queries.position(rows.start)..queries.position(rows.end);
-                    attention.block(&rows, &Keys::of_block(pruned, list, positions, trained), out);
+                    let keys = |list| Keys::of_block(pruned, list, positions.clone(), trained);
+                    let keys: Vec<Keys> = lists.par_iter().map(keys).collect();
+                    attention.block(&rows, &keys, out);
                 });
                 masks.recorded = if *record { lists } else { Vec::new() };
             }

@@ -27,16 +27,17 @@ pub(super) struct Scan<'a> {
 }
 
 impl Scan<'_> {
-    /// Scores of `chunks`, given by their first positions in ascending order, for the query block `rows`: the largest
-    /// over all query heads.
-    pub(super) fn scores(&self, rows: Range<usize>, chunks: &[usize]) -> Vec<f32> {
+    /// Scores of `chunks`, given by their first positions in ascending order, for the query block `rows` in one ranking:
+    /// the largest over its query heads.
+    pub(super) fn scores(&self, rows: Range<usize>, ranking: usize, chunks: &[usize]) -> Vec<f32> {
         // Causality is tested on left edges against the first query. The language demands a window of two chunks less
         // one, so that no probe then reads a key after that query.
         let Some(limit) = self.queries.position(rows.start).checked_sub(self.layer.scan_window) else {
             return vec![NEVER_SCORED; chunks.len()];
         };
         let visible = chunks.partition_point(|left| *left <= limit);
-        let mut scores = (0..self.queries.heads())
+        let shared = self.geometry.ranking_heads(self.layer.ranking) as usize;
+        let mut scores = (ranking * shared..(ranking + 1) * shared)
             .into_par_iter()
             .map(|head| {
                 let positions = self.queries.position(rows.start)..self.queries.position(rows.end);
