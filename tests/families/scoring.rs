@@ -52,7 +52,7 @@ pub fn scored_layers() -> Vec<Layer> {
                 (8, 2, 64),
                 T::Bf16,
                 4,
-                (12, 50),
+                (16, 50),
                 &[
                     with(stage(0, 24, 32, 2), halving(P::Middle, C::RunningMax, D::KvGroup), Q::Max, V::Raw),
                     with(stage(96, 8, 32, 4), halving(P::First, C::RunningMax, D::KvGroup), Q::Mean, V::Raw),
@@ -272,5 +272,12 @@ fn layers_that_score_otherwise_share_all_kernels_but_those_of_the_stage() {
     other.pruning.stages.to_mut()[0].scoring.scores = Scores::Soft;
     let both = kernels_of_two(&base, &other);
     let added: Vec<&String> = both.iter().filter(|name| !alone.contains(name)).collect();
-    insta::assert_debug_snapshot!(added, @"");
+    insta::assert_debug_snapshot!(added, @r#"
+    [
+        "ihip_two_append_bounds_c32_d32_f32",
+        "ihip_two_s0_scan_min_max_mean_rows_soft_relative_c32_d32_f32",
+        "ihip_two_s0_normalise_mean_rows_c32_h4",
+        "ihip_two_s0_scan_decode_min_max_soft_relative_c32_d32_f32",
+    ]
+    "#);
 }

@@ -429,7 +429,6 @@ const BOUND: &str = r"
             // The most that any vector between the bounds can give: element by element the larger of two products.
             for (int row = warp % ROW_WARPS * 16; row < TILE_ROWS; row += ROW_WARPS * 16) {
                 float sum[4][4] = {};
-#pragma unroll 1
                 for (int element = 0; element < HALF; element += 4) {
                     Quad<float> query_x[4], query_y[4];
                     for (int i = 0; i < 4; ++i) {
@@ -441,8 +440,8 @@ const BOUND: &str = r"
                         const Quad<float> least_x = load_quad(&slots[at]), least_y = load_quad(&slots[at + HALF]);
                         const Quad<float> greatest_x = load_quad(&greatest_slots[at]);
                         const Quad<float> greatest_y = load_quad(&greatest_slots[at + HALF]);
-                        for (int e = 0; e < 4; ++e)
-                            for (int i = 0; i < 4; ++i) {
+                        for (int i = 0; i < 4; ++i)
+                            for (int e = 0; e < 4; ++e) {
                                 float x = query_x[i].at[e], y = query_y[i].at[e];
 $TURN
                                 sum[i][j] += max(x * least_x.at[e], x * greatest_x.at[e]) +
