@@ -91,7 +91,7 @@ impl Normalise {
         writer.text(SUM);
         let parents = if self.stage == 0 { "" } else { " const int* parents," };
         writer.text(&format!(
-            "KERNEL(THREADS) {name}(\n    const int* step,{parents} const float* __restrict__ row_scores, unsigned* scores, int score_stride) {{"
+            "KERNEL(THREADS) {name}(\n    const int* step,{parents} const float* __restrict__ row_scores, unsigned* scores,\n    int row_stride, int score_stride) {{"
         ));
         let kv_head = if self.layer.ranking == Ranking::KvGroup { ", kv_head = head / GROUP" } else { "" };
         writer.more(&PLACE.replace("$KV_HEAD", kv_head));
@@ -140,12 +140,12 @@ const PLACE: &str = r"
     const int limit = start + first - SCAN_WINDOW;
     const int live_rows = (min(QUERY_BLOCK, rows - first) + QUERY_STRIDE - 1) / QUERY_STRIDE;
     const float* const head_scores =
-        row_scores + static_cast<unsigned long long>(block * QUERY_HEADS + head) * SCORE_ROWS * score_stride;
+        row_scores + static_cast<unsigned long long>(block * QUERY_HEADS + head) * SCORE_ROWS * row_stride;
 ";
 
 const BODY: &str = r"
     for (int row = 0; row < live_rows; ++row) {
-        const float* const score = head_scores + static_cast<unsigned long long>(row) * score_stride;
+        const float* const score = head_scores + static_cast<unsigned long long>(row) * row_stride;
         // The list is ascending: the chunks that were scored come first.
         Sum sum = {LOWEST, 0.0f};
         for (int chunk = thread; chunk < chunks && $START(chunk) <= limit; chunk += THREADS)
@@ -172,12 +172,12 @@ $REDUCE
 const LARGEST: &str = r"
         float score = LOWEST;
         for (int row = 0; row < live_rows; ++row)
-            score = max(score, head_scores[static_cast<unsigned long long>(row) * score_stride + chunk] - logarithms[row]);
+            score = max(score, head_scores[static_cast<unsigned long long>(row) * row_stride + chunk] - logarithms[row]);
 ";
 
 const MEAN: &str = r"
         Sum sum = {LOWEST, 0.0f};
         for (int row = 0; row < live_rows; ++row)
-            sum.add({head_scores[static_cast<unsigned long long>(row) * score_stride + chunk] - logarithms[row], 1.0f});
+            sum.add({head_scores[static_cast<unsigned long long>(row) * row_stride + chunk] - logarithms[row], 1.0f});
         const float score = sum.logarithm() - logf(static_cast<float>(live_rows));
 ";

@@ -9,7 +9,7 @@ use super::decode::{Merge, SplitAttend};
 use super::functions::Shape;
 use super::launch::{Activation, Buffer, Element, Extent, Launch, Storage, Value};
 use super::score::{Score, row_storage};
-use super::scoring::Operand;
+use super::scoring::{Operand, Stride, strides};
 use super::select::Select;
 use super::summarise::Summarise;
 use super::writer::snake_case;
@@ -171,7 +171,7 @@ impl Program {
         }
         let rows = self.pruned().flat_map(|layer| {
             let stages = layer.stages.iter();
-            stages.map(|stage| row_storage(self.shape, layer, stage, extent, self.score_stride(extent)))
+            stages.map(|stage| row_storage(self.shape, layer, stage, extent))
         });
         let [row_scores, paths] =
             rows.fold([0, 0], |[scores, paths], stage| [scores.max(stage[0]), paths.max(stage[1])]);
@@ -245,7 +245,7 @@ impl Program {
             let parents = |stage| Buffer::Lists { stage };
             for score in Score::prefill(self.shape, layer, stage) {
                 let grid = score.grid(rows, layer.chunks(stage, t_max));
-                launches.push(self.score(score, grid, parents, extent));
+                launches.push(self.score(score, grid, parents, layer.chunks(stage, extent.tokens), extent));
             }
             let blocks = rows.div_ceil(layer.stages[stage].query_block);
             launches.push(self.select(layer, stage, blocks, parents, [Buffer::Blocks, Buffer::Counts], extent));
@@ -277,8 +277,9 @@ impl Program {
                 for stage in restart.unwrap_or(layer.stages.len())..layer.stages.len() {
                     let parents = |stage| Buffer::CachedLists { stage };
                     for score in Score::decode(self.shape, layer, stage) {
-                        let grid = score.grid(1, layer.chunks(stage, extent.tokens));
-                        launches.push(self.score(score, grid, parents, extent));
+                        let chunks = layer.chunks(stage, extent.tokens);
+                        let grid = score.grid(1, chunks);
+                        launches.push(self.score(score, grid, parents, chunks, extent));
                     }
                     let last = [Buffer::CachedBlocks, Buffer::CachedCount];
                     launches.push(self.select(layer, stage, 1, parents, last, extent));
@@ -350,9 +351,22 @@ impl Program {
         summaries
     }
 
-    fn score(&self, score: Score, grid: [u32; 3], parents: impl Fn(usize) -> Buffer, extent: Extent) -> Launch {
-        let mut arguments = values(score.operands(parents));
-        arguments.push(Value::I32(self.score_stride(extent) as i32));
+    /// A launch of one of the kernels that score a stage of which `chunks` may enter.
+    fn score(
+        &self,
+        score: Score,
+        grid: [u32; 3],
+        parents: impl Fn(usize) -> Buffer,
+        chunks: usize,
+        extent: Extent,
+    ) -> Launch {
+        let operands = score.operands(parents);
+        let strides = strides(&operands).into_iter().map(|stride| match stride {
+            Stride::Rows => chunks,
+            Stride::Scores => self.score_stride(extent),
+        });
+        let strides: Vec<_> = strides.map(|stride| Value::I32(stride as i32)).collect();
+        let arguments = values(operands).into_iter().chain(strides).collect();
         self.launch(&Unit::Score(score), grid, arguments)
     }
 

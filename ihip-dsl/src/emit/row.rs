@@ -202,5 +202,5 @@ const WRITE_EACH: &str = r"
 const WRITE_ROWS: &str = r"
         if (lane == 0 && scored)
             for (int head = 0; head < $HEADS; ++head)
-                $OWNrow_scores[static_cast<unsigned long long>($FIRST_HEAD + head) * SCORE_ROWS * score_stride + chunk] = best[head];
+                $OWNrow_scores[static_cast<unsigned long long>($FIRST_HEAD + head) * SCORE_ROWS * row_stride + chunk] = best[head];
 ";

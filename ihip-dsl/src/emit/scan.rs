@@ -186,9 +186,9 @@ impl Scan {
         writer.text(LEFT_SLOT);
         let rope = if rotation == Rotation::None { "" } else { " const float2* __restrict__ rope_table," };
         let parents = if self.stage == 0 { "" } else { " const int* parents," };
-        let output = if self.soft() { "int* paths" } else { "unsigned* scores" };
+        let output = if self.soft() { "int* paths, int row_stride" } else { "unsigned* scores, int score_stride" };
         writer.text(&format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{rope}\n   {parents} {output}, int score_stride) {{"
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{rope}\n   {parents} {output}) {{"
         ));
         self.place(&mut writer, copies);
         if rows.whole() {
@@ -475,12 +475,12 @@ const DECIDED_BY_GROUP: &str = r"
 ";
 
 const OWN_PATHS: &str = r"
-    int* const own_paths = paths + static_cast<unsigned long long>(block * DESCENTS + blockIdx.y) * PATH * score_stride;
+    int* const own_paths = paths + static_cast<unsigned long long>(block * DESCENTS + blockIdx.y) * PATH * row_stride;
 ";
 
 const KEEP_PATH: &str = r"
                 // Twice the token that stands for the half, plus 1 for the right one.
-                own_paths[static_cast<unsigned long long>(halving) * score_stride + group * CHUNKS + thread] =
+                own_paths[static_cast<unsigned long long>(halving) * row_stride + group * CHUNKS + thread] =
                     2 * ($TAKEN) + (left_score > right_score ? 0 : 1);
 ";
 
@@ -490,7 +490,7 @@ const KEEP_END: &str = r"
 ";
 
 const NO_PATH: &str = r" else if (thread < CHUNKS && group * CHUNKS + thread < chunks) {
-                own_paths[static_cast<unsigned long long>(halving) * score_stride + group * CHUNKS + thread] = -1;
+                own_paths[static_cast<unsigned long long>(halving) * row_stride + group * CHUNKS + thread] = -1;
             }";
 
 const WRITE: &str = r"

@@ -174,9 +174,10 @@ impl ScanKeys {
         let rope = if self.rotation() == Rotation::None { "" } else { " const float2* __restrict__ rope_table," };
         let parents = if self.stage == 0 { "" } else { " const int* parents," };
         let paths = if self.source() == Source::Paths { " const int* __restrict__ paths," } else { "" };
-        let output = if self.soft() { "float* row_scores" } else { "unsigned* scores" };
+        let output =
+            if self.soft() { "float* row_scores, int row_stride" } else { "unsigned* scores, int score_stride" };
         format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, {source}{rope}{parents}{paths}\n    {output}, int score_stride) {{"
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, {source}{rope}{parents}{paths}\n    {output}) {{"
         )
     }
 
@@ -262,7 +263,7 @@ impl ScanKeys {
             slot.push_str(&format!(
                 "                // A probe is twice its token, plus 1 where it stands for the right half; -1 where there was none.\n\
                  \x20               const unsigned long long path = static_cast<unsigned long long>(block * DESCENTS + {descent}) * KEYS + key;\n\
-                 \x20               const int probe = scored ? paths[path * score_stride + chunk] : -1;\n"
+                 \x20               const int probe = scored ? paths[path * row_stride + chunk] : -1;\n"
             ));
         }
         slot.push_str(&format!("                slot_row[thread] = {row};\n"));
@@ -421,7 +422,7 @@ $SLOT
 
 const OWN_SCORES: &str = r"
         float* const own_scores =
-            row_scores + static_cast<unsigned long long>(block * QUERY_HEADS + head) * SCORE_ROWS * score_stride +
+            row_scores + static_cast<unsigned long long>(block * QUERY_HEADS + head) * SCORE_ROWS * row_stride +
             group * CHUNKS + warp / ROW_WARPS * 32 + across;
 ";
 

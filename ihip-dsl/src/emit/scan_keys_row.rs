@@ -115,9 +115,9 @@ impl ScanKeysRow {
             Source::Bounds => "const Cached* __restrict__ bounds,\n   ",
         };
         let table = if rope == ScanRope::None { "" } else { " const float2* __restrict__ rope_table," };
-        let output = if soft { "float* row_scores" } else { "unsigned* scores" };
+        let output = if soft { "float* row_scores, int row_stride" } else { "unsigned* scores, int score_stride" };
         writer.text(&format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, {source}{table}{} {output}, int score_stride) {{",
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, {source}{table}{} {output}) {{",
             row.parents()
         ));
         row.load(&mut writer);

@@ -120,9 +120,10 @@ impl ScanRow {
         }
         functions::chunk_list_of_row(&mut writer, self.stage);
         let table = if rope == ScanRope::None { "" } else { " const float2* __restrict__ rope_table," };
-        let output = if self.soft() { "float* row_scores" } else { "unsigned* scores" };
+        let output =
+            if self.soft() { "float* row_scores, int row_stride" } else { "unsigned* scores, int score_stride" };
         writer.text(&format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{table}\n   {} {output}, int score_stride) {{",
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{table}\n   {} {output}) {{",
             row.parents()
         ));
         row.load(&mut writer);
@@ -151,7 +152,7 @@ impl ScanRow {
             ScanRope::Infllm | ScanRope::None => ("float left_query[DESCENTS][VECTOR];", LOAD_ONE, "left_query"),
         };
         let write = if self.soft() {
-            "row_scores[static_cast<unsigned long long>($FIRST_HEAD + (base + i * TEAMS + team) % $HEADS) * SCORE_ROWS * score_stride +\n                           (base + i * TEAMS + team) / $HEADS] = best[i];".to_owned()
+            "row_scores[static_cast<unsigned long long>($FIRST_HEAD + (base + i * TEAMS + team) % $HEADS) * SCORE_ROWS * row_stride +\n                           (base + i * TEAMS + team) / $HEADS] = best[i];".to_owned()
         } else {
             format!(
                 "atomic_max(&scores[{}(base + i * TEAMS + team) / $HEADS], ordered(max(best[i], NEVER)));",

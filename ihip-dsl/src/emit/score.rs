@@ -81,7 +81,7 @@ impl Score {
         }
     }
 
-    /// What a launch passes before the stride of the scores; `parents` names the lists of the stage before.
+    /// What a launch passes before the strides; `parents` names the lists of the stage before.
     pub(super) fn operands(&self, parents: impl Fn(usize) -> Buffer) -> Vec<Operand> {
         match self {
             Self::Scan(score) => score.operands(parents),
@@ -97,18 +97,12 @@ fn normalise(shape: Shape, layer: &PrunedLayer, stage: usize) -> Option<Score> {
     scoring::soft(&layer.stages[stage]).then(|| Score::Normalise(Normalise::new(shape, layer, stage)))
 }
 
-/// Elements of [`Buffer::RowScores`] and of [`Buffer::Paths`] that a stage takes, for chunks `score_stride` apart.
-pub(super) fn row_storage(
-    shape: Shape,
-    layer: &PrunedLayer,
-    stage: &StagePlan,
-    extent: Extent,
-    score_stride: usize,
-) -> [usize; 2] {
+/// Elements of [`Buffer::RowScores`] and of [`Buffer::Paths`] that a stage takes.
+pub(super) fn row_storage(shape: Shape, layer: &PrunedLayer, stage: &StagePlan, extent: Extent) -> [usize; 2] {
     if !scoring::soft(stage) {
         return [0; 2];
     }
     let blocks = extent.rows.div_ceil(stage.query_block);
     let paths = scoring::descents(shape, layer, stage.index) * scoring::path_length(stage);
-    [shape.query_heads() * stage.rows(), paths].map(|rows| blocks * rows * score_stride)
+    [shape.query_heads() * stage.rows(), paths].map(|rows| blocks * rows * layer.chunks(stage.index, extent.tokens))
 }

@@ -151,7 +151,7 @@ pub(super) fn stem(family: &str, pipeline: &str, shape: Shape, layer: &PrunedLay
     format!("ihip_{pipeline}_s{stage}_{family}_{rope}{ranking}_c{chunk}{keep}_{}", shape.suffix())
 }
 
-/// What a scan of `stage` takes, in order, before the stride of its scores; `parents` names the lists of the stage
+/// What a scan of `stage` takes, in order, before its strides; `parents` names the lists of the stage
 /// before.
 pub(super) fn operands(
     shape: Shape,
@@ -194,9 +194,30 @@ pub(super) fn operands(
     operands
 }
 
-/// The arguments behind `operands`, the stride of the scores last.
+/// The strides that a kernel takes after its operands: chunks from one row to the next of the rows' own scores and of
+/// the paths, and of [`Buffer::Scores`].
+pub(super) fn strides(operands: &[Operand]) -> Vec<Stride> {
+    let any = |wanted: fn(&Buffer) -> bool| operands.iter().any(|operand| wanted(&operand.buffer));
+    let rows = any(|buffer| matches!(buffer, Buffer::RowScores | Buffer::Paths)).then_some(Stride::Rows);
+    let scores = any(|buffer| matches!(buffer, Buffer::Scores)).then_some(Stride::Scores);
+    rows.into_iter().chain(scores).collect()
+}
+
+/// One of them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Stride {
+    /// Chunks of the stage.
+    Rows,
+    /// Chunks of any stage.
+    Scores,
+}
+
+/// The arguments behind `operands`, strides last.
 pub(super) fn arguments(operands: Vec<Operand>) -> Vec<Argument> {
-    let mut arguments: Vec<_> = operands.into_iter().map(|operand| operand.argument).collect();
-    arguments.push(Argument { name: "score_stride", kind: ArgumentKind::I32 });
-    arguments
+    let strides = strides(&operands).into_iter().map(|stride| match stride {
+        Stride::Rows => "row_stride",
+        Stride::Scores => "score_stride",
+    });
+    let strides = strides.map(|name| Argument { name, kind: ArgumentKind::I32 });
+    operands.into_iter().map(|operand| operand.argument).chain(strides).collect()
 }
