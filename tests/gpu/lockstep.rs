@@ -1,6 +1,6 @@
 //! Two devices in lockstep over a real model: the first computes it, and each of its attention calls runs on the second
 //! as well, on the very same queries, keys and values. Where their block lists differ, only a tie within the rounding of
-//! scores may have decided ([`ties`]).
+//! scores may have decided ([`super::ties`]).
 
 use std::fmt;
 use std::ops::Range;
