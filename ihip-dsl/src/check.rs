@@ -7,10 +7,12 @@
 use std::borrow::Cow;
 
 use crate::ast::{Declaration, Located};
-use crate::draft::{Draft, Field, Given, LayersDraft, Number, Origin, Reader, StageDraft};
+use crate::draft::{Choice, Draft, Field, Given, LayersDraft, Number, Origin, Reader, StageDraft};
 use crate::error::{Errors, Rule, Ways};
 use crate::words::{MOST_TOKENS, Mode, Place, QUERY_BLOCK, QUERY_STRIDE, REFRESH};
-use crate::{AttendRope, LayerPruning, LayerRange, Pipeline, Rope, ScanRope, Stage};
+use crate::{
+    AttendRope, Halving, LayerPruning, LayerRange, Pipeline, Refresh, Representative, Rope, ScanRope, Scoring, Stage,
+};
 
 /// Name that the command line gives to attention without pruning.
 const DENSE: &str = "dense";
@@ -33,13 +35,17 @@ pub fn check<L: Clone>(declaration: &Declaration<L>) -> Result<Pipeline, Errors<
         if let (Some(first), Some(last)) = (first.given(), last.given()) {
             rules.range(first, last, &ranges);
             ranges.push((first.value, last.value));
-            overrides.extend(pruning.map(|pruning| LayerRange { first: first.value, last: last.value, pruning }));
+            overrides.extend(pruning.map(|pruning| LayerRange {
+                first: first.value,
+                last: last.value,
+                phases: pruning.into(),
+            }));
         }
     }
     match base {
         Some(base) if rules.errors.is_empty() => {
             let (name, doc) = (Cow::Owned(name.clone()), Cow::Owned(declaration.doc.clone()));
-            Ok(Pipeline::from_checked(name, doc, base, Cow::Owned(overrides)))
+            Ok(Pipeline::from_checked(name, doc, Refresh::Together, base.into(), Cow::Owned(overrides)))
         }
         _ => Err(rules.errors),
     }
@@ -66,6 +72,16 @@ fn name_rules<L: Clone>(name: &str, at: &L, errors: &mut Errors<L>) {
     } else if name.eq_ignore_ascii_case(DENSE) {
         errors.push(at.clone(), Rule::ReservedName { name: name.to_owned() });
     }
+}
+
+/// What was chosen, or the default where nothing was written.
+fn or<M: Mode + Default, L>(choice: &Choice<M, L>) -> Option<M> {
+    if choice.is_absent() { Some(M::default()) } else { choice.value() }
+}
+
+/// How a choice was written, and where.
+fn spelled<M: Mode, L>(choice: &Choice<M, L>) -> Option<(&'static str, &Origin<L>)> {
+    choice.given().map(|given| (given.value.word(), &given.origin))
 }
 
 /// Runs the rules over a draft and notes which are broken.
@@ -107,7 +123,9 @@ impl<L: Clone> Rules<L> {
         }
         for stage in &stages {
             self.query_stride(stage);
+            self.scoring(stage, draft);
         }
+        self.ranking(draft);
         self.sink_and_window(draft, &stages);
         self.last_cut(draft, &stages);
         self.rope(draft);
@@ -120,6 +138,7 @@ impl<L: Clone> Rules<L> {
             window: draft.window.value()?,
             query_block,
             keep,
+            ranking: or(&draft.ranking)?,
             rope: Rope { scan, attend: draft.attend_rope.value()? },
             stages: stages.iter().map(StageNumbers::stage).collect::<Option<_>>()?,
         })
@@ -217,6 +236,47 @@ impl<L: Clone> Rules<L> {
         }
     }
 
+    fn scoring(&mut self, stage: &StageNumbers<'_, L>, layer: &Draft<L>) {
+        let StageDraft { representative, probe, chunk_score, descent, rope, .. } = stage.draft;
+        if let Some(representative) = representative.given()
+            && !matches!(representative.value, Representative::Halving(_))
+        {
+            let chosen = representative.value.word();
+            let mut of_halving = |word, choice: Option<(&'static str, &Origin<L>)>| {
+                if let Some((value, origin)) = choice {
+                    let rule = Rule::NothingIsHalved { word, value, representative: chosen };
+                    self.broken(rule, &[origin, &representative.origin]);
+                }
+            };
+            of_halving("probe", spelled(probe));
+            of_halving("chunk_score", spelled(chunk_score));
+            of_halving("descent", spelled(descent));
+            let rope = rope.given().or(layer.scan_rope.given());
+            if let Some(rope) = rope
+                && matches!(representative.value, Representative::Mean | Representative::MinMax)
+                && matches!(rope.value, ScanRope::DynamicExtend | ScanRope::SelfExtend)
+            {
+                let rule = Rule::SummaryOfMovingKeys { representative: chosen, rope: rope.value.word() };
+                self.broken(rule, &[&representative.origin, &rope.origin]);
+            }
+        }
+        if let (Some(rope), Some(attend)) = (rope.given(), layer.attend_rope.given())
+            && attend.value == AttendRope::None
+            && rope.value != ScanRope::None
+        {
+            let rule = Rule::ScanOfRotatedCache { word: "rope", scan: rope.value.word() };
+            self.broken(rule, &[&rope.origin, &attend.origin]);
+        }
+    }
+
+    fn ranking(&mut self, draft: &Draft<L>) {
+        if let Some(ranking) = draft.ranking.given()
+            && draft.stages.is_empty()
+        {
+            self.broken(Rule::RankingWithoutStages { ranking: ranking.value.word() }, &[&ranking.origin]);
+        }
+    }
+
     fn sink_and_window(&mut self, draft: &Draft<L>, stages: &[StageNumbers<'_, L>]) {
         let first_chunk = stages.first().and_then(|stage| stage.chunk);
         let last_chunk = stages.last().and_then(|stage| stage.chunk);
@@ -264,7 +324,7 @@ impl<L: Clone> Rules<L> {
             && attend.value == AttendRope::None
             && scan.value != ScanRope::None
         {
-            self.broken(Rule::ScanOfRotatedCache { scan: word }, &[&scan.origin, &attend.origin]);
+            self.broken(Rule::ScanOfRotatedCache { word: "scan", scan: word }, &[&scan.origin, &attend.origin]);
         }
     }
 
@@ -303,6 +363,24 @@ impl<'d, L: Clone> StageNumbers<'d, L> {
             query_block: self.query_block.as_ref()?.value,
             query_stride: self.query_stride?,
             refresh: self.refresh?,
+            scoring: self.scoring()?,
+            rope: match &self.draft.rope {
+                Field::Absent => None,
+                field => Some(field.value()?),
+            },
+        })
+    }
+
+    fn scoring(&self) -> Option<Scoring> {
+        let StageDraft { representative, probe, chunk_score, descent, query_reduction, scores, .. } = self.draft;
+        let halving = Halving { probe: or(probe)?, chunk_score: or(chunk_score)?, descent: or(descent)? };
+        Some(Scoring {
+            representative: match or(representative)? {
+                Representative::Halving(_) => Representative::Halving(halving),
+                other => other,
+            },
+            query_reduction: or(query_reduction)?,
+            scores: or(scores)?,
         })
     }
 }

@@ -5,8 +5,10 @@
 
 use crate::ast::{Item, Located, Scalar, Value};
 use crate::error::{Errors, Rule};
+use crate::pipeline::{
+    AttendRope, ChunkScore, Descent, Probe, QueryReduction, Ranking, Representative, ScanRope, Scores,
+};
 use crate::words::{MOST_LAYER, Mode, Place, Takes, Word, nearest};
-use crate::{AttendRope, ScanRope};
 
 /// How braces look in a message about a word that takes none.
 const BRACES: &str = "{ … }";
@@ -58,6 +60,7 @@ pub(crate) struct Draft<L> {
     pub(crate) keep: Number<L>,
     /// The word `attend`.
     pub(crate) attend: Option<Origin<L>>,
+    pub(crate) ranking: Choice<Ranking, L>,
     /// The word `rope`.
     pub(crate) rope: Option<Origin<L>>,
     pub(crate) scan_rope: Choice<ScanRope, L>,
@@ -75,6 +78,13 @@ pub(crate) struct StageDraft<L> {
     pub(crate) query_stride: Number<L>,
     pub(crate) query_block: Number<L>,
     pub(crate) refresh: Number<L>,
+    pub(crate) representative: Choice<Representative, L>,
+    pub(crate) probe: Choice<Probe, L>,
+    pub(crate) chunk_score: Choice<ChunkScore, L>,
+    pub(crate) descent: Choice<Descent, L>,
+    pub(crate) query_reduction: Choice<QueryReduction, L>,
+    pub(crate) scores: Choice<Scores, L>,
+    pub(crate) rope: Choice<ScanRope, L>,
 }
 
 /// What some layers change.
@@ -124,6 +134,7 @@ impl<L: Clone> Draft<L> {
             stages: Vec::new(),
             keep: Field::Absent,
             attend: None,
+            ranking: Field::Absent,
             rope: None,
             scan_rope: Field::Absent,
             attend_rope: Field::Absent,
@@ -143,6 +154,7 @@ impl<L: Clone> Draft<L> {
             stages: if changes.stages.is_empty() { base.stages } else { changes.stages },
             keep: changes.keep.or(base.keep),
             attend: changes.attend.or(base.attend),
+            ranking: changes.ranking.or(base.ranking),
             rope: changes.rope.or(base.rope),
             scan_rope: changes.scan_rope.or(base.scan_rope),
             attend_rope: changes.attend_rope.or(base.attend_rope),
@@ -154,18 +166,68 @@ impl<L: Clone> Draft<L> {
         for number in [&mut self.query_block, &mut self.sink, &mut self.window, &mut self.keep] {
             number.inherit();
         }
-        for stage in &mut self.stages {
-            stage.here.inherited = true;
-            let StageDraft { keep, chunk, query_stride, query_block, refresh, .. } = stage;
-            for number in [keep, chunk, query_stride, query_block, refresh] {
-                number.inherit();
-            }
-        }
+        self.stages.iter_mut().for_each(StageDraft::inherit);
+        self.ranking.inherit();
         for word in [&mut self.attend, &mut self.rope].into_iter().flatten() {
             word.inherited = true;
         }
         self.scan_rope.inherit();
         self.attend_rope.inherit();
+    }
+}
+
+impl<L: Clone> StageDraft<L> {
+    /// A stage of which every word is as `field` says.
+    fn new(here: Origin<L>, field: Unread) -> Self {
+        Self {
+            here,
+            keep: field.of(),
+            chunk: field.of(),
+            query_stride: field.of(),
+            query_block: field.of(),
+            refresh: field.of(),
+            representative: field.of(),
+            probe: field.of(),
+            chunk_score: field.of(),
+            descent: field.of(),
+            query_reduction: field.of(),
+            scores: field.of(),
+            rope: field.of(),
+        }
+    }
+
+    fn inherit(&mut self) {
+        self.here.inherited = true;
+        for number in
+            [&mut self.keep, &mut self.chunk, &mut self.query_stride, &mut self.query_block, &mut self.refresh]
+        {
+            number.inherit();
+        }
+        self.representative.inherit();
+        self.probe.inherit();
+        self.chunk_score.inherit();
+        self.descent.inherit();
+        self.query_reduction.inherit();
+        self.scores.inherit();
+        self.rope.inherit();
+    }
+}
+
+/// A word that nothing was read for.
+#[derive(Clone, Copy)]
+enum Unread {
+    /// It was not written.
+    Absent,
+    /// It stands in something that is in error already.
+    Wrong,
+}
+
+impl Unread {
+    fn of<T>(self) -> Field<T> {
+        match self {
+            Self::Absent => Field::Absent,
+            Self::Wrong => Field::Wrong,
+        }
     }
 }
 
@@ -192,6 +254,7 @@ impl<L: Clone> Reader<'_, L> {
                     draft.attend = Some(here);
                     draft.keep = self.attend(word, item);
                 }
+                "ranking" => draft.ranking = self.mode(word, item),
                 "rope" => {
                     draft.rope = Some(here);
                     (draft.scan_rope, draft.attend_rope) = self.rope(word, item);
@@ -203,29 +266,24 @@ impl<L: Clone> Reader<'_, L> {
     }
 
     fn stage(&mut self, word: &'static Word, item: &Item<L>, here: Origin<L>) -> StageDraft<L> {
-        let mut stage = StageDraft {
-            here,
-            keep: Field::Absent,
-            chunk: Field::Absent,
-            query_stride: Field::Absent,
-            query_block: Field::Absent,
-            refresh: Field::Absent,
-        };
-        let StageDraft { keep, chunk, query_stride, query_block, refresh, .. } = &mut stage;
         let Some(items) = self.block(word, item) else {
-            for field in [keep, chunk, query_stride, query_block, refresh] {
-                *field = Field::Wrong;
-            }
-            return stage;
+            return StageDraft::new(here, Unread::Wrong);
         };
+        let mut stage = StageDraft::new(here, Unread::Absent);
         for (word, item) in self.words(items, Place::Stage) {
-            let number = self.number(word, item);
             match word.name {
-                "keep" => *keep = number,
-                "chunk" => *chunk = number,
-                "query_stride" => *query_stride = number,
-                "query_block" => *query_block = number,
-                _ => *refresh = number,
+                "keep" => stage.keep = self.number(word, item),
+                "chunk" => stage.chunk = self.number(word, item),
+                "query_stride" => stage.query_stride = self.number(word, item),
+                "query_block" => stage.query_block = self.number(word, item),
+                "refresh" => stage.refresh = self.number(word, item),
+                "representative" => stage.representative = self.mode(word, item),
+                "probe" => stage.probe = self.mode(word, item),
+                "chunk_score" => stage.chunk_score = self.mode(word, item),
+                "descent" => stage.descent = self.mode(word, item),
+                "query_reduction" => stage.query_reduction = self.mode(word, item),
+                "scores" => stage.scores = self.mode(word, item),
+                _ => stage.rope = self.mode(word, item),
             }
         }
         stage

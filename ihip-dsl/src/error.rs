@@ -233,6 +233,35 @@ pub enum Rule {
         ways: Ways,
     },
 
+    /// A word about halving in a stage that does not halve.
+    #[error(
+        "`{word} {value}` says how a chunk is halved, and `representative {representative}` halves nothing: remove `{word}`, or write `representative halving`"
+    )]
+    NothingIsHalved {
+        /// The word.
+        word: &'static str,
+        /// What was written.
+        value: &'static str,
+        /// What stands for a chunk instead.
+        representative: &'static str,
+    },
+    /// One summary cannot stand for keys that each have a position of their own.
+    #[error(
+        "`representative {representative}` sums a chunk up once, and `{rope}` moves its keys apart with every query: write `representative exact` or `halving`, or scan at other positions"
+    )]
+    SummaryOfMovingKeys {
+        /// What stands for a chunk.
+        representative: &'static str,
+        /// The mode of the scan.
+        rope: &'static str,
+    },
+    /// Nothing is ranked without a stage.
+    #[error("`ranking {ranking}` has nothing to rank without a stage: remove it, or add a `stage`")]
+    RankingWithoutStages {
+        /// Which heads share a ranking.
+        ranking: &'static str,
+    },
+
     // Sink, window and last cut.
     /// Blocks start at multiples of the last chunk, and so must what follows the sink.
     #[error("`sink {sink}` is no multiple of {chunk}, the last chunk: write {ways}")]
@@ -283,9 +312,11 @@ pub enum Rule {
     },
     /// A cache of rotated keys cannot be scanned at other positions.
     #[error(
-        "`attend none` caches keys already rotated, so `scan {scan}` would rotate them twice: write `scan none`, or another mode for `attend`"
+        "`attend none` caches keys already rotated, so `{word} {scan}` would rotate them twice: write `{word} none`, or another mode for `attend`"
     )]
     ScanOfRotatedCache {
+        /// `scan`, or `rope` in a stage.
+        word: &'static str,
         /// The mode of the scan.
         scan: &'static str,
     },

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::Ranking;
+
 /// Shape of one attention layer. Sequence length is never part of it: that is a run-time argument.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Geometry {
@@ -17,6 +19,8 @@ pub struct Geometry {
     pub page: u32,
     /// Factor that queries are multiplied by before any product with a key, usually 1/√head_dim.
     pub query_scale: f32,
+    /// Positions that the model was trained on, `L`: what `dynamic_extend` and `self_extend` stay within.
+    pub trained: u32,
 }
 
 impl Geometry {
@@ -24,6 +28,22 @@ impl Geometry {
     #[must_use]
     pub const fn group(&self) -> u32 {
         self.query_heads / self.kv_heads
+    }
+
+    /// Query heads that share one ranking: head `h` reads the list of ranking `h / ranking_heads`.
+    #[must_use]
+    pub const fn ranking_heads(&self, ranking: Ranking) -> u32 {
+        match ranking {
+            Ranking::All => self.query_heads,
+            Ranking::KvGroup => self.group(),
+            Ranking::Each => 1,
+        }
+    }
+
+    /// Rankings of a query block, `R`.
+    #[must_use]
+    pub const fn rankings(&self, ranking: Ranking) -> u32 {
+        self.query_heads / self.ranking_heads(ranking)
     }
 }
 

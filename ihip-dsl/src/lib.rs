@@ -11,6 +11,7 @@
 
 pub mod ast;
 pub mod check;
+pub mod cost;
 mod draft;
 pub mod emit;
 pub mod error;
@@ -22,9 +23,13 @@ pub mod plan;
 pub mod reference;
 pub mod rope;
 pub mod words;
+mod write;
 
 pub use error::{Errors, Position, Rule};
 pub use geometry::{Geometry, KvType};
 pub use parse::parse_str;
-pub use pipeline::{AttendRope, LayerPruning, LayerRange, Pipeline, Pruning, Rope, ScanRope, Stage};
+pub use pipeline::{
+    AttendRope, Attention, ChunkScore, Descent, Halving, LayerPruning, LayerRange, Phases, Pipeline, Probe, Pruning,
+    QueryReduction, Ranking, Refresh, Representative, Rope, ScanRope, Scores, Scoring, Stage,
+};
 pub use plan::{LayerPlan, Plan, PlanError, PrunedLayer, StagePlan};

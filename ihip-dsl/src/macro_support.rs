@@ -8,7 +8,10 @@ use quote::{format_ident, quote};
 
 use crate::error::{Error, Errors};
 use crate::parse::{Declarations, Written, declarations};
-use crate::{AttendRope, LayerPruning, LayerRange, Pipeline, Rope, ScanRope, Stage, check};
+use crate::{
+    AttendRope, Attention, Halving, LayerPruning, LayerRange, Phases, Pipeline, Ranking, Refresh, Representative, Rope,
+    ScanRope, Scoring, Stage, check,
+};
 
 /// Expands the tokens between the braces of `pruning!`.
 ///
@@ -77,26 +80,47 @@ fn stand_in() -> Pipeline {
         query_block: 1,
         stages: Cow::Borrowed(&[]),
         keep: 0,
+        ranking: Ranking::All,
         rope: Rope { scan: ScanRope::None, attend: AttendRope::None },
     };
-    Pipeline::from_checked(Cow::Borrowed(""), Cow::Borrowed(""), base, Cow::Borrowed(&[]))
+    Pipeline::from_checked(Cow::Borrowed(""), Cow::Borrowed(""), Refresh::Together, base.into(), Cow::Borrowed(&[]))
 }
 
 fn description(pipeline: &Pipeline) -> TokenStream {
-    let (name, doc, base) = (pipeline.name(), pipeline.doc(), layer_pruning(pipeline.base()));
-    let overrides = pipeline.overrides().iter().map(|LayerRange { first, last, pruning }| {
-        let pruning = layer_pruning(pruning);
-        quote! { LayerRange { first: #first, last: #last, pruning: #pruning } }
+    let (name, doc, base) = (pipeline.name(), pipeline.doc(), phases(pipeline.base()));
+    let refresh = format_ident!("{}", format!("{:?}", pipeline.refresh()));
+    let overrides = pipeline.overrides().iter().map(|LayerRange { first, last, phases: of_layers }| {
+        let of_layers = phases(of_layers);
+        quote! { LayerRange { first: #first, last: #last, phases: #of_layers } }
     });
     quote! {
-        Pipeline::from_checked(Cow::Borrowed(#name), Cow::Borrowed(#doc), #base, Cow::Borrowed(&[#(#overrides),*]))
+        Pipeline::from_checked(
+            Cow::Borrowed(#name),
+            Cow::Borrowed(#doc),
+            Refresh::#refresh,
+            #base,
+            Cow::Borrowed(&[#(#overrides),*]),
+        )
     }
 }
 
+fn phases(Phases { prefill, decode }: &Phases) -> TokenStream {
+    let attention = |attention: &Attention| match attention {
+        Attention::Dense => quote! { Attention::Dense },
+        Attention::Pruned(pruning) => {
+            let pruning = layer_pruning(pruning);
+            quote! { Attention::Pruned(#pruning) }
+        }
+    };
+    let (prefill, decode) = (attention(prefill), attention(decode));
+    quote! { Phases { prefill: #prefill, decode: #decode } }
+}
+
 fn layer_pruning(pruning: &LayerPruning) -> TokenStream {
-    let LayerPruning { sink, window, query_block, stages, keep, rope: Rope { scan, attend } } = pruning;
+    let LayerPruning { sink, window, query_block, stages, keep, ranking, rope: Rope { scan, attend } } = pruning;
     let stages = stages.iter().map(stage);
     let (scan, attend) = (format_ident!("{scan:?}"), format_ident!("{attend:?}"));
+    let ranking = format_ident!("{ranking:?}");
     quote! {
         LayerPruning {
             sink: #sink,
@@ -104,15 +128,24 @@ fn layer_pruning(pruning: &LayerPruning) -> TokenStream {
             query_block: #query_block,
             stages: Cow::Borrowed(&[#(#stages),*]),
             keep: #keep,
+            ranking: Ranking::#ranking,
             rope: Rope { scan: ScanRope::#scan, attend: AttendRope::#attend },
         }
     }
 }
 
 fn stage(stage: &Stage) -> TokenStream {
-    let Stage { keep, chunk, query_block, query_stride, refresh } = stage;
+    let Stage { keep, chunk, query_block, query_stride, refresh, scoring, rope } = stage;
     let keep = match keep {
         Some(keep) => quote! { Option::Some(#keep) },
+        None => quote! { Option::None },
+    };
+    let scoring = self::scoring(scoring);
+    let rope = match rope {
+        Some(rope) => {
+            let rope = format_ident!("{rope:?}");
+            quote! { Option::Some(ScanRope::#rope) }
+        }
         None => quote! { Option::None },
     };
     quote! {
@@ -122,6 +155,37 @@ fn stage(stage: &Stage) -> TokenStream {
             query_block: #query_block,
             query_stride: #query_stride,
             refresh: #refresh,
+            scoring: #scoring,
+            rope: #rope,
+        }
+    }
+}
+
+fn scoring(scoring: &Scoring) -> TokenStream {
+    let Scoring { representative, query_reduction, scores } = scoring;
+    let representative = match representative {
+        Representative::Halving(Halving { probe, chunk_score, descent }) => {
+            let probe = format_ident!("{probe:?}");
+            let chunk_score = format_ident!("{chunk_score:?}");
+            let descent = format_ident!("{descent:?}");
+            quote! {
+                Representative::Halving(Halving {
+                    probe: Probe::#probe,
+                    chunk_score: ChunkScore::#chunk_score,
+                    descent: Descent::#descent,
+                })
+            }
+        }
+        Representative::Mean => quote! { Representative::Mean },
+        Representative::MinMax => quote! { Representative::MinMax },
+        Representative::Exact => quote! { Representative::Exact },
+    };
+    let (query_reduction, scores) = (format_ident!("{query_reduction:?}"), format_ident!("{scores:?}"));
+    quote! {
+        Scoring {
+            representative: #representative,
+            query_reduction: QueryReduction::#query_reduction,
+            scores: Scores::#scores,
         }
     }
 }

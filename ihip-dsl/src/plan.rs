@@ -5,7 +5,9 @@
 
 use thiserror::Error;
 
-use crate::{AttendRope, Geometry, LayerPruning, Pipeline, ScanRope};
+use crate::{
+    AttendRope, Attention, Geometry, LayerPruning, Pipeline, Ranking, Refresh, Representative, ScanRope, Scoring,
+};
 
 /// What every layer of a model does, in numbers.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,12 +15,20 @@ pub struct Plan {
     name: String,
     geometry: Geometry,
     frequencies: Vec<f64>,
-    /// Index into `kinds`, one entry a layer.
-    layers: Vec<usize>,
+    layers: Vec<PhaseKinds>,
     kinds: Vec<LayerPlan>,
+    /// Decoding steps by which each layer's refresh counter is ahead.
+    offsets: Vec<usize>,
 }
 
-/// What a layer does.
+/// Indices into [`Plan::kinds`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct PhaseKinds {
+    prefill: usize,
+    decode: usize,
+}
+
+/// What a layer does in one phase.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LayerPlan {
     /// Causal attention over every key, rotated at true positions.
@@ -44,8 +54,8 @@ pub struct PrunedLayer {
     pub keep_blocks: usize,
     /// Stages in the order they run.
     pub stages: Vec<StagePlan>,
-    /// Rotary positions in the scan.
-    pub scan_rope: ScanRope,
+    /// Query heads that share one ranking.
+    pub ranking: Ranking,
     /// Rotary positions in the attention.
     pub attend_rope: AttendRope,
 }
@@ -57,7 +67,7 @@ pub struct StagePlan {
     pub index: usize,
     /// Tokens in a chunk, `l_i`.
     pub chunk: usize,
-    /// Halvings of a chunk, `⌊log2 l_i⌋ + 1`; each makes two probes.
+    /// Halvings of a chunk, `⌊log2 l_i⌋ + 1`, each with two probes; 0 where the stage does not halve.
     pub halvings: usize,
     /// Queries of a block, `b_q`.
     pub query_block: usize,
@@ -71,6 +81,10 @@ pub struct StagePlan {
     pub block_ratio: usize,
     /// Decoding steps between two renewals.
     pub refresh: usize,
+    /// How a chunk's score comes about.
+    pub scoring: Scoring,
+    /// Rotary positions while this stage scans.
+    pub rope: ScanRope,
 }
 
 impl StagePlan {
@@ -118,11 +132,17 @@ impl Plan {
             frequencies,
             layers: Vec::with_capacity(layers as usize),
             kinds: Vec::new(),
+            offsets: Vec::new(),
         };
         for layer in 0..layers {
-            let kind = LayerPlan::Pruned(PrunedLayer::new(pipeline.layer(layer)));
-            plan.push(kind);
+            let phases = pipeline.layer(layer);
+            let kinds = PhaseKinds { prefill: plan.kind(&phases.prefill), decode: plan.kind(&phases.decode) };
+            plan.layers.push(kinds);
         }
+        plan.offsets = match pipeline.refresh() {
+            Refresh::Together => vec![0; layers as usize],
+            Refresh::Staggered => plan.staggered(),
+        };
         Ok(plan)
     }
 
@@ -133,17 +153,41 @@ impl Plan {
             name: "dense".to_owned(),
             geometry,
             frequencies,
-            layers: vec![0; layers as usize],
+            layers: vec![PhaseKinds { prefill: 0, decode: 0 }; layers as usize],
             kinds: vec![LayerPlan::Dense],
+            offsets: vec![0; layers as usize],
         }
     }
 
-    fn push(&mut self, kind: LayerPlan) {
-        let index = self.kinds.iter().position(|known| *known == kind).unwrap_or_else(|| {
+    /// Index of what a layer does, known already or not.
+    fn kind(&mut self, attention: &Attention) -> usize {
+        let kind = match attention {
+            Attention::Dense => LayerPlan::Dense,
+            Attention::Pruned(pruning) => LayerPlan::Pruned(PrunedLayer::new(pruning)),
+        };
+        self.kinds.iter().position(|known| *known == kind).unwrap_or_else(|| {
             self.kinds.push(kind);
             self.kinds.len() - 1
-        });
-        self.layers.push(index);
+        })
+    }
+
+    /// Offsets that spread the renewals of the first stage, which cost most, evenly over its interval.
+    fn staggered(&self) -> Vec<usize> {
+        let interval = |layer| match self.decode(layer) {
+            LayerPlan::Dense => None,
+            LayerPlan::Pruned(layer) => layer.stages.first().map(|stage| stage.refresh),
+        };
+        let intervals: Vec<_> = (0..self.layers()).map(interval).collect();
+        let staged = intervals.iter().flatten().count();
+        let mut before = 0;
+        let offset = |interval: Option<usize>| match interval {
+            None => 0,
+            Some(interval) => {
+                before += 1;
+                (before - 1) * interval / staged
+            }
+        };
+        intervals.into_iter().map(offset).collect()
     }
 
     /// Name of the pipeline, or `dense`.
@@ -170,22 +214,54 @@ impl Plan {
         self.layers.len()
     }
 
-    /// What `layer` does.
+    /// What `layer` does while the prompt is read.
     ///
     /// # Panics
-    /// Where `layer` is not below [`Plan::layers`].
+    /// Where `layer` is not below [`Plan::layers`]; so do the other questions about a layer.
     #[must_use]
-    pub fn layer(&self, layer: usize) -> &LayerPlan {
-        &self.kinds[self.layers[layer]]
+    pub fn prefill(&self, layer: usize) -> &LayerPlan {
+        &self.kinds[self.layers[layer].prefill]
     }
 
-    /// Index of what `layer` does in [`Plan::kinds`].
+    /// What `layer` does while tokens are generated.
     #[must_use]
-    pub fn kind_of(&self, layer: usize) -> usize {
-        self.layers[layer]
+    pub fn decode(&self, layer: usize) -> &LayerPlan {
+        &self.kinds[self.layers[layer].decode]
     }
 
-    /// The distinct things that layers do: one set of kernels each.
+    /// What `layer` does in prefill and in decode: whatever either of them reads, both have to keep up.
+    #[must_use]
+    pub fn phases(&self, layer: usize) -> [&LayerPlan; 2] {
+        [self.prefill(layer), self.decode(layer)]
+    }
+
+    /// Whether `layer` caches keys rotated at their true positions; its two phases agree on it.
+    #[must_use]
+    pub fn rotated_cache(&self, layer: usize) -> bool {
+        self.decode(layer).rotated_cache()
+    }
+
+    /// The stage from which decoding step `step` (from 0) renews the mask of `layer`; `None` reuses the last list.
+    ///
+    /// Step 0 renews everything: no mask crosses from prefill.
+    #[must_use]
+    pub fn restart(&self, layer: usize, step: usize) -> Option<usize> {
+        self.decode(layer).restart(if step == 0 { 0 } else { step + self.offsets[layer] })
+    }
+
+    /// Index in [`Plan::kinds`] of what `layer` does while the prompt is read.
+    #[must_use]
+    pub fn prefill_kind(&self, layer: usize) -> usize {
+        self.layers[layer].prefill
+    }
+
+    /// Index in [`Plan::kinds`] of what `layer` does while tokens are generated.
+    #[must_use]
+    pub fn decode_kind(&self, layer: usize) -> usize {
+        self.layers[layer].decode
+    }
+
+    /// The distinct things that layers do in one phase or the other: one set of kernels each.
     #[must_use]
     pub fn kinds(&self) -> &[LayerPlan] {
         &self.kinds
@@ -202,9 +278,9 @@ impl LayerPlan {
         }
     }
 
-    /// The stage from which decoding step `step` (from 0) renews the mask; `None` reuses the last list.
+    /// The stage from which a refresh counter of `step` renews the mask; `None` reuses the last list.
     #[must_use]
-    pub fn restart(&self, step: usize) -> Option<usize> {
+    fn restart(&self, step: usize) -> Option<usize> {
         match self {
             Self::Dense => None,
             Self::Pruned(layer) => layer.stages.iter().position(|stage| step.is_multiple_of(stage.refresh)),
@@ -227,13 +303,18 @@ impl PrunedLayer {
                 StagePlan {
                     index,
                     chunk: stage.chunk as usize,
-                    halvings: stage.chunk.ilog2() as usize + 1,
+                    halvings: match stage.scoring.representative {
+                        Representative::Halving(_) => stage.chunk.ilog2() as usize + 1,
+                        Representative::Mean | Representative::MinMax | Representative::Exact => 0,
+                    },
                     query_block: stage.query_block as usize,
                     query_stride: stage.query_stride as usize,
                     keep_chunks: before.zip(stage.keep).map(|(before, keep)| (keep / before.chunk) as usize),
                     split: before.map_or(1, |before| (before.chunk / stage.chunk) as usize),
                     block_ratio: before.map_or(1, |before| (before.query_block / stage.query_block) as usize),
                     refresh: stage.refresh as usize,
+                    scoring: stage.scoring,
+                    rope: stage.rope.unwrap_or(pruning.rope.scan),
                 }
             })
             .collect();
@@ -245,7 +326,7 @@ impl PrunedLayer {
             block,
             keep_blocks: pruning.keep as usize / block,
             stages,
-            scan_rope: pruning.rope.scan,
+            ranking: pruning.ranking,
             attend_rope: pruning.rope.attend,
         }
     }

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use crate::{AttendRope, ScanRope};
+use crate::pipeline::{
+    AttendRope, ChunkScore, Descent, Halving, Probe, QueryReduction, Ranking, Representative, ScanRope, Scores,
+};
 
 /// A part of a declaration that has words of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,12 +83,13 @@ const fn mode(name: &'static str, example: &'static str) -> Word {
     Word { name, takes: Takes::Mode, example, repeats: false }
 }
 
-const PIPELINE: [Word; 7] = [
+const PIPELINE: [Word; 8] = [
     number("query_block", 1, MOST_QUERY_BLOCK, "query_block 64;"),
     number("sink", 0, MOST_TOKENS, "sink 256;"),
     number("window", 1, MOST_TOKENS, "window 1024;"),
     block("stage", Place::Stage, "stage { chunk 256 }", true),
     block("attend", Place::Attend, "attend { keep 2048 }", false),
+    mode("ranking", "ranking kv_group;"),
     block("rope", Place::Rope, "rope { scan relative, attend streaming }", false),
     Word {
         name: "layers",
@@ -96,12 +99,19 @@ const PIPELINE: [Word; 7] = [
     },
 ];
 
-const STAGE: [Word; 5] = [
+const STAGE: [Word; 12] = [
     number("keep", 1, MOST_TOKENS, "keep 32768"),
     number("chunk", 1, MOST_CHUNK, "chunk 32"),
     number("query_stride", 1, MOST_QUERY_BLOCK, "query_stride 4"),
     number("query_block", 1, MOST_QUERY_BLOCK, "query_block 64"),
     number("refresh", 1, MOST_REFRESH, "refresh 8"),
+    mode("representative", "representative halving"),
+    mode("probe", "probe middle"),
+    mode("chunk_score", "chunk_score running_max"),
+    mode("descent", "descent kv_group"),
+    mode("query_reduction", "query_reduction max"),
+    mode("scores", "scores soft"),
+    mode("rope", "rope relative"),
 ];
 
 const ATTEND: [Word; 1] = [number("keep", 1, MOST_TOKENS, "keep 2048")];
@@ -175,26 +185,111 @@ pub(crate) trait Mode: Copy + 'static {
 }
 
 impl Mode for ScanRope {
-    const ALL: &'static [Self] = &[Self::Relative, Self::ChunkIndexed, Self::Infllm, Self::None];
+    const ALL: &'static [Self] =
+        &[Self::Relative, Self::ChunkIndexed, Self::Infllm, Self::DynamicExtend, Self::SelfExtend, Self::None];
 
     fn word(self) -> &'static str {
         match self {
             Self::Relative => "relative",
             Self::ChunkIndexed => "chunk_indexed",
             Self::Infllm => "infllm",
+            Self::DynamicExtend => "dynamic_extend",
+            Self::SelfExtend => "self_extend",
             Self::None => "none",
         }
     }
 }
 
 impl Mode for AttendRope {
-    const ALL: &'static [Self] = &[Self::Streaming, Self::Infllm, Self::None];
+    const ALL: &'static [Self] = &[Self::Streaming, Self::Infllm, Self::DynamicExtend, Self::SelfExtend, Self::None];
 
     fn word(self) -> &'static str {
         match self {
             Self::Streaming => "streaming",
             Self::Infllm => "infllm",
+            Self::DynamicExtend => "dynamic_extend",
+            Self::SelfExtend => "self_extend",
             Self::None => "none",
+        }
+    }
+}
+
+impl Mode for Representative {
+    const ALL: &'static [Self] = &[Self::Halving(Halving::PUBLISHED), Self::Mean, Self::MinMax, Self::Exact];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Halving(_) => "halving",
+            Self::Mean => "mean",
+            Self::MinMax => "min_max",
+            Self::Exact => "exact",
+        }
+    }
+}
+
+impl Mode for Probe {
+    const ALL: &'static [Self] = &[Self::Middle, Self::First];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Middle => "middle",
+            Self::First => "first",
+        }
+    }
+}
+
+impl Mode for ChunkScore {
+    const ALL: &'static [Self] = &[Self::RunningMax, Self::Last];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::RunningMax => "running_max",
+            Self::Last => "last",
+        }
+    }
+}
+
+impl Mode for Descent {
+    const ALL: &'static [Self] = &[Self::Each, Self::KvGroup];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Each => "each",
+            Self::KvGroup => "kv_group",
+        }
+    }
+}
+
+impl Mode for Ranking {
+    const ALL: &'static [Self] = &[Self::All, Self::KvGroup, Self::Each];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::KvGroup => "kv_group",
+            Self::Each => "each",
+        }
+    }
+}
+
+impl Mode for QueryReduction {
+    const ALL: &'static [Self] = &[Self::Max, Self::Mean];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Max => "max",
+            Self::Mean => "mean",
+        }
+    }
+}
+
+impl Mode for Scores {
+    const ALL: &'static [Self] = &[Self::Raw, Self::Soft];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Soft => "soft",
         }
     }
 }

@@ -6,31 +6,18 @@
 use std::collections::BTreeMap;
 
 use ihip_dsl::emit::model::ModelKernel;
-use ihip_dsl::emit::{Activation, Argument, ArgumentKind, EmitError, Family, Kernel, Program};
-use ihip_dsl::{Geometry, KvType, Plan, PlanError, Pruning};
+use ihip_dsl::emit::{Activation, Argument, EmitError, Kernel, Program};
+use ihip_dsl::{KvType, Plan, PlanError, Pruning};
 use ihip_runtime::jit::{Architecture, Compiler, JitError, Nvrtc, Resources};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::presets::Paper3k;
+use crate::shapes::KNOWN_SHAPES;
 
 /// Name of the manifest among the files.
 pub const MANIFEST: &str = "manifest.toml";
-
-/// Attention of the models whose kernels are shown.
-const MODELS: [Shape; 2] = [
-    Shape { name: "SmolLM2-135M", query_heads: 9, kv_heads: 3, head_dim: 64, layers: 30 },
-    Shape { name: "Llama-3.1-8B", query_heads: 32, kv_heads: 8, head_dim: 128, layers: 32 },
-];
-
-struct Shape {
-    name: &'static str,
-    query_heads: u32,
-    kv_heads: u32,
-    head_dim: u32,
-    layers: u32,
-}
 
 /// Why the gallery cannot be made.
 #[derive(Debug, Error)]
@@ -136,18 +123,8 @@ pub fn entries() -> Result<Vec<Entry>, GalleryError> {
         entry.models.push(model);
         Ok(())
     };
-    for model in MODELS {
-        let geometry = Geometry {
-            query_heads: model.query_heads,
-            kv_heads: model.kv_heads,
-            head_dim: model.head_dim,
-            kv_type: KvType::Bf16,
-            page: crate::llama::PAGE,
-            query_scale: (model.head_dim as f32).sqrt().recip(),
-        };
-        // Kernels read frequencies from a buffer: no text depends on them.
-        let frequencies = vec![1.0; model.head_dim as usize / 2];
-        let plan = Plan::new(Paper3k::pipeline(), geometry, frequencies, model.layers)?;
+    for model in KNOWN_SHAPES {
+        let plan = Plan::new(Paper3k::pipeline(), model.geometry(KvType::Bf16), model.frequencies(), model.layers)?;
         for kernel in Program::new(&plan, Activation::F32)?.kernels() {
             add("paper3k", kernel, model.name)?;
         }
@@ -181,32 +158,11 @@ fn describe(entry: &Entry) -> Described {
         entry: kernel.name.clone(),
         file: file.clone(),
         sha256: Sha256::digest(&kernel.text).iter().map(|byte| format!("{byte:02x}")).collect(),
-        family: family(kernel.family).to_owned(),
+        family: kernel.family.word().to_owned(),
         models: models.iter().map(|&model| model.to_owned()).collect(),
-        arguments: kernel.arguments.iter().map(argument).collect(),
+        arguments: kernel.arguments.iter().map(Argument::declaration).collect(),
         threads: kernel.threads,
         dynamic_shared_bytes: kernel.shared_bytes,
         resources: BTreeMap::new(),
-    }
-}
-
-const fn family(family: Family) -> &'static str {
-    match family {
-        Family::Append => "append",
-        Family::Scan => "scan",
-        Family::Select => "select",
-        Family::Attend => "attend",
-        Family::Dense => "dense",
-        Family::Merge => "merge",
-        Family::Model => "model",
-    }
-}
-
-fn argument(argument: &Argument) -> String {
-    match argument.kind {
-        ArgumentKind::Input(element) => format!("const {}* {}", element.word(), argument.name),
-        ArgumentKind::Output(element) => format!("{}* {}", element.word(), argument.name),
-        ArgumentKind::I32 => format!("int {}", argument.name),
-        ArgumentKind::F32 => format!("float {}", argument.name),
     }
 }

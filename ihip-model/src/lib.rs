@@ -13,6 +13,7 @@ pub mod llama;
 pub mod model_file;
 pub mod presets;
 pub mod registry;
+pub mod shapes;
 pub mod stats;
 pub mod tokenizer;
 pub mod weights;
@@ -31,6 +32,9 @@ pub mod __private {
     pub use std::borrow::Cow;
     pub use std::option::Option;
 
-    pub use ihip_dsl::{AttendRope, LayerPruning, LayerRange, Pipeline, Rope, ScanRope, Stage};
+    pub use ihip_dsl::{
+        AttendRope, Attention, ChunkScore, Descent, Halving, LayerPruning, LayerRange, Phases, Pipeline, Probe,
+        QueryReduction, Ranking, Refresh, Representative, Rope, ScanRope, Scores, Scoring, Stage,
+    };
     pub use inventory;
 }

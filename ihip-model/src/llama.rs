@@ -89,6 +89,7 @@ impl Config {
             kv_type,
             page: PAGE,
             query_scale: (self.head_dim as f32).sqrt().recip(),
+            trained: self.context_length as u32,
         }
     }
 

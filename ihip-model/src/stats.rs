@@ -45,11 +45,11 @@ pub struct Seconds {
     pub decode: f64,
 }
 
-/// Keys that a query head at `position` attends to, the mean over layers.
+/// Keys that a query head at `position` attends to while decoding, the mean over layers.
 #[must_use]
 pub fn keys_attended(plan: &Plan, position: usize) -> f64 {
     let visible = position + 1;
-    let keys = |layer| match plan.layer(layer) {
+    let keys = |layer| match plan.decode(layer) {
         LayerPlan::Dense => visible,
         LayerPlan::Pruned(layer) => visible.min(layer.budget()),
     };

@@ -45,6 +45,7 @@ fn plans() -> Vec<Arc<Plan>> {
         kv_type: KvType::F32,
         page: 16,
         query_scale: 0.125,
+        trained: 8192,
     };
     let frequencies: Vec<f64> = (0..32).map(|pair| 100_000f64.powf(-f64::from(pair) / 32.0)).collect();
     let pipelines = parse_str(PIPELINES).expect("valid pipelines");

@@ -33,7 +33,7 @@ pub enum Phase {
     Prefill,
     /// One new token.
     Decode {
-        /// For each of [`Plan::kinds`]: the stage from which masks are renewed, `None` to reuse the last list.
+        /// For each layer: the stage from which its mask is renewed, `None` to reuse the last list.
         restart: Vec<Option<usize>>,
     },
 }
@@ -45,6 +45,15 @@ impl Step {
         match &self.phase {
             Phase::Prefill => None,
             Phase::Decode { restart } => Some(restart),
+        }
+    }
+
+    /// What `layer` does in the phase of this step.
+    #[must_use]
+    pub fn layer<'p>(&self, plan: &'p Plan, layer: usize) -> &'p LayerPlan {
+        match &self.phase {
+            Phase::Prefill => plan.prefill(layer),
+            Phase::Decode { .. } => plan.decode(layer),
         }
     }
 }
@@ -119,10 +128,10 @@ impl Session {
         Ok(steps)
     }
 
-    /// Queries of the largest query block, and whether there are smaller ones besides.
+    /// Queries of the largest query block in prefill, and whether there are smaller ones besides.
     fn query_blocks(&self) -> (usize, bool) {
         let blocks = || {
-            self.plan.kinds().iter().flat_map(|kind| match kind {
+            (0..self.plan.layers()).flat_map(|layer| match self.plan.prefill(layer) {
                 LayerPlan::Dense => Vec::new(),
                 LayerPlan::Pruned(layer) => {
                     let stages = layer.stages.iter().map(|stage| stage.query_block);
@@ -137,7 +146,7 @@ impl Session {
     /// The next decoding step, one token.
     #[must_use]
     pub fn decode_step(&self) -> Step {
-        let restart = self.plan.kinds().iter().map(|kind| kind.restart(self.decoded)).collect();
+        let restart = (0..self.plan.layers()).map(|layer| self.plan.restart(layer, self.decoded)).collect();
         Step { start: self.length, rows: 1, t_max: segment_end(self.length), phase: Phase::Decode { restart } }
     }
 

@@ -36,3 +36,10 @@ fn of_kernels() {
 fn of_kernels_export() {
     insta::assert_snapshot!(help(&["kernels", "export"]));
 }
+
+#[test]
+fn of_the_other_commands_of_kernels() {
+    for command in ["list", "show", "explain", "check"] {
+        assert!(help(&["kernels", command]).contains(&format!("Usage: ihip kernels {command}")), "{command}");
+    }
+}

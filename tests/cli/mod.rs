@@ -1,6 +1,7 @@
 //! The command line, run as a program.
 
 mod help;
+mod kernels;
 mod masks;
 mod refusals;
 mod score;

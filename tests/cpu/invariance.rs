@@ -67,6 +67,7 @@ impl Tensors {
             values: &self.values,
             first_position: first,
             t_max,
+            trained: 8192,
         }
     }
 
@@ -101,9 +102,9 @@ fn prefill_chunks_change_nothing() {
     let tensors = Tensors::new();
     for pipeline in parse_str(PIPELINES).expect("valid pipelines") {
         for dense in [false, true] {
-            let expected = tensors.run(pipeline.base(), dense, TOKENS, 8192, 2);
+            let expected = tensors.run(pipeline.base().prefill.pruned().expect("not dense"), dense, TOKENS, 8192, 2);
             for chunk in [64, 512, 2048] {
-                let got = tensors.run(pipeline.base(), dense, TOKENS, chunk, 2);
+                let got = tensors.run(pipeline.base().prefill.pruned().expect("not dense"), dense, TOKENS, chunk, 2);
                 assert_eq!(got.lists, expected.lists, "lists of {} in chunks of {chunk}", pipeline.name());
                 assert!(bits(&got.out) == bits(&expected.out), "outputs of {} in chunks of {chunk}", pipeline.name());
             }
@@ -116,9 +117,11 @@ fn threads_change_nothing() {
     let tensors = Tensors::new();
     for pipeline in parse_str(PIPELINES).expect("valid pipelines") {
         for dense in [false, true] {
-            let expected = tensors.run(pipeline.base(), dense, TOKENS - 20, 512, 1);
+            let expected =
+                tensors.run(pipeline.base().prefill.pruned().expect("not dense"), dense, TOKENS - 20, 512, 1);
             for threads in [2, 3, 5] {
-                let got = tensors.run(pipeline.base(), dense, TOKENS - 20, 512, threads);
+                let got =
+                    tensors.run(pipeline.base().prefill.pruned().expect("not dense"), dense, TOKENS - 20, 512, threads);
                 assert_eq!(got.lists, expected.lists, "lists of {} on {threads} threads", pipeline.name());
                 assert!(bits(&got.out) == bits(&expected.out), "outputs of {} on {threads} threads", pipeline.name());
             }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ihip_dsl::reference::Problem;
-use ihip_dsl::{AttendRope, LayerPruning, Plan, Rope, ScanRope};
+use ihip_dsl::{AttendRope, LayerPruning, Plan, Ranking, Rope, ScanRope};
 use ihip_runtime::device::Device;
 use ihip_runtime::device::cpu::{CpuDevice, CpuTensor};
 use ihip_runtime::session::Phase;
@@ -23,6 +23,7 @@ fn streaming(sink: u32, window: u32) -> LayerPruning {
         query_block: 16,
         stages: [].as_slice().into(),
         keep: 0,
+        ranking: Ranking::All,
         rope: Rope { scan: ScanRope::None, attend: AttendRope::Streaming },
     }
 }

@@ -82,7 +82,7 @@ proptest! {
             }
             let answer = layer.call(&problem, decoding.phase);
             stages.extend(expected.stages);
-            if !compare(&answer, std::slice::from_ref(&expected.list), &stages, &expected.out)? {
+            if !compare(&answer, &expected.lists, &stages, &expected.out)? {
                 // Later steps build on lists that are others now.
                 break;
             }

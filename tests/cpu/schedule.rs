@@ -31,8 +31,15 @@ fn pipelines() -> Vec<Pipeline> {
 }
 
 fn session(pipeline: &Pipeline) -> Session {
-    let geometry =
-        Geometry { query_heads: 1, kv_heads: 1, head_dim: 8, kv_type: KvType::F32, page: 16, query_scale: 1.0 };
+    let geometry = Geometry {
+        query_heads: 1,
+        kv_heads: 1,
+        head_dim: 8,
+        kv_type: KvType::F32,
+        page: 16,
+        query_scale: 1.0,
+        trained: 8192,
+    };
     Session::new(Arc::new(Plan::new(pipeline, geometry, vec![1.0; 4], 1).expect("no overrides")))
 }
 

@@ -7,7 +7,9 @@ use std::cell::RefCell;
 use half::{bf16, f16};
 use ihip_dsl::emit::{Activation, Extent};
 use ihip_dsl::reference::Problem;
-use ihip_dsl::{AttendRope, Geometry, KvType, LayerPruning, Pipeline, Plan, Rope, ScanRope, Stage};
+use ihip_dsl::{
+    AttendRope, Geometry, KvType, LayerPruning, Pipeline, Plan, Ranking, Refresh, Rope, ScanRope, Scoring, Stage,
+};
 use ihip_tests::support::attention::Attention;
 use ihip_tests::support::host::host;
 use proptest::prelude::Strategy;
@@ -17,6 +19,7 @@ mod append;
 mod attend;
 mod decode;
 mod scan;
+mod scoring;
 mod select;
 mod text;
 mod whole;
@@ -36,7 +39,15 @@ struct Layer {
 }
 
 fn stage(keep: u32, chunk: u32, query_block: u32, query_stride: u32) -> Stage {
-    Stage { keep: (keep > 0).then_some(keep), chunk, query_block, query_stride, refresh: 1 }
+    Stage {
+        keep: (keep > 0).then_some(keep),
+        chunk,
+        query_block,
+        query_stride,
+        refresh: 1,
+        scoring: Scoring::default(),
+        rope: None,
+    }
 }
 
 fn layer(
@@ -50,7 +61,8 @@ fn layer(
 ) -> Layer {
     let query_block = stages.last().map_or(32, |stage| stage.query_block);
     let stages = Cow::Owned(stages.to_vec());
-    let pruning = LayerPruning { sink, window, query_block, stages, keep, rope: Rope { scan, attend } };
+    let pruning =
+        LayerPruning { sink, window, query_block, stages, keep, ranking: Ranking::All, rope: Rope { scan, attend } };
     Layer { heads, kv_type, page, pruning }
 }
 
@@ -99,7 +111,7 @@ impl Layer {
     fn geometry(&self) -> Geometry {
         let (query_heads, kv_heads, head_dim) = self.heads;
         let query_scale = 1.0 / (head_dim as f32).sqrt();
-        Geometry { query_heads, kv_heads, head_dim, kv_type: self.kv_type, page: self.page, query_scale }
+        Geometry { query_heads, kv_heads, head_dim, kv_type: self.kv_type, page: self.page, query_scale, trained: 8192 }
     }
 
     fn frequencies(&self) -> Vec<f64> {
@@ -109,7 +121,13 @@ impl Layer {
 
     fn plan(&self) -> Plan {
         let name = Cow::Borrowed("Families");
-        let pipeline = Pipeline::from_checked(name, Cow::Borrowed(""), self.pruning.clone(), Cow::Borrowed(&[]));
+        let pipeline = Pipeline::from_checked(
+            name,
+            Cow::Borrowed(""),
+            Refresh::Together,
+            self.pruning.clone().into(),
+            Cow::Borrowed(&[]),
+        );
         Plan::new(&pipeline, self.geometry(), self.frequencies(), 1).expect("one layer")
     }
 
@@ -168,6 +186,7 @@ impl Data {
             values: &self.values,
             first_position: self.first,
             t_max,
+            trained: layer.geometry().trained as usize,
         }
     }
 

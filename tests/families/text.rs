@@ -6,15 +6,16 @@ use std::collections::BTreeMap;
 use ihip_dsl::emit::{
     Activation, Argument, ArgumentKind, Buffer, Element, EmitError, Extent, Family, Kernel, Launch, Program, Value,
 };
-use ihip_dsl::{AttendRope, Geometry, KvType, LayerRange, Pipeline, Plan, ScanRope, Stage};
+use ihip_dsl::{AttendRope, Geometry, KvType, LayerRange, Pipeline, Plan, Refresh, ScanRope, Stage};
 
+use super::scoring::scored_layers;
 use super::{Layer, layer, layers, stage};
 
 const EXTENT: Extent = Extent { rows: 4096, tokens: 3 << 20 };
 
 /// Every layer pruned and dense, with activations of either type.
 fn programs() -> Vec<Program> {
-    let plans = layers().into_iter().flat_map(|layer| {
+    let plans = layers().into_iter().chain(scored_layers()).flat_map(|layer| {
         let dense = Plan::dense(layer.geometry(), layer.frequencies(), 1);
         [layer.plan(), dense]
     });
@@ -26,7 +27,7 @@ fn programs() -> Vec<Program> {
 
 /// Every list of launches of layer 0.
 fn lists(program: &Program) -> Vec<Vec<Launch>> {
-    let stages = match &program.plan().kinds()[0] {
+    let stages = match program.plan().decode(0) {
         ihip_dsl::LayerPlan::Dense => 0,
         ihip_dsl::LayerPlan::Pruned(layer) => layer.stages.len(),
     };
@@ -70,7 +71,7 @@ fn launches_pass_what_their_kernels_take() {
             (Buffer::RopeTable, Element::Float2),
             (Buffer::Frequencies, Element::F64),
         ]);
-        let storage = program.workspace(EXTENT).into_iter().chain(program.layer_state(0));
+        let storage = program.workspace(EXTENT).into_iter().chain(program.layer_state(0, EXTENT));
         elements.extend(storage.map(|storage| (storage.buffer, storage.element)));
         for launch in lists(&program).into_iter().flatten() {
             let kernel = &kernels[&launch.kernel];
@@ -112,9 +113,15 @@ fn layers_that_differ_where_no_name_tells_have_kernels_of_their_own() {
     let base = layers()[0].clone();
     let mut narrow = base.pruning.clone();
     narrow.window += 64;
-    let overrides = vec![LayerRange { first: 1, last: 1, pruning: narrow }];
+    let overrides = vec![LayerRange { first: 1, last: 1, phases: narrow.into() }];
     let name = Cow::Borrowed("TwoKinds");
-    let pipeline = Pipeline::from_checked(name, Cow::Borrowed(""), base.pruning.clone(), Cow::Owned(overrides));
+    let pipeline = Pipeline::from_checked(
+        name,
+        Cow::Borrowed(""),
+        Refresh::Together,
+        base.pruning.clone().into(),
+        Cow::Owned(overrides),
+    );
     let plan = Plan::new(&pipeline, base.geometry(), base.frequencies(), 3).expect("three layers");
     let kernels = Program::new(&plan, Activation::F32).expect("a usual head").kernels();
     let names: Vec<&str> = kernels.iter().map(|kernel| kernel.name.as_str()).collect();

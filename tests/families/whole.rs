@@ -4,7 +4,12 @@ use ihip_dsl::reference::{self, Decode, StageOutcome};
 use proptest::prelude::*;
 
 use super::attend::tolerance;
+use super::scoring::scored_layers;
 use super::{Data, Layer, call, check, difference, layers};
+
+fn everything() -> Vec<Layer> {
+    layers().into_iter().chain(scored_layers()).collect()
+}
 
 /// Whether rounding may have decided a descent or a cut: then lists may differ, and what follows from them.
 fn undecided(layer: &Layer, stages: &[StageOutcome]) -> bool {
@@ -17,7 +22,7 @@ fn undecided(layer: &Layer, stages: &[StageOutcome]) -> bool {
 
 #[test]
 fn prefill_is_the_references() {
-    check(&layers(), 6, &(call(), any::<u64>()), |layer, attention, ((first, rows, spare), seed)| {
+    check(&everything(), 4, &(call(), any::<u64>()), |layer, attention, ((first, rows, spare), seed)| {
         let data = Data::new(layer, first, rows, seed);
         let qkv = data.cache(layer, attention);
         let t_max = first + rows + spare;
@@ -40,7 +45,7 @@ fn prefill_is_the_references() {
 
 #[test]
 fn decoding_with_renewed_and_reused_masks_is_the_references() {
-    check(&layers(), 2, &(60..500_usize, any::<u64>()), |layer, attention, (position, seed)| {
+    check(&everything(), 2, &(60..500_usize, any::<u64>()), |layer, attention, (position, seed)| {
         let mut layer = layer.clone();
         // Every stage has an interval of its own, the first the longest.
         let stages = layer.pruning.stages.to_mut();
@@ -66,9 +71,10 @@ fn decoding_with_renewed_and_reused_masks_is_the_references() {
             if undecided(&layer, &expected.stages) {
                 return Err(TestCaseError::reject("rounding decides"));
             }
-            let (out, list) = attention.decode(one.first, end, expected.restart, qkv);
-            let blocks = &expected.list.blocks[..expected.list.count];
-            prop_assert_eq!(blocks.iter().map(|&block| block as i32).collect::<Vec<_>>(), list, "step {}", step);
+            let (out, lists) = attention.decode(one.first, end, expected.restart, qkv);
+            let counted =
+                expected.lists.iter().map(|list| list.blocks[..list.count].iter().map(|&b| b as i32).collect());
+            prop_assert_eq!(counted.collect::<Vec<Vec<i32>>>(), lists, "step {}", step);
             let difference = difference(&expected.out, &out);
             prop_assert!(difference < tolerance(&layer), "step {}: outputs differ by {}", step, difference);
         }

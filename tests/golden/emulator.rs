@@ -17,6 +17,7 @@ fn layer(case: &Case, rows: usize, cached: usize) -> Attention {
         kv_type: KvType::F32,
         page: 16,
         query_scale: 1.0,
+        trained: case.trained as u32,
     };
     let plan = Plan::new(&case.pipeline, geometry, case.frequencies.clone(), 1).expect("a layer");
     let extent = Extent { rows, tokens: case.key_count() };
@@ -63,8 +64,8 @@ impl Engine for Generated {
                     Kind::Steps(restart) => restart[step],
                 };
                 let position = case.first_position + step;
-                let (out, list) = attention.decode(position, position + 1, restart, &projections(case, step, 1));
-                Answer { stage_inputs: Vec::new(), lists: vec![list], out }
+                let (out, lists) = attention.decode(position, position + 1, restart, &projections(case, step, 1));
+                Answer { stage_inputs: Vec::new(), lists, out }
             })
             .collect()
     }

@@ -24,7 +24,7 @@ impl Engine for Reference {
                 if let Kind::Steps(restart) = &case.kind {
                     assert_eq!(step.restart, restart[number], "{}: step {number}", case.name);
                 }
-                Answer { stage_inputs: Vec::new(), lists: vec![counted(&step.list)], out: step.out }
+                Answer { stage_inputs: Vec::new(), lists: step.lists.iter().map(counted).collect(), out: step.out }
             })
             .collect()
     }

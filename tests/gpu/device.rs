@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use ihip_dsl::reference::{self, Problem};
-use ihip_dsl::{AttendRope, Geometry, KvType, LayerPruning, Pipeline, Plan, Rope, ScanRope, Stage};
+use ihip_dsl::{
+    AttendRope, Geometry, KvType, LayerPruning, Pipeline, Plan, Ranking, Refresh, Rope, ScanRope, Scoring, Stage,
+};
 use ihip_runtime::device::cpu::CpuDevice;
 use ihip_runtime::device::cuda::{CudaDevice, Precision};
 use ihip_runtime::device::{Device, Sampling};
@@ -49,13 +51,22 @@ const ROW: usize = (HEADS + 2 * KV_HEADS) * HEAD_DIM;
 
 /// Two stages whose list changes from step to step, in a context of some hundred tokens.
 fn pruning() -> LayerPruning {
-    let stage = |keep, chunk, query_stride, refresh| Stage { keep, chunk, query_block: 32, query_stride, refresh };
+    let stage = |keep, chunk, query_stride, refresh| Stage {
+        keep,
+        chunk,
+        query_block: 32,
+        query_stride,
+        refresh,
+        scoring: Scoring::default(),
+        rope: None,
+    };
     LayerPruning {
         sink: 16,
         window: 64,
         query_block: 32,
         stages: vec![stage(None, 32, 4, 4), stage(Some(128), 8, 1, 2)].into(),
         keep: 64,
+        ranking: Ranking::All,
         rope: Rope { scan: ScanRope::Relative, attend: AttendRope::Streaming },
     }
 }
@@ -72,11 +83,13 @@ fn geometry() -> Geometry {
         kv_type: KvType::F32,
         page: 16,
         query_scale: (HEAD_DIM as f32).sqrt().recip(),
+        trained: 8192,
     }
 }
 
 fn plan() -> Arc<Plan> {
-    let pipeline = Pipeline::from_checked("Small".into(), "".into(), pruning(), Vec::new().into());
+    let pipeline =
+        Pipeline::from_checked("Small".into(), "".into(), Refresh::Together, pruning().into(), Vec::new().into());
     Arc::new(Plan::new(&pipeline, geometry(), frequencies(), 2).unwrap())
 }
 
@@ -208,6 +221,7 @@ impl Check for Attention {
             values: &values,
             first_position: first,
             t_max: ihip_runtime::session::SEGMENT,
+            trained: geometry().trained as usize,
         };
         let whole = reference::prefill(&problem(0, prompt));
         let mut expected = whole.out;
@@ -220,8 +234,9 @@ impl Check for Attention {
         for position in prompt..tokens {
             let step = decode.step(&problem(position, position + 1));
             expected.extend(step.out);
-            let list = step.list;
-            expected_lists.push(list.blocks[..list.count].iter().map(|left| *left as i32).collect());
+            let counted =
+                |list: &reference::BlockList| list.blocks[..list.count].iter().map(|left| *left as i32).collect();
+            expected_lists.extend(step.lists.iter().map(counted).collect::<Vec<Vec<i32>>>());
         }
         assert_eq!(lists, expected_lists);
         for (index, (found, expected)) in outputs.iter().zip(&expected).enumerate() {

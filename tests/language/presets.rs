@@ -1,10 +1,17 @@
 //! The published settings, as the declarations say them.
 
+use ihip_dsl::{LayerPruning, Phases};
 use ihip_model::presets::{Paper3k, Paper3kFast, Paper3kFlash, Paper5k};
 use ihip_model::{Pipeline, Pruning};
 
+/// How a layer of a published setting prunes, in either phase.
+fn pruned(phases: &Phases) -> &LayerPruning {
+    assert_eq!(phases.prefill, phases.decode);
+    phases.prefill.pruned().expect("nothing is dense")
+}
+
 fn refresh(pipeline: &Pipeline) -> Vec<u32> {
-    pipeline.base().stages.iter().map(|stage| stage.refresh).collect()
+    pruned(pipeline.base()).stages.iter().map(|stage| stage.refresh).collect()
 }
 
 #[test]
@@ -21,11 +28,11 @@ fn fast_and_flash_differ_in_their_refresh_intervals_alone() {
     for (other, intervals) in [(Paper3kFast::pipeline(), [32, 16, 8]), (Paper3kFlash::pipeline(), [96, 32, 8])] {
         assert_eq!(refresh(other), intervals);
         for layer in 0..4 {
-            let mut same = other.layer(layer).clone();
-            for (stage, of_base) in same.stages.to_mut().iter_mut().zip(base.base().stages.iter()) {
+            let mut same = pruned(other.layer(layer)).clone();
+            for (stage, of_base) in same.stages.to_mut().iter_mut().zip(pruned(base.base()).stages.iter()) {
                 stage.refresh = of_base.refresh;
             }
-            assert_eq!(same, *base.layer(layer));
+            assert_eq!(same, *pruned(base.layer(layer)));
         }
     }
 }
@@ -33,8 +40,8 @@ fn fast_and_flash_differ_in_their_refresh_intervals_alone() {
 #[test]
 fn paper5k_has_smaller_first_chunks_and_one_budget() {
     let pipeline = Paper5k::pipeline();
-    let stages: Vec<_> = pipeline.base().stages.iter().map(|stage| (stage.chunk, stage.keep)).collect();
+    let stages: Vec<_> = pruned(pipeline.base()).stages.iter().map(|stage| (stage.chunk, stage.keep)).collect();
     assert_eq!(stages, [(64, None), (32, Some(32_768)), (16, Some(16_384))]);
-    assert_eq!([0, 2, 3].map(|layer| pipeline.layer(layer).keep), [4_096; 3]);
-    assert_ne!(pipeline.layer(2).rope, pipeline.layer(3).rope);
+    assert_eq!([0, 2, 3].map(|layer| pruned(pipeline.layer(layer)).keep), [4_096; 3]);
+    assert_ne!(pipeline.layer(2), pipeline.layer(3));
 }

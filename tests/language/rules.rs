@@ -89,15 +89,25 @@ fn errors_of_a_text_come_with_line_and_column() {
 fn every_pipeline_of_a_text_is_read() {
     let text = "One { sink 4; window 60; rope { attend streaming } } Two { sink 8; window 60; rope { attend none } }";
     let pipelines = parse_str(text).unwrap();
-    let read: Vec<_> = pipelines.iter().map(|pipeline| (pipeline.name(), pipeline.base().sink)).collect();
+    let read: Vec<_> = pipelines
+        .iter()
+        .map(|pipeline| (pipeline.name(), pipeline.base().decode.pruned().expect("not dense").sink))
+        .collect();
     assert_eq!(read, [("One", 4), ("Two", 8)]);
     assert_eq!(parse_str(""), Ok(Vec::new()));
 }
 
 #[test]
 fn a_layer_beyond_the_model_is_an_error_that_names_both() {
-    let geometry =
-        Geometry { query_heads: 2, kv_heads: 1, head_dim: 4, kv_type: KvType::F32, page: 16, query_scale: 0.5 };
+    let geometry = Geometry {
+        query_heads: 2,
+        kv_heads: 1,
+        head_dim: 4,
+        kv_type: KvType::F32,
+        page: 16,
+        query_scale: 0.5,
+        trained: 8192,
+    };
     let pipeline = ihip_model::presets::Paper3k::pipeline();
     let error = Plan::new(pipeline, geometry, vec![1.0, 0.01], 2).unwrap_err();
     assert_eq!(error.to_string(), "pipeline Paper3k names layer 2, but the model has 2 layers (0 to 1)");

@@ -4,3 +4,4 @@ mod compiler;
 mod gallery;
 mod library;
 mod model;
+mod scoring;

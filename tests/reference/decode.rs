@@ -31,7 +31,7 @@ proptest! {
             let decoded = decode.step(&problem);
             let called = reference::prefill(&problem);
             prop_assert_eq!(decoded.restart, (!sample.pruning.stages.is_empty()).then_some(0));
-            prop_assert_eq!(&decoded.list, &called.lists[0]);
+            prop_assert_eq!(&decoded.lists, &called.lists);
             prop_assert_eq!(decoded.stages, called.stages);
             prop_assert_eq!(decoded.out, called.out);
         }
@@ -42,7 +42,7 @@ proptest! {
     fn masks_are_kept_between_renewals(sample in samples(200)) {
         let intervals: Vec<usize> = sample.pruning.stages.iter().map(|stage| stage.refresh as usize).collect();
         let mut decode = Decode::new();
-        let mut list = None;
+        let mut lists = None;
         let mut inputs = vec![Vec::new(); intervals.len()];
         for row in 0..sample.query_count() {
             let decoded = decode.step(&step(&sample, row));
@@ -50,21 +50,21 @@ proptest! {
                 None => {
                     prop_assert!(intervals.iter().all(|interval| !row.is_multiple_of(*interval)));
                     prop_assert!(decoded.stages.is_empty());
-                    prop_assert_eq!(list.as_ref().unwrap_or(&decoded.list), &decoded.list);
+                    prop_assert_eq!(lists.as_ref().unwrap_or(&decoded.lists), &decoded.lists);
                 }
                 Some(restart) => {
                     prop_assert!(row.is_multiple_of(intervals[restart]));
                     prop_assert!(intervals[..restart].iter().all(|interval| !row.is_multiple_of(*interval)));
                     prop_assert_eq!(decoded.stages.len(), intervals.len() - restart);
                     if restart > 0 {
-                        prop_assert_eq!(&inputs[restart], &decoded.stages[0].input[0]);
+                        prop_assert_eq!(&inputs[restart], &decoded.stages[0].input);
                     }
                     for (stage, ran) in decoded.stages.iter().enumerate() {
-                        inputs[restart + stage].clone_from(&ran.input[0]);
+                        inputs[restart + stage].clone_from(&ran.input);
                     }
                 }
             }
-            list = Some(decoded.list);
+            lists = Some(decoded.lists);
         }
     }
 }

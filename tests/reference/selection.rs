@@ -2,7 +2,7 @@
 
 use ihip_dsl::reference::scan::{self, NEVER_SCORED};
 use ihip_dsl::reference::{self, rope, select};
-use ihip_dsl::{AttendRope, LayerPruning, Rope, ScanRope, Stage};
+use ihip_dsl::{AttendRope, LayerPruning, Ranking, Rope, ScanRope, Scoring, Stage};
 use ihip_tests::support::declaration::declare;
 use ihip_tests::support::sample::{HEAD_DIM, Sample, Shape, prunings, samples};
 use proptest::prelude::*;
@@ -14,7 +14,7 @@ proptest! {
     #[test]
     fn samples_can_be_declared(pruning in prunings()) {
         let pipeline = declare("Sample", &pruning);
-        prop_assert_eq!(pipeline.base(), &pruning);
+        prop_assert_eq!(pipeline.base(), &pruning.clone().into());
     }
 
     /// Lists are ascending without repeats, lie between sinks and grid, and are as long as budget and chunks allow.
@@ -131,7 +131,8 @@ proptest! {
             window: 5,
             query_block: 8,
             keep: 4,
-            stages: vec![Stage { keep: None, chunk: 1, query_block: 8, query_stride: 1, refresh: 1 }].into(),
+            ranking: Ranking::All,
+            stages: vec![Stage { keep: None, chunk: 1, query_block: 8, query_stride: 1, refresh: 1, scoring: Scoring::default(), rope: None }].into(),
             rope: Rope { scan: ScanRope::None, attend: AttendRope::Streaming },
         };
         let problem = sample.problem();
@@ -196,12 +197,21 @@ proptest! {
 
 /// Chunks of 16, 8 and 4; query blocks of 8.
 fn three_stages(rope: Rope) -> LayerPruning {
-    let stage = |keep, chunk, query_stride| Stage { keep, chunk, query_block: 8, query_stride, refresh: 1 };
+    let stage = |keep, chunk, query_stride| Stage {
+        keep,
+        chunk,
+        query_block: 8,
+        query_stride,
+        refresh: 1,
+        scoring: Scoring::default(),
+        rope: None,
+    };
     LayerPruning {
         sink: 4,
         window: 40,
         query_block: 8,
         keep: 32,
+        ranking: Ranking::All,
         stages: vec![stage(None, 16, 4), stage(Some(96), 8, 2), stage(Some(64), 4, 1)].into(),
         rope,
     }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use ihip_dsl::reference;
 use ihip_dsl::reference::scan::NEVER_SCORED;
-use ihip_dsl::{AttendRope, LayerPruning, Rope, ScanRope, Stage};
+use ihip_dsl::{AttendRope, LayerPruning, Ranking, Rope, ScanRope, Scoring, Stage};
 use ihip_tests::support::sample::{Sample, Shape};
 
 /// The chunks that enter each stage with their scores, what each cut keeps, and the lists.
@@ -33,13 +33,22 @@ fn written(outcome: &reference::Outcome) -> String {
 
 #[test]
 fn two_stages_over_forty_keys() {
-    let stage = |keep, chunk, query_block, query_stride| Stage { keep, chunk, query_block, query_stride, refresh: 1 };
+    let stage = |keep, chunk, query_block, query_stride| Stage {
+        keep,
+        chunk,
+        query_block,
+        query_stride,
+        refresh: 1,
+        scoring: Scoring::default(),
+        rope: None,
+    };
     let pruning = LayerPruning {
         sink: 2,
         window: 7,
         query_block: 8,
         keep: 12,
         stages: vec![stage(None, 4, 16, 4), stage(Some(16), 2, 8, 1)].into(),
+        ranking: Ranking::All,
         rope: Rope { scan: ScanRope::Relative, attend: AttendRope::Streaming },
     };
     let shape = Shape { kv_heads: 1, group: 2, first_position: 0, queries: 40, seed: 7 };

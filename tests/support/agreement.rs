@@ -31,7 +31,7 @@ pub fn cases(sample: &Sample) -> Agreement {
     call.stage_inputs =
         outcome.stages.iter().map(|stage| Some(stage.input.iter().map(|l| integers(l)).collect())).collect();
     call.lists = outcome.lists.iter().map(counted).collect();
-    call.strict = vec![true; call.lists.len()];
+    call.strict = vec![true; call.lists.len() / call.problem().rankings()];
     call.out = outcome.out;
 
     let mut steps = blank(&scaled, Kind::Call);
@@ -41,10 +41,10 @@ pub fn cases(sample: &Sample) -> Agreement {
         let step = decode.step(&steps.step(row));
         close |= near_tie(&step.stages);
         restart.push(step.restart);
-        steps.lists.push(counted(&step.list));
+        steps.lists.extend(step.lists.iter().map(counted));
         steps.out.extend(step.out);
     }
-    steps.strict = vec![true; steps.lists.len()];
+    steps.strict = vec![true; sample.query_count()];
     steps.kind = Kind::Steps(restart);
     Agreement { cases: [call, steps], near_tie: close }
 }
@@ -62,6 +62,7 @@ fn blank(sample: &Sample, kind: Kind) -> Case {
         queries: sample.queries.clone(),
         keys: sample.keys.clone(),
         values: sample.values.clone(),
+        trained: sample.trained,
         first_position: sample.first_position,
         kind,
         out: Vec::new(),

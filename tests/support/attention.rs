@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use half::{bf16, f16};
-use ihip_dsl::emit::{Activation, Buffer, Element, Extent, Kernel, Launch, Program, Value, step};
+use ihip_dsl::emit::{Activation, Buffer, Element, Extent, Family, Kernel, Launch, Program, Value, step};
 use ihip_dsl::{LayerPlan, Plan};
 
 use super::host::{Handle, Host, HostValue};
@@ -25,9 +25,9 @@ pub struct Attention {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Masks {
     /// For every stage but the first: the chunks that entered it, before they were split, for each block of the stage
-    /// before. Of prefill only.
+    /// before and each of its rankings. Of prefill only.
     pub kept: Vec<Vec<Vec<i32>>>,
-    /// The blocks that count, for every query block.
+    /// The blocks that count, for every query block and each of its rankings.
     pub lists: Vec<Vec<i32>>,
 }
 
@@ -60,7 +60,7 @@ impl Attention {
             (Buffer::Frequencies, head_dim / 2 * 8, false),
         ];
         let mut storage = program.workspace(extent);
-        storage.extend(program.layer_state(plan.kind_of(0)));
+        storage.extend(program.layer_state(0, extent));
         sizes.extend(storage.iter().map(|storage| (storage.buffer, storage.bytes(), storage.zeroed)));
         let mut buffers = BTreeMap::new();
         for (buffer, bytes, zeroed) in sizes {
@@ -103,7 +103,7 @@ impl Attention {
             let start = first + call * self.extent.rows;
             self.begin(start, rows.len(), self.extent.tokens, &qkv);
             let launches = self.program.prefill(0, self.extent, rows.len(), self.extent.tokens);
-            self.launch(&launches[..1]);
+            self.launch_appends(&launches);
         }
     }
 
@@ -126,41 +126,49 @@ impl Attention {
         let launches = self.begin_prefill(start, t_max, qkv);
         self.launch(&launches);
         let mut masks = Masks::default();
-        if let LayerPlan::Pruned(layer) = &self.program.plan().kinds()[0].clone() {
+        if let LayerPlan::Pruned(layer) = &self.program.plan().prefill(0).clone() {
             for stage in layer.stages.iter().skip(1) {
                 let before = layer.stages[stage.index - 1].query_block;
                 let lists = self.read_i32(Buffer::Lists { stage: stage.index });
                 let width = stage.keep_chunks.unwrap_or(0) + 1;
-                let lists = lists.chunks(width).take(rows.div_ceil(before));
+                let lists = lists.chunks(width).take(rows.div_ceil(before) * self.rankings());
                 masks.kept.push(lists.map(|list| list[..list[width - 1] as usize].to_vec()).collect());
             }
             if !layer.stages.is_empty() {
                 let (blocks, counts) = (self.read_i32(Buffer::Blocks), self.read_i32(Buffer::Counts));
-                let lists = blocks.chunks(layer.keep_blocks).zip(counts).take(rows.div_ceil(layer.query_block));
+                let lists = blocks.chunks(layer.keep_blocks).zip(counts).take(self.program.lists(layer, rows));
                 masks.lists = lists.map(|(list, count)| list[..count as usize].to_vec()).collect();
             }
         }
         (self.out(rows), masks)
     }
 
-    /// A decoding step: `qkv` is one row. Returns the output and the list in force.
+    /// A decoding step: `qkv` is one row. Returns the output and the list in force, one for each ranking.
     pub fn decode(
         &mut self,
         position: usize,
         t_max: usize,
         restart: Option<usize>,
         qkv: &[f32],
-    ) -> (Vec<f32>, Vec<i32>) {
+    ) -> (Vec<f32>, Vec<Vec<i32>>) {
         let launches = self.begin_decode(position, t_max, restart, qkv);
         self.launch(&launches);
-        let list = match &self.program.plan().kinds()[0] {
-            LayerPlan::Pruned(layer) if !layer.stages.is_empty() => {
-                let count = self.read_i32(Buffer::CachedCount)[0] as usize;
-                self.read_i32(Buffer::CachedBlocks)[..count].to_vec()
-            }
-            _ => Vec::new(),
+        let width = match self.program.plan().decode(0) {
+            LayerPlan::Pruned(layer) if !layer.stages.is_empty() => layer.keep_blocks,
+            _ => return (self.out(1), vec![Vec::new()]),
         };
-        (self.out(1), list)
+        let (blocks, counts) = (self.read_i32(Buffer::CachedBlocks), self.read_i32(Buffer::CachedCount));
+        let lists = blocks.chunks(width).zip(counts).map(|(list, count)| list[..count as usize].to_vec()).collect();
+        (self.out(1), lists)
+    }
+
+    /// Rankings of a query block.
+    #[must_use]
+    pub fn rankings(&self) -> usize {
+        match self.program.plan().decode(0) {
+            LayerPlan::Dense => 1,
+            LayerPlan::Pruned(layer) => self.program.plan().geometry().rankings(layer.ranking) as usize,
+        }
     }
 
     /// Whether every score is zero again, as the next call needs it.
@@ -210,6 +218,19 @@ impl Attention {
             let values: Vec<HostValue> = values.collect();
             self.host.launch(&self.kernels[&launch.kernel], launch.grid, &values);
         }
+    }
+
+    /// Runs the launches that come first and fill the cache, and returns the others.
+    pub fn launch_appends<'l>(&mut self, launches: &'l [Launch]) -> &'l [Launch] {
+        let appends = launches.iter().take_while(|launch| self.family(launch) == Family::Append).count();
+        self.launch(&launches[..appends]);
+        &launches[appends..]
+    }
+
+    /// What a launch does.
+    #[must_use]
+    pub fn family(&self, launch: &Launch) -> Family {
+        self.kernels[&launch.kernel].family
     }
 
     fn write(&mut self, buffer: Buffer, bytes: &[u8]) {

@@ -10,13 +10,16 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use ihip_dsl::reference::{Problem, rope};
-use ihip_dsl::{AttendRope, LayerPruning, Pipeline, Rope, ScanRope, Stage};
+use ihip_dsl::{AttendRope, LayerPruning, Pipeline, Ranking, Rope, ScanRope, Scoring, Stage};
 use safetensors::{Dtype, SafeTensors};
 
 use super::declaration::declare;
 
 /// Largest difference of an output element.
 pub const TOLERANCE: f32 = 1e-4;
+
+/// Positions that the golden cases' model was trained on: no case depends on it.
+const TRAINED: usize = 131_072;
 
 /// One golden file.
 #[derive(Debug)]
@@ -35,6 +38,8 @@ pub struct Case {
     pub head_dim: usize,
     /// Rotary inverse frequencies.
     pub frequencies: Vec<f64>,
+    /// Positions that the model was trained on.
+    pub trained: usize,
     /// `[queries, query_heads, head_dim]`, not rotated, to be multiplied by 1.
     pub queries: Vec<f32>,
     /// `[keys, kv_heads, head_dim]`, not rotated.
@@ -49,7 +54,7 @@ pub struct Case {
     pub(super) out: Vec<f32>,
     /// For every stage but the first where the file has it: the chunks that enter, a list for each query block.
     pub(super) stage_inputs: Vec<Option<Vec<Vec<i32>>>>,
-    /// The blocks that count, for every query block (or step).
+    /// The blocks that count, for every query block (or step) and ranking.
     pub(super) lists: Vec<Vec<i32>>,
     /// Whether the lists and outputs of a query block (or step) are defined.
     pub(super) strict: Vec<bool>,
@@ -67,9 +72,9 @@ pub enum Kind {
 /// What an implementation computed for one call or one step.
 #[derive(Clone, Debug, Default)]
 pub struct Answer {
-    /// The chunks that entered each stage, for every query block; empty where the implementation does not tell.
+    /// The chunks that entered each stage, for every query block and ranking; empty where the implementation does not tell.
     pub stage_inputs: Vec<Vec<Vec<i32>>>,
-    /// The blocks that count, for every query block.
+    /// The blocks that count, for every query block and ranking.
     pub lists: Vec<Vec<i32>>,
     /// `[queries, query_heads, head_dim]`.
     pub out: Vec<f32>,
@@ -183,6 +188,7 @@ impl Case {
             kv_heads: file.number("kv_heads")?,
             head_dim,
             frequencies,
+            trained: TRAINED,
             queries: file.floats("q")?,
             keys: file.floats("k")?,
             values: file.floats("v")?,
@@ -242,6 +248,7 @@ impl Case {
             values: &self.values,
             first_position: self.first_position,
             t_max: self.key_count(),
+            trained: self.trained,
         }
     }
 
@@ -302,10 +309,12 @@ impl Case {
             };
             if got.len() != expected.len() {
                 let (got, expected) = (got.len(), expected.len());
-                report(format!("{got} query blocks enter stage {stage} where {expected} are expected"));
+                report(format!("{got} lists enter stage {stage} where {expected} are expected"));
                 continue;
             }
-            for (block, (expected, got)) in expected.iter().zip(got).enumerate() {
+            let rankings = self.problem().rankings();
+            for (entry, (expected, got)) in expected.iter().zip(got).enumerate() {
+                let block = entry / rankings;
                 if self.stage_block_is_strict(stage, block) && expected != got {
                     let differences = differences(expected, got);
                     report(format!("query block {block} enters stage {stage} with {differences}"));
@@ -319,13 +328,17 @@ impl Case {
             Kind::Steps(_) => rows,
         };
         let outputs = self.out.chunks(per_block).zip(answer.out.chunks(per_block));
-        let lists = self.lists.iter().zip(&answer.lists);
+        let rankings = self.problem().rankings();
+        let lists = self.lists.chunks(rankings).zip(answer.lists.chunks(rankings));
         for (block, ((expected, got), (expected_out, got_out))) in lists.zip(outputs).enumerate() {
             if !self.strict[block] {
                 continue;
             }
-            if sorted(expected) != sorted(got) {
-                report(format!("query block {block} has {}", differences(expected, got)));
+            for (ranking, (expected, got)) in expected.iter().zip(got).enumerate() {
+                if sorted(expected) != sorted(got) {
+                    let differences = differences(expected, got);
+                    report(format!("ranking {ranking} of query block {block} has {differences}"));
+                }
             }
             let error = largest_difference(expected_out, got_out);
             if error.is_nan() || error > TOLERANCE {
@@ -452,6 +465,8 @@ impl<'a> File<'a> {
                     query_block: number("query_block")?,
                     query_stride: number("query_stride")?,
                     refresh,
+                    scoring: Scoring::default(),
+                    rope: None,
                 })
             })
             .collect::<Result<_, String>>()?;
@@ -460,6 +475,7 @@ impl<'a> File<'a> {
             window: self.number("window")?,
             query_block: stages.last().map_or(64, |stage| stage.query_block),
             keep: self.number("keep_last")?,
+            ranking: Ranking::All,
             rope: Rope {
                 scan: match self.setting("scan_rope")? {
                     "relative" => ScanRope::Relative,

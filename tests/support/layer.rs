@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use ihip_dsl::reference::Problem;
-use ihip_dsl::{Geometry, KvType, LayerPruning, Pipeline, Plan};
+use ihip_dsl::{Geometry, KvType, LayerPruning, Pipeline, Plan, Refresh};
 use ihip_runtime::Step;
 use ihip_runtime::device::cpu::{CpuCache, CpuDevice, CpuTensor};
 use ihip_runtime::device::{BlockLists, Device};
@@ -23,7 +23,13 @@ pub struct Layer {
 /// A pipeline that does the same in every layer.
 #[must_use]
 pub fn pipeline(pruning: &LayerPruning) -> Pipeline {
-    Pipeline::from_checked("Everywhere".into(), "".into(), pruning.clone(), [].as_slice().into())
+    Pipeline::from_checked(
+        "Everywhere".into(),
+        "".into(),
+        Refresh::Together,
+        pruning.clone().into(),
+        [].as_slice().into(),
+    )
 }
 
 /// The shape of a problem.
@@ -36,6 +42,7 @@ pub fn geometry(problem: &Problem<'_>) -> Geometry {
         kv_type: KvType::F32,
         page: 16,
         query_scale: problem.query_scale,
+        trained: problem.trained as u32,
     }
 }
 

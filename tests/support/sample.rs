@@ -1,11 +1,14 @@
 //! Random small problems: any valid description, any head ratio, unit-variance queries, keys and values.
 
 use ihip_dsl::reference::Problem;
-use ihip_dsl::{AttendRope, LayerPruning, Rope, ScanRope, Stage};
+use ihip_dsl::{AttendRope, LayerPruning, Ranking, Rope, ScanRope, Scoring, Stage};
 use proptest::prelude::*;
 
 /// Elements of a head in every sample.
 pub const HEAD_DIM: usize = 8;
+
+/// Positions that a sample's model was trained on, unless something else is drawn: more than a sample has keys.
+pub const TRAINED: usize = 8192;
 
 /// A problem that owns its tensors.
 #[derive(Clone, Debug)]
@@ -18,6 +21,8 @@ pub struct Sample {
     pub kv_heads: usize,
     /// Keys that the scan's grid is laid out for.
     pub t_max: usize,
+    /// Positions that the model was trained on.
+    pub trained: usize,
     /// Position of the first query.
     pub first_position: usize,
     /// Rotary inverse frequencies.
@@ -57,6 +62,7 @@ impl Sample {
             query_heads,
             kv_heads: shape.kv_heads,
             t_max: keys,
+            trained: TRAINED,
             first_position: shape.first_position,
             frequencies: (0..HEAD_DIM / 2).map(|pair| 10_000_f64.powf(-2.0 * pair as f64 / HEAD_DIM as f64)).collect(),
             queries: random.floats(shape.queries * query_heads * HEAD_DIM),
@@ -80,6 +86,7 @@ impl Sample {
             values: &self.values,
             first_position: self.first_position,
             t_max: self.t_max,
+            trained: self.trained,
         }
     }
 
@@ -170,6 +177,8 @@ pub fn prunings() -> impl Strategy<Value = LayerPruning> {
                 query_block: query_blocks[3 - count..][stage],
                 query_stride: strides[stage],
                 refresh: refresh[stage],
+                scoring: Scoring::default(),
+                rope: None,
             })
             .collect();
         let scan = if count == 0 { ScanRope::None } else { rope.scan };
@@ -178,6 +187,7 @@ pub fn prunings() -> impl Strategy<Value = LayerPruning> {
             window: (2 * chunks.first().copied().unwrap_or(1) - 1).max(1) + beyond,
             query_block: query_blocks[2],
             keep: if count == 0 { 0 } else { keep_last * last_chunk },
+            ranking: Ranking::All,
             rope: Rope { scan, ..rope },
             stages: stages.into(),
         }

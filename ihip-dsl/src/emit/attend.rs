@@ -2,10 +2,10 @@
 
 use super::functions::{CACHE_ROW, QUADS, ROTATE, Shape};
 use super::tile::Tile;
-use super::visible::Visible;
+use super::visible::{Phase, Visible};
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel};
-use crate::LayerPlan;
+use crate::{LayerPlan, Ranking};
 
 /// Rows of a tile: 16 threads down, 4 rows each.
 const TILE_ROWS: usize = 64;
@@ -23,7 +23,7 @@ impl Attend {
     }
 
     pub(crate) fn stem(&self, pipeline: &str) -> String {
-        self.visible.stem(pipeline, "", self.shape)
+        self.visible.stem(pipeline, Phase::Prefill, self.shape)
     }
 
     fn query_block(&self) -> usize {
@@ -41,8 +41,12 @@ impl Attend {
         self.query_block().div_ceil(self.tile_queries())
     }
 
-    /// Heads of a group that fill a tile together where a query block alone does not.
+    /// Heads of a group that fill a tile together where a query block alone does not; heads with lists of their own
+    /// have no keys to share.
     fn tile_heads(&self) -> usize {
+        if self.visible.ranking() == Ranking::Each {
+            return 1;
+        }
         let fits =
             |heads: &usize| self.shape.group().is_multiple_of(*heads) && heads * self.tile_queries() <= TILE_ROWS;
         (1..=self.shape.group()).rev().find(fits).unwrap_or(1)
@@ -87,7 +91,7 @@ impl Attend {
         let origin = if family == Family::Dense { "dense" } else { "attend" };
         let mut writer = Writer::new(heading, &format!("{pipeline}, {origin}"));
         self.shape.constants(&mut writer);
-        self.visible.constants(&mut writer);
+        self.visible.constants(&mut writer, self.shape);
         if family == Family::Dense {
             writer.constant("QUERY_BLOCK", TILE_ROWS, "queries of a tile");
         }
@@ -121,7 +125,7 @@ impl Attend {
         if self.visible.rotates() {
             writer.more("    const int first_position = start + block * QUERY_BLOCK;");
         }
-        writer.more(&self.visible.origin());
+        writer.more(&self.visible.origin(Phase::Prefill));
         let turn = if self.visible.rotates() {
             "            rotate(x, y, rope_table[(tile_first + query - origin) * HALF + element]);\n"
         } else {

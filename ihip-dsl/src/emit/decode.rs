@@ -3,10 +3,10 @@
 use super::functions::{CACHE_ROW, QUADS, ROTATE, Shape, step_words};
 use super::launch::Element;
 use super::tile::Tile;
-use super::visible::Visible;
+use super::visible::{Phase, Visible};
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel};
-use crate::LayerPlan;
+use crate::{LayerPlan, Ranking};
 
 const THREADS: usize = 128;
 /// Keys that a block of threads holds at a time.
@@ -29,8 +29,8 @@ impl SplitAttend {
     pub(crate) fn new(shape: Shape, kind: &LayerPlan) -> Self {
         // A list is read as it stands: how many queries share it in prefill does not matter here.
         let visible = match Visible::new(kind) {
-            Visible::Pruned { sink, window, block, keep_blocks, rope, .. } => {
-                Visible::Pruned { sink, window, query_block: 1, block, keep_blocks, rope }
+            Visible::Pruned { sink, window, block, keep_blocks, ranking, rope, .. } => {
+                Visible::Pruned { sink, window, query_block: 1, block, keep_blocks, ranking, rope }
             }
             all @ Visible::All => all,
         };
@@ -38,11 +38,15 @@ impl SplitAttend {
     }
 
     pub(crate) fn stem(&self, pipeline: &str) -> String {
-        self.visible.stem(pipeline, "_decode", self.shape)
+        self.visible.stem(pipeline, Phase::Decode, self.shape)
     }
 
-    /// Query heads of a group that one block of threads serves with the same keys.
+    /// Query heads of a group that one block of threads serves with the same keys: one where each has a list of its
+    /// own.
     fn heads(&self) -> usize {
+        if self.visible.ranking() == Ranking::Each {
+            return 1;
+        }
         (1..=8).rev().find(|heads| self.shape.group().is_multiple_of(*heads)).unwrap_or(1)
     }
 
@@ -145,8 +149,7 @@ impl SplitAttend {
         ));
         writer.more(&PLACE.replace("$POSITIONS", self.visible.position_array()));
         if !dense {
-            let origin = self.visible.origin().replace("first_position", "position");
-            writer.more(&origin.replace("blocks + block * KEEP", "blocks").replace("counts[block]", "counts[0]"));
+            writer.more(&self.visible.origin(Phase::Decode));
         }
         let turn = if self.visible.rotates() {
             "        rotate(x, y, rope_table[(position - origin) * HALF + element]);\n"

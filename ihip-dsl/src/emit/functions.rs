@@ -2,7 +2,7 @@
 
 use super::launch::{Activation, step};
 use super::writer::Writer;
-use crate::{Geometry, KvType, PrunedLayer};
+use crate::{Geometry, KvType, PrunedLayer, Ranking};
 
 /// What kernels of every family depend on: the geometry and the type of activations.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,6 +26,11 @@ impl Shape {
 
     pub(crate) const fn group(&self) -> usize {
         self.geometry.group() as usize
+    }
+
+    /// Rankings of a query block: lists, counts and scores exist once for each.
+    pub(crate) const fn rankings(&self, ranking: Ranking) -> usize {
+        self.geometry.rankings(ranking) as usize
     }
 
     pub(crate) const fn kv(&self) -> KvType {
@@ -74,6 +79,22 @@ pub(crate) fn step_words() -> String {
         step::T_MAX,
         step::FIRST_ROW
     )
+}
+
+/// What a kernel's name says of a ranking that not all heads share.
+pub(crate) const fn ranking_word(ranking: Ranking) -> &'static str {
+    match ranking {
+        Ranking::All => "",
+        Ranking::KvGroup => "_kv_group",
+        Ranking::Each => "_each",
+    }
+}
+
+/// The constant by which rows of lists and scores are found where a query block has several rankings.
+pub(crate) fn ranking_constant(writer: &mut Writer, ranking: Ranking, rankings: usize) {
+    if ranking != Ranking::All {
+        writer.constant("RANKINGS", rankings, "rankings of a query block, each with a list of its own");
+    }
 }
 
 /// Four elements in one load or store, as f32 in registers.

@@ -116,28 +116,49 @@ pub enum Buffer {
     RopeTable,
     /// f64 `[head_dim / 2]`: [`crate::Plan::frequencies`].
     Frequencies,
-    /// u32 `[query blocks][chunks]`: a chunk's score over all heads as an ordered integer, 0 where there is none.
-    /// Zero before the first launch and after every `select`.
+    /// u32 `[query blocks][rankings][chunks]`: a chunk's score over the heads of a ranking as an ordered integer, 0
+    /// where there is none. Zero before the first launch and after every `select`.
     Scores,
-    /// i32 `[query blocks of the stage before][keep_chunks + 1]`: first positions of the chunks that enter `stage`,
+    /// f32 `[query blocks][query heads][rows][chunks]`: what each row of averaged queries scores a chunk, where the stage
+    /// compares them as distributions. Chunks that were never scored have no score there.
+    RowScores,
+    /// i32 `[query blocks][descents][path][chunks]`: twice the token that stood for each half a descent took, plus 1 for
+    /// a right one, −1 where there was none. Of the prefill call at hand, for the rows' own scores.
+    Paths,
+    /// f32 `[chunks][kv_heads][head_dim]`, one a layer: the mean of the keys of every complete chunk after the sinks.
+    Means {
+        /// Sinks, after which chunks begin.
+        sink: usize,
+        /// Tokens of a chunk.
+        chunk: usize,
+    },
+    /// KV type `[chunks][kv_heads][2][head_dim]`, one a layer: the least and the greatest elements of the keys of every
+    /// complete chunk after the sinks.
+    Bounds {
+        /// Sinks, after which chunks begin.
+        sink: usize,
+        /// Tokens of a chunk.
+        chunk: usize,
+    },
+    /// i32 `[query blocks of the stage before][rankings][keep_chunks + 1]`: first positions of the chunks that enter `stage`,
     /// before they are split, ascending, −1 where there is none, and last how many there are. Of the prefill call at
     /// hand.
     Lists {
         /// The stage that reads it, at least 1.
         stage: usize,
     },
-    /// i32 `[query blocks][keep_blocks]`: the final block lists of the prefill call at hand, −1 where there is none.
+    /// i32 `[query blocks][rankings][keep_blocks]`: the final block lists of the prefill call at hand, −1 where there is none.
     Blocks,
-    /// i32 `[query blocks]`: how many entries of [`Buffer::Blocks`] count.
+    /// i32 `[query blocks][rankings]`: how many entries of [`Buffer::Blocks`] count.
     Counts,
-    /// i32 `[keep_chunks + 1]`, one a layer: what decoding keeps of the stage before, the cached input of `stage`.
+    /// i32 `[rankings][keep_chunks + 1]`, one a layer: what decoding keeps of the stage before, the cached input of `stage`.
     CachedLists {
         /// The stage that reads it, at least 1.
         stage: usize,
     },
-    /// i32 `[keep_blocks]`, one a layer: the block list that decoding attends to until it is renewed.
+    /// i32 `[rankings][keep_blocks]`, one a layer: the block list that decoding attends to until it is renewed.
     CachedBlocks,
-    /// i32 `[1]`, one a layer: how many entries of [`Buffer::CachedBlocks`] count.
+    /// i32 `[rankings]`, one a layer: how many entries of [`Buffer::CachedBlocks`] count.
     CachedCount,
     /// f32 `[query_heads][splits][head_dim]`: attention of one split of the keys, not yet divided by its sum.
     Partials,

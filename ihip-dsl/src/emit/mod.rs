@@ -6,10 +6,18 @@ mod decode;
 mod functions;
 pub mod launch;
 pub mod model;
+mod normalise;
 mod program;
+mod row;
+mod rows;
 mod scan;
+mod scan_keys;
+mod scan_keys_row;
 mod scan_row;
+mod score;
+mod scoring;
 mod select;
+mod summarise;
 mod tile;
 mod visible;
 mod writer;
@@ -53,6 +61,22 @@ pub enum Family {
     Model,
 }
 
+impl Family {
+    /// The word used in listings and manifests.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Append => "append",
+            Self::Scan => "scan",
+            Self::Select => "select",
+            Self::Attend => "attend",
+            Self::Dense => "dense",
+            Self::Merge => "merge",
+            Self::Model => "model",
+        }
+    }
+}
+
 /// One argument of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Argument {
@@ -73,4 +97,25 @@ pub enum ArgumentKind {
     I32,
     /// A float.
     F32,
+}
+
+impl Argument {
+    /// How the text declares it, such as `const int* step`.
+    #[must_use]
+    pub fn declaration(&self) -> String {
+        format!("{} {}", self.kind.word(), self.name)
+    }
+}
+
+impl ArgumentKind {
+    /// Its type in the text, such as `const int*`.
+    #[must_use]
+    pub fn word(self) -> String {
+        match self {
+            Self::Input(element) => format!("const {}*", element.word()),
+            Self::Output(element) => format!("{}*", element.word()),
+            Self::I32 => "int".to_owned(),
+            Self::F32 => "float".to_owned(),
+        }
+    }
 }

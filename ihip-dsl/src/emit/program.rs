@@ -8,12 +8,13 @@ use super::attend::Attend;
 use super::decode::{Merge, SplitAttend};
 use super::functions::Shape;
 use super::launch::{Activation, Buffer, Element, Extent, Launch, Storage, Value};
-use super::scan::Scan;
-use super::scan_row::ScanRow;
+use super::score::{Score, row_storage};
+use super::scoring::{Operand, Stride, strides};
 use super::select::Select;
+use super::summarise::Summarise;
 use super::writer::snake_case;
 use crate::rope::{Branch, ScanDistance};
-use crate::{AttendRope, LayerPlan, Plan, PrunedLayer, ScanRope};
+use crate::{AttendRope, LayerPlan, Plan, PrunedLayer};
 
 /// The CUDA side of a [`Plan`]: its kernels, what they run over, and in which order.
 #[derive(Clone, Debug)]
@@ -28,8 +29,8 @@ pub struct Program {
 #[derive(Clone, Debug, PartialEq)]
 enum Unit {
     Append(Append),
-    Scan(Scan),
-    ScanRow(ScanRow),
+    Summarise(Summarise),
+    Score(Score),
     Select(Select),
     Attend(Attend),
     SplitAttend(SplitAttend),
@@ -40,8 +41,8 @@ impl Unit {
     fn stem(&self, pipeline: &str) -> String {
         match self {
             Self::Append(unit) => unit.stem(pipeline),
-            Self::Scan(unit) => unit.stem(pipeline),
-            Self::ScanRow(unit) => unit.stem(pipeline),
+            Self::Summarise(unit) => unit.stem(pipeline),
+            Self::Score(unit) => unit.stem(pipeline),
             Self::Select(unit) => unit.stem(pipeline),
             Self::Attend(unit) => unit.stem(pipeline),
             Self::SplitAttend(unit) => unit.stem(pipeline),
@@ -52,8 +53,8 @@ impl Unit {
     fn emit(&self, pipeline: &str, name: &str) -> Kernel {
         match self {
             Self::Append(unit) => unit.emit(pipeline, name),
-            Self::Scan(unit) => unit.emit(pipeline, name),
-            Self::ScanRow(unit) => unit.emit(pipeline, name),
+            Self::Summarise(unit) => unit.emit(pipeline, name),
+            Self::Score(unit) => unit.emit(pipeline, name),
             Self::Select(unit) => unit.emit(pipeline, name),
             Self::Attend(unit) => unit.emit(pipeline, name),
             Self::SplitAttend(unit) => unit.emit(pipeline, name),
@@ -87,8 +88,11 @@ impl Program {
         let shape = Shape { geometry: *plan.geometry(), activation };
         let mut program = Self { plan: plan.clone(), shape, units: Vec::new() };
         let pipeline = snake_case(plan.name());
-        for kind in plan.kinds() {
-            for unit in units_of(shape, kind) {
+        for (index, kind) in plan.kinds().iter().enumerate() {
+            let mut layers = 0..plan.layers();
+            let prefill = layers.clone().any(|layer| plan.prefill_kind(layer) == index);
+            let decode = layers.any(|layer| plan.decode_kind(layer) == index);
+            for unit in units_of(shape, kind, [prefill, decode]) {
                 if program.units.iter().any(|(known, _)| *known == unit) {
                     continue;
                 }
@@ -126,16 +130,24 @@ impl Program {
     pub fn rope_positions(&self, extent: Extent) -> usize {
         let positions = self.pruned().map(|layer| {
             let stages = 0..layer.stages.len();
-            let scan =
-                stages.map(|stage| match layer.scan_distance(Branch::Left, layer.chunks(stage, extent.tokens)) {
+            let scan = stages.map(|stage| {
+                match layer.scan_distance(layer.stages[stage].rope, Branch::Left, layer.chunks(stage, extent.tokens)) {
                     ScanDistance::None => 0,
                     ScanDistance::Constant(position) | ScanDistance::Indexed(position) => position + 1,
-                });
+                    ScanDistance::Extended(extension) => {
+                        let stage = &layer.stages[stage];
+                        extension.positions(stage.query_block, extent.tokens, self.plan.geometry().trained as usize)
+                    }
+                }
+            });
             let scan = scan.max().unwrap_or(0);
             let attend = match layer.attend_rope {
                 AttendRope::Streaming => layer.budget() + layer.query_block,
                 AttendRope::Infllm => layer.window + layer.query_block,
                 AttendRope::None => 0,
+                AttendRope::DynamicExtend | AttendRope::SelfExtend => {
+                    unreachable!("no word of the language leads here yet")
+                }
             };
             scan.max(attend)
         });
@@ -153,13 +165,23 @@ impl Program {
         };
         let scored = self.pruned().flat_map(|layer| layer.stages.iter().map(|stage| stage.query_block)).min();
         if let Some(query_block) = scored {
-            let count = extent.rows.div_ceil(query_block) * self.score_stride(extent);
+            let rankings = self.pruned().map(|layer| self.shape.rankings(layer.ranking)).max().unwrap_or(1);
+            let count = extent.rows.div_ceil(query_block) * rankings * self.score_stride(extent);
             push(Buffer::Scores, Element::U32, count, true);
         }
+        let rows = self.pruned().flat_map(|layer| {
+            let stages = layer.stages.iter();
+            stages.map(|stage| row_storage(self.shape, layer, stage, extent))
+        });
+        let [row_scores, paths] =
+            rows.fold([0, 0], |[scores, paths], stage| [scores.max(stage[0]), paths.max(stage[1])]);
+        push(Buffer::RowScores, Element::F32, row_scores, false);
+        push(Buffer::Paths, Element::I32, paths, false);
         let stages = self.pruned().map(|layer| layer.stages.len()).max().unwrap_or(0);
         for stage in 1..stages {
             let lists = self.pruned().filter(|layer| layer.stages.len() > stage).map(|layer| {
                 extent.rows.div_ceil(layer.stages[stage - 1].query_block)
+                    * self.shape.rankings(layer.ranking)
                     * (layer.stages[stage].keep_chunks.unwrap_or(0) + 1)
             });
             push(Buffer::Lists { stage }, Element::I32, lists.max().unwrap_or(0), false);
@@ -167,7 +189,7 @@ impl Program {
         let counts = self
             .pruned()
             .filter(|layer| !layer.stages.is_empty())
-            .map(|layer| (extent.rows.div_ceil(layer.query_block), layer.keep_blocks));
+            .map(|layer| (self.lists(layer, extent.rows), layer.keep_blocks));
         let (blocks, rows) =
             counts.fold((0, 0), |(blocks, rows), (count, keep)| (blocks.max(count * keep), rows.max(count)));
         push(Buffer::Blocks, Element::I32, blocks, false);
@@ -180,14 +202,25 @@ impl Program {
         storage
     }
 
-    /// Buffers of which a layer of `kind` has its own, kept from one decoding step to the next.
+    /// Buffers of which `layer` has its own, kept from one step to the next, for steps up to `extent`.
     #[must_use]
-    pub fn layer_state(&self, kind: usize) -> Vec<Storage> {
-        let LayerPlan::Pruned(layer) = &self.plan.kinds()[kind] else { return Vec::new() };
+    pub fn layer_state(&self, layer: usize, extent: Extent) -> Vec<Storage> {
+        let mut storage = self.decoding_state(layer);
+        storage.extend(self.summaries(layer).into_iter().map(|summary| {
+            let (buffer, element, count) = summary.storage(extent.tokens);
+            Storage { buffer, element, count, zeroed: false }
+        }));
+        storage
+    }
+
+    /// What decoding keeps of the lists of `layer`.
+    fn decoding_state(&self, layer: usize) -> Vec<Storage> {
+        let LayerPlan::Pruned(layer) = self.plan.decode(layer) else { return Vec::new() };
         if layer.stages.is_empty() {
             return Vec::new();
         }
-        let state = |buffer, count| Storage { buffer, element: Element::I32, count, zeroed: true };
+        let lists = self.lists(layer, 1);
+        let state = |buffer, count| Storage { buffer, element: Element::I32, count: lists * count, zeroed: true };
         let mut storage: Vec<_> = (layer.stages[1..].iter())
             .map(|stage| state(Buffer::CachedLists { stage: stage.index }, stage.keep_chunks.unwrap_or(0) + 1))
             .collect();
@@ -196,38 +229,40 @@ impl Program {
         storage
     }
 
-    /// Launches of one layer's attention in a prefill call of `rows` rows, the step's `t_max` as given. Only grids
+    /// Launches of `layer`'s attention in a prefill call of `rows` rows, the step's `t_max` as given. Only grids
     /// depend on these two: a list for more rows or a larger `t_max` computes the same.
     #[must_use]
-    pub fn prefill(&self, kind: usize, extent: Extent, rows: usize, t_max: usize) -> Vec<Launch> {
-        let append = self.append(kind, rows);
-        let LayerPlan::Pruned(layer) = &self.plan.kinds()[kind] else {
-            let attend = Attend::new(self.shape, &self.plan.kinds()[kind]);
+    pub fn prefill(&self, layer: usize, extent: Extent, rows: usize, t_max: usize) -> Vec<Launch> {
+        let mut launches = self.append(layer, rows);
+        let kind = self.plan.prefill(layer);
+        let LayerPlan::Pruned(layer) = kind else {
+            let attend = Attend::new(self.shape, kind);
             let grid = attend.grid(rows);
-            return vec![append, self.launch(&Unit::Attend(attend), grid, dense_arguments())];
+            launches.push(self.launch(&Unit::Attend(attend), grid, dense_arguments()));
+            return launches;
         };
-        let mut launches = vec![append];
         for stage in 0..layer.stages.len() {
             let parents = |stage| Buffer::Lists { stage };
-            let scan = Scan::new(self.shape, layer, stage);
-            let grid = scan.grid(rows, layer.chunks(stage, t_max));
-            launches.push(self.launch(&Unit::Scan(scan), grid, self.scan_arguments(layer, stage, parents, extent)));
+            for score in Score::prefill(self.shape, layer, stage) {
+                let grid = score.grid(rows, layer.chunks(stage, t_max));
+                launches.push(self.score(score, grid, parents, layer.chunks(stage, extent.tokens), extent));
+            }
             let blocks = rows.div_ceil(layer.stages[stage].query_block);
             launches.push(self.select(layer, stage, blocks, parents, [Buffer::Blocks, Buffer::Counts], extent));
         }
-        let attend = Attend::new(self.shape, &self.plan.kinds()[kind]);
+        let attend = Attend::new(self.shape, kind);
         let grid = attend.grid(rows);
         let arguments = attend_arguments(layer, [Buffer::Blocks, Buffer::Counts], &[Buffer::Out]);
         launches.push(self.launch(&Unit::Attend(attend), grid, arguments));
         launches
     }
 
-    /// Launches of one layer's attention in a decoding step that renews its masks from stage `restart` on, or not at
+    /// Launches of `layer`'s attention in a decoding step that renews its masks from stage `restart` on, or not at
     /// all. Nothing in the list depends on the step.
     #[must_use]
-    pub fn decode(&self, kind: usize, extent: Extent, restart: Option<usize>) -> Vec<Launch> {
-        let plan = &self.plan.kinds()[kind];
-        let mut launches = vec![self.append(kind, 1)];
+    pub fn decode(&self, layer: usize, extent: Extent, restart: Option<usize>) -> Vec<Launch> {
+        let plan = self.plan.decode(layer);
+        let mut launches = self.append(layer, 1);
         let split = SplitAttend::new(self.shape, plan);
         let (splits, grid) = (split.splits(), split.grid());
         let partials = [Buffer::Partials, Buffer::PartialSums];
@@ -241,10 +276,11 @@ impl Program {
             LayerPlan::Pruned(layer) => {
                 for stage in restart.unwrap_or(layer.stages.len())..layer.stages.len() {
                     let parents = |stage| Buffer::CachedLists { stage };
-                    let scan = ScanRow::new(self.shape, layer, stage);
-                    let grid = scan.grid();
-                    let arguments = self.scan_arguments(layer, stage, parents, extent);
-                    launches.push(self.launch(&Unit::ScanRow(scan), grid, arguments));
+                    for score in Score::decode(self.shape, layer, stage) {
+                        let chunks = layer.chunks(stage, extent.tokens);
+                        let grid = score.grid(1, chunks);
+                        launches.push(self.score(score, grid, parents, chunks, extent));
+                    }
                     let last = [Buffer::CachedBlocks, Buffer::CachedCount];
                     launches.push(self.select(layer, stage, 1, parents, last, extent));
                 }
@@ -263,6 +299,12 @@ impl Program {
         launches
     }
 
+    /// Final block lists of a call of `rows` rows: one for each query block and ranking.
+    #[must_use]
+    pub fn lists(&self, layer: &PrunedLayer, rows: usize) -> usize {
+        rows.div_ceil(layer.query_block) * self.shape.rankings(layer.ranking)
+    }
+
     fn pruned(&self) -> impl Iterator<Item = &PrunedLayer> {
         self.plan.kinds().iter().filter_map(|kind| match kind {
             LayerPlan::Dense => None,
@@ -277,34 +319,55 @@ impl Program {
         chunks.max().unwrap_or(0)
     }
 
-    fn append(&self, kind: usize, rows: usize) -> Launch {
-        let append = Append::new(self.shape, self.plan.kinds()[kind].rotated_cache());
+    /// Launches that put a step into the cache, and what stands for the chunks that it completes beside it.
+    fn append(&self, layer: usize, rows: usize) -> Vec<Launch> {
+        let append = Append::new(self.shape, self.plan.rotated_cache(layer));
         let mut buffers = vec![Buffer::Step, Buffer::Qkv, Buffer::Keys, Buffer::Values, Buffer::PageTable];
         if append.rotated {
             buffers.push(Buffer::Frequencies);
         }
         let arguments = buffers.into_iter().map(Value::Buffer).collect();
-        self.launch(&Unit::Append(append), [rows as u32, 1, 1], arguments)
+        let mut launches = vec![self.launch(&Unit::Append(append), [rows as u32, 1, 1], arguments)];
+        launches.extend(
+            self.summaries(layer)
+                .into_iter()
+                .map(|summary| self.launch(&Unit::Summarise(summary), summary.grid(rows), values(summary.operands()))),
+        );
+        launches
     }
 
-    fn scan_arguments(
+    /// What stands for the chunks of `layer` beside its cache: one a size of chunks, whichever stages of either phase
+    /// read it.
+    fn summaries(&self, layer: usize) -> Vec<Summarise> {
+        let mut summaries: Vec<Summarise> = Vec::new();
+        for kind in [self.plan.prefill(layer), self.plan.decode(layer)] {
+            let LayerPlan::Pruned(pruned) = kind else { continue };
+            for summary in pruned.stages.iter().filter_map(|stage| Summarise::new(self.shape, pruned, stage)) {
+                if !summaries.contains(&summary) {
+                    summaries.push(summary);
+                }
+            }
+        }
+        summaries
+    }
+
+    /// A launch of one of the kernels that score a stage of which `chunks` may enter.
+    fn score(
         &self,
-        layer: &PrunedLayer,
-        stage: usize,
+        score: Score,
+        grid: [u32; 3],
         parents: impl Fn(usize) -> Buffer,
+        chunks: usize,
         extent: Extent,
-    ) -> Vec<Value> {
-        let mut buffers = vec![Buffer::Step, Buffer::Qkv, Buffer::Keys, Buffer::PageTable];
-        if layer.scan_rope != ScanRope::None {
-            buffers.push(Buffer::RopeTable);
-        }
-        if stage > 0 {
-            buffers.push(parents(stage));
-        }
-        buffers.push(Buffer::Scores);
-        let mut arguments: Vec<_> = buffers.into_iter().map(Value::Buffer).collect();
-        arguments.push(Value::I32(self.score_stride(extent) as i32));
-        arguments
+    ) -> Launch {
+        let operands = score.operands(parents);
+        let strides = strides(&operands).into_iter().map(|stride| match stride {
+            Stride::Rows => chunks,
+            Stride::Scores => self.score_stride(extent),
+        });
+        let strides: Vec<_> = strides.map(|stride| Value::I32(stride as i32)).collect();
+        let arguments = values(operands).into_iter().chain(strides).collect();
+        self.launch(&Unit::Score(score), grid, arguments)
     }
 
     fn select(
@@ -328,7 +391,9 @@ impl Program {
         }
         let mut arguments: Vec<_> = buffers.into_iter().map(Value::Buffer).collect();
         arguments.push(Value::I32(self.score_stride(extent) as i32));
-        self.launch(&Unit::Select(Select::new(layer, stage)), [blocks as u32, 1, 1], arguments)
+        let select = Select::new(self.shape, layer, stage);
+        let grid = select.grid(blocks);
+        self.launch(&Unit::Select(select), grid, arguments)
     }
 
     fn launch(&self, unit: &Unit, grid: [u32; 3], arguments: Vec<Value>) -> Launch {
@@ -338,20 +403,27 @@ impl Program {
     }
 }
 
-/// Kernels that a layer of `kind` needs, in the order in which it launches them.
-fn units_of(shape: Shape, kind: &LayerPlan) -> Vec<Unit> {
+/// Kernels that a layer of `kind` needs in the phases in which there is one, in the order in which it launches them.
+fn units_of(shape: Shape, kind: &LayerPlan, [prefill, decode]: [bool; 2]) -> Vec<Unit> {
     let mut units = vec![Unit::Append(Append::new(shape, kind.rotated_cache()))];
     if let LayerPlan::Pruned(layer) = kind {
+        units.extend(layer.stages.iter().filter_map(|stage| Summarise::new(shape, layer, stage)).map(Unit::Summarise));
         for stage in 0..layer.stages.len() {
-            units.push(Unit::Scan(Scan::new(shape, layer, stage)));
-            units.push(Unit::ScanRow(ScanRow::new(shape, layer, stage)));
-            units.push(Unit::Select(Select::new(layer, stage)));
+            units.extend(prefill.then(|| Score::prefill(shape, layer, stage)).into_iter().flatten().map(Unit::Score));
+            units.extend(decode.then(|| Score::decode(shape, layer, stage)).into_iter().flatten().map(Unit::Score));
+            units.push(Unit::Select(Select::new(shape, layer, stage)));
         }
     }
-    units.push(Unit::Attend(Attend::new(shape, kind)));
-    units.push(Unit::SplitAttend(SplitAttend::new(shape, kind)));
-    units.push(Unit::Merge(Merge::new(shape)));
+    units.extend(prefill.then(|| Unit::Attend(Attend::new(shape, kind))));
+    if decode {
+        units.push(Unit::SplitAttend(SplitAttend::new(shape, kind)));
+        units.push(Unit::Merge(Merge::new(shape)));
+    }
     units
+}
+
+fn values(operands: Vec<Operand>) -> Vec<Value> {
+    operands.into_iter().map(|operand| Value::Buffer(operand.buffer)).collect()
 }
 
 fn dense_arguments() -> Vec<Value> {

@@ -4,20 +4,16 @@
 //! the two probes of each chunk of a group beside them, and multiplies both as a register-tiled product.
 
 use super::functions::{self, CACHE_ROW, ORDERED, QUADS, ROTATE, Shape};
-use super::launch::Element;
+use super::rows::{Heads, Product, Rotation, Rows, THREADS};
+use super::scoring::{self, Output, Source, scan_constants, scoring_words, stem};
 use super::tile::Tile;
 use super::writer::Writer;
-use super::{Argument, ArgumentKind, Family, Kernel};
-use crate::{PrunedLayer, ScanRope};
+use super::{Buffer, Family, Kernel};
+use crate::{ChunkScore, Descent, Halving, Probe, PrunedLayer, QueryReduction, Ranking, ScanRope, StagePlan};
 
-const THREADS: usize = 128;
-const WARPS: usize = THREADS / 32;
-/// Rows and probes of a warp's product: 8 threads across, 4 down, 4 × 4 results each.
-const WARP_ROWS: usize = 16;
-const WARP_PROBES: usize = 32;
 /// Blocks of threads of a launch, unless there are fewer groups of chunks: several rounds on a large chip. Fewer would
 /// leave part of it idle; more would load the same queries more often.
-const BLOCKS: usize = 4096;
+pub(super) const BLOCKS: usize = 4096;
 
 /// Constants of the kernel.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,148 +21,180 @@ pub(crate) struct Scan {
     shape: Shape,
     layer: PrunedLayer,
     stage: usize,
-}
-
-/// How queries and probes meet their rotary positions.
-#[derive(Clone, Copy, PartialEq)]
-enum Rotation {
-    /// Not at all.
-    None,
-    /// One copy of the queries.
-    Queries,
-    /// A copy of the queries for left probes and one for right ones: probes stay as they are.
-    QueriesTwice,
-    /// Queries and probes, the probes by the index of their chunk.
-    Chunks,
+    halving: Halving,
 }
 
 impl Scan {
-    pub(crate) fn new(shape: Shape, layer: &PrunedLayer, stage: usize) -> Self {
-        Self { shape, layer: scan_constants(layer, stage), stage }
+    pub(crate) fn new(shape: Shape, layer: &PrunedLayer, stage: usize, halving: Halving) -> Self {
+        Self { shape, layer: scan_constants(layer, stage), stage, halving }
     }
 
     pub(crate) fn stem(&self, pipeline: &str) -> String {
-        stem("scan", pipeline, self.shape, &self.layer, self.stage)
+        stem(&format!("scan{}", scoring_words(self.plan())), pipeline, self.shape, &self.layer, self.stage)
     }
 
     /// Blocks of threads for `rows` queries and lists of `chunks` chunks.
     pub(crate) fn grid(&self, rows: usize, chunks: usize) -> [u32; 3] {
-        let blocks = rows.div_ceil(self.layer.stages[self.stage].query_block);
-        let wanted = BLOCKS.div_ceil(blocks * self.shape.query_heads());
+        let blocks = rows.div_ceil(self.plan().query_block);
+        let descents = scoring::descents(self.shape, &self.layer, self.stage);
+        let wanted = BLOCKS.div_ceil(blocks * descents);
         let groups = chunks.div_ceil(self.chunks_of_group()).clamp(1, wanted);
-        [groups as u32, self.shape.geometry.query_heads, blocks as u32]
+        [groups as u32, descents as u32, blocks as u32]
     }
 
-    fn rows(&self) -> usize {
-        self.layer.stages[self.stage].rows()
+    pub(super) fn operands(&self, parents: impl Fn(usize) -> Buffer) -> Vec<scoring::Operand> {
+        let output = if self.soft() { Output::Paths } else { Output::Scores };
+        scoring::operands(self.shape, &self.layer, self.stage, Source::Keys, output, parents)
     }
 
-    /// Warps side by side along the rows; the others take other probes.
-    fn row_warps(&self) -> usize {
-        self.rows().div_ceil(WARP_ROWS).next_power_of_two().min(WARPS)
+    fn plan(&self) -> &StagePlan {
+        &self.layer.stages[self.stage]
     }
 
-    fn padded_rows(&self) -> usize {
-        self.rows().next_multiple_of(WARP_ROWS * self.row_warps())
+    /// Whether rows keep scores of their own: then this kernel only says which way the descents went.
+    fn soft(&self) -> bool {
+        scoring::soft(self.plan())
     }
 
-    /// Rows in shared memory at a time.
-    fn tile_rows(&self) -> usize {
-        self.padded_rows().min(WARP_ROWS * WARPS)
+    /// Whether all heads of a group decide where a chunk is halved, and one of them scores it.
+    fn own_head(&self) -> bool {
+        self.halving.descent == Descent::KvGroup && self.layer.ranking == Ranking::Each && !self.soft()
+    }
+
+    fn rows(&self) -> Rows {
+        Rows {
+            rotation: self.rotation(),
+            heads: match self.halving.descent {
+                Descent::Each => Heads::One,
+                Descent::KvGroup => Heads::Group(self.shape.group()),
+            },
+            mean: self.plan().scoring.query_reduction == QueryReduction::Mean,
+            of_head: self.plan().rows(),
+            least_warps: 1,
+        }
     }
 
     fn probes(&self) -> usize {
-        WARP_PROBES * WARPS / self.row_warps()
+        self.rows().columns()
     }
 
     fn chunks_of_group(&self) -> usize {
         self.probes() / 2
     }
 
-    /// Floats from one copy of the queries to the next: a warp reads four rows of each at a time, from all banks.
-    fn copy_floats(&self) -> usize {
-        self.tile_rows() * (self.shape.head_dim() + 4) + 16
-    }
-
     fn shared_floats(&self, copies: usize) -> usize {
-        copies * self.copy_floats() + self.probes() * (self.shape.head_dim() + 4)
+        copies * self.rows().copy_floats(self.shape) + self.probes() * (self.shape.head_dim() + 4)
     }
 
     fn rotation(&self) -> Rotation {
-        match self.layer.scan_rope {
+        match self.plan().rope {
             ScanRope::None => Rotation::None,
-            ScanRope::Infllm => Rotation::Queries,
+            ScanRope::Infllm => Rotation::Queries("SCAN_WINDOW"),
+            ScanRope::DynamicExtend | ScanRope::SelfExtend => unreachable!("no word of the language leads here yet"),
             ScanRope::ChunkIndexed => Rotation::Chunks,
             ScanRope::Relative => Rotation::QueriesTwice,
         }
     }
 
-    pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
-        let stage = &self.layer.stages[self.stage];
-        let rotation = self.rotation();
-        let copies = if rotation == Rotation::QueriesTwice { 2 } else { 1 };
-        let heading = format!(
+    fn heading(&self) -> String {
+        let plan = self.plan();
+        let heads = match self.halving.descent {
+            Descent::Each => "one head",
+            Descent::KvGroup => "the heads of a group",
+        };
+        let end = if self.soft() {
+            "it writes which way each chunk\'s descent went.".to_owned()
+        } else {
+            let (product, row) = match self.plan().scoring.query_reduction {
+                QueryReduction::Max => ("largest", "any averaged query"),
+                QueryReduction::Mean => ("mean", "all averaged queries"),
+            };
+            let probe = match self.halving.chunk_score {
+                ChunkScore::RunningMax => "any probe",
+                ChunkScore::Last => "the last probe",
+            };
+            format!(
+                "a chunk's score is the {product}\nproduct of {row} with {probe}, over {}.",
+                heads_of(self.layer.ranking)
+            )
+        };
+        format!(
             "Prefill, stage {}: scores chunks of {} tokens for blocks of {} queries by {} halvings.\n\
-             A block of threads takes one head of one query block and groups of {} chunks; a chunk's score is the largest\n\
-             product of any averaged query with any probe, over all heads.",
+             A block of threads takes {heads} of one query block and groups of {} chunks; {end}",
             self.stage,
-            stage.chunk,
-            stage.query_block,
-            stage.halvings,
-            self.chunks_of_group()
-        );
-        let mut writer = Writer::new(&heading, &format!("{pipeline}, stage {}", self.stage));
-        self.shape.constants(&mut writer);
-        functions::chunk_list_constants(&mut writer, &self.layer, self.stage);
+            plan.chunk,
+            plan.query_block,
+            plan.halvings,
+            self.chunks_of_group(),
+        )
+    }
+
+    fn constants(&self, writer: &mut Writer) {
+        let (stage, rows) = (self.plan(), self.rows());
+        self.shape.constants(writer);
+        functions::chunk_list_constants(writer, &self.layer, self.stage);
         writer
             .constant("SCAN_WINDOW", self.layer.scan_window, "chunks that begin nearer than this are not scanned")
             .constant("HALVINGS", stage.halvings, "two probes each")
-            .constant("QUERY_STRIDE", stage.query_stride, "neighbouring queries averaged into a row")
-            .constant("ROWS", self.padded_rows(), "rows of a block, padded for the product")
-            .constant("TILE_ROWS", self.tile_rows(), "of which this many are in shared memory at a time")
-            .float("QUERY_SCALE", self.shape.geometry.query_scale, "factor of every query")
-            .float("NEVER", -32000.0, "score of a chunk without a probe")
+            .constant("QUERY_STRIDE", stage.query_stride, "neighbouring queries averaged into a row");
+        rows.constants(writer);
+        writer
+            .constant("ROWS", rows.padded(), "rows of a block, padded for the product")
+            .constant("TILE_ROWS", rows.tile_rows(), "of which this many are in shared memory at a time")
+            .float("QUERY_SCALE", self.shape.geometry.query_scale, "factor of every query");
+        if self.soft() {
+            let descents = scoring::descents(self.shape, &self.layer, self.stage);
+            writer.constant("DESCENTS", descents, "paths into a chunk: one a head or a group of heads").constant(
+                "PATH",
+                scoring::path_length(stage),
+                "probes of a path that count",
+            );
+        } else {
+            writer.float("NEVER", -32000.0, "score of a chunk without a probe");
+        }
+        writer
             .float("LOWEST", f32::MIN, "below every product")
             .constant("THREADS", THREADS, "threads of a block")
-            .constant("ROW_WARPS", self.row_warps(), "warps side by side along the rows")
+            .constant("ROW_WARPS", rows.row_warps(), "warps side by side along the rows")
             .constant("CHUNKS", self.chunks_of_group(), "chunks that descend together")
             .constant("PROBES", self.probes(), "two a chunk: the left ones of 4 chunks, their right ones, and so on")
             .constant("STRIDE", self.shape.head_dim() + 4, "floats between rows in shared memory: no bank conflicts");
-        if rotation == Rotation::QueriesTwice {
+        if self.rotation() == Rotation::QueriesTwice {
             writer.constant(
                 "COPY",
-                self.copy_floats(),
+                rows.copy_floats(self.shape),
                 "floats between queries turned for left probes and for right ones, 16 banks apart",
             );
         }
-        writer.text(QUADS).text(CACHE_ROW).text(ORDERED);
+        functions::ranking_constant(writer, self.layer.ranking, self.shape.rankings(self.layer.ranking));
+    }
+
+    pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
+        let (rows, rotation) = (self.rows(), self.rotation());
+        let copies = if rotation == Rotation::QueriesTwice { 2 } else { 1 };
+        let mut writer = Writer::new(&self.heading(), &format!("{pipeline}, stage {}", self.stage));
+        self.constants(&mut writer);
+        writer.text(QUADS).text(CACHE_ROW);
+        if !self.soft() {
+            writer.text(ORDERED);
+        }
         if rotation != Rotation::None {
             writer.text(ROTATE);
         }
         functions::chunk_list(&mut writer, self.stage);
+        rows.functions(&mut writer);
         writer.text(LEFT_SLOT);
         let rope = if rotation == Rotation::None { "" } else { " const float2* __restrict__ rope_table," };
         let parents = if self.stage == 0 { "" } else { " const int* parents," };
+        let output = if self.soft() { "int* paths, int row_stride" } else { "unsigned* scores, int score_stride" };
         writer.text(&format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{rope}\n   {parents} unsigned* scores, int score_stride) {{"
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{rope}\n   {parents} {output}) {{"
         ));
-        let (shape, size) =
-            if copies == 2 { ("[2][COPY]", "2 * COPY") } else { ("[TILE_ROWS][STRIDE]", "TILE_ROWS * STRIDE") };
-        let positions = if rotation == Rotation::Chunks { "    SHARED(int, slot_position, PROBES);\n" } else { "" };
-        writer.more(&PLACE.replace("$SHAPE", shape).replace("$SIZE", size).replace("$POSITIONS", positions));
-        writer.more(chunks_here(self.stage));
-        let whole = self.tile_rows() == self.padded_rows();
-        if whole {
-            writer.text(&queries(rotation, "slot"));
+        self.place(&mut writer, copies);
+        if rows.whole() {
+            writer.text(&rows.load());
         }
-        let start = if self.stage == 0 { "chunk_start(" } else { "chunk_start(kept, " };
-        let clamp = if self.stage == 0 {
-            "min(left[thread] + CHUNK, step[STEP_T_MAX] - SCAN_WINDOW)"
-        } else {
-            "left[thread] + CHUNK"
-        };
-        let position = if rotation == Rotation::Chunks { POSITION } else { "" };
-        writer.text(&GROUPS.replace("$POSITION", position).replace("$START(", start).replace("$RIGHT", clamp));
+        writer.text(&self.groups());
         let probes = Tile {
             from: "keys",
             to: "probes",
@@ -176,94 +204,167 @@ impl Scan {
             loads: 16,
             indent: 12,
         };
-        writer.more(&if rotation == Rotation::Chunks { probes.load_turned() } else { probes.load_plain() });
+        writer.more(&if rotation.turns_keys() { probes.load_turned() } else { probes.load_plain() });
         writer.more("            sync_block();");
         let copy = if copies == 2 { "&queries[across / 4 * COPY]" } else { "queries" };
-        let product = PRODUCT;
-        writer.more(&PLACE_IN_PRODUCT.replace("$COPY", copy));
-        if whole {
-            writer.more(product);
+        let own = if self.own_head() { "            float own[4] = {LOWEST, LOWEST, LOWEST, LOWEST};\n" } else { "" };
+        writer.more(&PLACE_IN_PRODUCT.replace("$COPY", copy).replace("$OWN", own));
+        let product = rows.product(if self.own_head() { Product::LargestAndOwn } else { Product::Largest });
+        if rows.whole() {
+            writer.more(&product);
         } else {
             writer.more("            // More rows than fit into shared memory: they take turns.");
             writer.more("            for (int tile = 0; tile < ROWS; tile += TILE_ROWS) {\n            sync_block();");
-            writer.more(&queries(rotation, "tile + slot"));
+            writer.more(&rows.load());
             writer.more("            sync_block();");
-            writer.more(&product.replace("< live_rows", "< live_rows - tile"));
+            writer.more(&product);
             writer.more("            }");
         }
-        writer.more(DESCEND);
+        writer.more(&self.descend());
         Kernel {
             name: name.to_owned(),
             family: Family::Scan,
             text: writer.finish(),
-            arguments: scan_arguments(self.shape, self.layer.scan_rope, self.stage),
+            arguments: scoring::arguments(self.operands(|stage| Buffer::Lists { stage })),
             threads: THREADS as u32,
             shared_bytes: (self.shared_floats(copies) * 4) as u32,
         }
     }
+
+    /// Where this block of threads works.
+    fn place(&self, writer: &mut Writer, copies: usize) {
+        let (shape, size) =
+            if copies == 2 { ("[2][COPY]", "2 * COPY") } else { ("[TILE_ROWS][STRIDE]", "TILE_ROWS * STRIDE") };
+        let best = if self.soft() { "" } else { "    SHARED(float, best, CHUNKS);\n" };
+        let positions = if self.rotation().turns_keys() { "    SHARED(int, slot_position, PROBES);\n" } else { "" };
+        let own = if self.own_head() { "    SHARED(float, own_largest, ROW_WARPS * PROBES);\n" } else { "" };
+        let alone = scoring::descents(self.shape, &self.layer, self.stage) == self.shape.query_heads();
+        let head = if alone { "head = blockIdx.y, kv_head = head / GROUP" } else { "kv_head = blockIdx.y" };
+        let place = PLACE.replace("$SHAPE", shape).replace("$SIZE", size).replace("$BEST", best);
+        writer.more(&place.replace("$POSITIONS", positions).replace("$OWN", own).replace("$HEAD", head));
+        ranking_here(writer, self.layer.ranking, !self.soft());
+        if self.soft() {
+            writer.more(OWN_PATHS);
+        }
+        writer.more(&chunks_here(self.stage, self.layer.ranking));
+    }
+
+    /// Opens the loops over groups of chunks and their halvings, and finds each slot's probe.
+    fn groups(&self) -> String {
+        let start = if self.stage == 0 { "chunk_start(" } else { "chunk_start(kept, " };
+        let clamp = if self.stage == 0 {
+            "min(left[thread] + CHUNK, step[STEP_T_MAX] - SCAN_WINDOW)"
+        } else {
+            "left[thread] + CHUNK"
+        };
+        let position = if self.rotation() == Rotation::Chunks { POSITION } else { "" };
+        let best = if self.soft() { "" } else { "            best[thread] = LOWEST;\n" };
+        let (token, left, right) = probe_texts(self.halving.probe, "[thread]");
+        GROUPS
+            .replace("$POSITION", position)
+            .replace("$BEST", best)
+            .replace("$START(", start)
+            .replace("$CLAMP", clamp)
+            .replace("$TOKEN", token)
+            .replace("$LEFT", &left)
+            .replace("$RIGHT", &right)
+    }
+
+    /// Takes a half of each chunk, and writes what came of it.
+    fn descend(&self) -> String {
+        let decided = if self.own_head() { DECIDED_BY_GROUP } else { DECIDED };
+        let (sentence, keep) = self.keep();
+        let write = if self.soft() {
+            "    }\n}\n".to_owned()
+        } else {
+            let row = if self.layer.ranking == Ranking::All { "block * score_stride" } else { "score_row" };
+            WRITE.replace("$SCORES", row)
+        };
+        let (own, other) = match (self.own_head(), self.soft(), self.halving.chunk_score) {
+            (true, _, _) => (OWN_LARGEST, ""),
+            (false, true, ChunkScore::RunningMax) => ("", NO_PATH),
+            (false, _, _) => ("", ""),
+        };
+        DESCEND
+            .replace("$OWN\n", own.trim_start_matches('\n'))
+            .replace("$OTHER", other.trim_matches('\n'))
+            .replace("$SENTENCE", sentence)
+            .replace("$DECIDED\n", decided.trim_start_matches('\n'))
+            .replace("$KEEP\n", &keep)
+            .replace("$WRITE\n", write.trim_start_matches('\n'))
+    }
+
+    /// What a taken half does to the score of its chunk.
+    fn keep(&self) -> (&'static str, String) {
+        if self.soft() {
+            // Bounds of the half taken: its token is what stood for it.
+            let token = match self.halving.probe {
+                Probe::Middle => "(left[thread] + right[thread]) / 2",
+                Probe::First => "left[thread]",
+            };
+            let (sentence, text) = match self.halving.chunk_score {
+                ChunkScore::RunningMax => ("Rows will be scored by every half taken.", KEEP_PATH),
+                ChunkScore::Last => ("Rows will be scored by the half taken last.", KEEP_END),
+            };
+            return (sentence, text.trim_start_matches('\n').replace("$TAKEN", token));
+        }
+        let taken = if self.own_head() {
+            "left_score > right_score ? own_left : own_right"
+        } else {
+            "max(left_score, right_score)"
+        };
+        match self.halving.chunk_score {
+            ChunkScore::RunningMax => (
+                "The score is the best probe of all halvings, not the one the descent ends at.",
+                format!("                best[thread] = max(best[thread], {taken});\n"),
+            ),
+            ChunkScore::Last => {
+                ("The score is that of the half taken last.", format!("                best[thread] = {taken};\n"))
+            }
+        }
+    }
 }
 
-/// The part of a layer's constants that the scan of `stage` depends on, so that layers which differ elsewhere share it.
-pub(super) fn scan_constants(layer: &PrunedLayer, stage: usize) -> PrunedLayer {
-    let mut stages = layer.stages[..=stage].to_vec();
-    for stage in &mut stages {
-        stage.refresh = 1;
-    }
-    PrunedLayer {
-        stages,
-        keep_blocks: 0,
-        query_block: 0,
-        block: 1,
-        attend_rope: crate::AttendRope::None,
-        ..layer.clone()
+/// The tokens that stand for the halves of a chunk whose bounds are `left` and `right`, each followed by `index`.
+pub(super) fn probe_texts(probe: Probe, index: &str) -> (&'static str, String, String) {
+    match probe {
+        Probe::Middle => ("middle", format!("(left{index} + middle) / 2"), format!("(middle + right{index}) / 2")),
+        Probe::First => ("first", format!("left{index}"), "middle".to_owned()),
     }
 }
 
-/// Defines `chunks`, and `kept` from the second stage on, for the query block `block`.
-pub(super) const fn chunks_here(stage: usize) -> &'static str {
-    if stage == 0 {
-        "    const int chunks = chunk_count(step[STEP_T_MAX]);"
-    } else {
-        "    const int* const kept = parents + parent_block(block, rows) * (KEPT + 1);\n    const int chunks = chunk_count(kept);"
-    }
-}
-
-pub(super) fn rope_word(rope: ScanRope) -> &'static str {
-    match rope {
-        ScanRope::Relative => "relative",
-        ScanRope::ChunkIndexed => "chunk_indexed",
-        ScanRope::Infllm => "infllm",
-        ScanRope::None => "plain",
-    }
-}
-
-/// `ihip_paper3k_s1_scan_relative_c32_k32768_d128_bf16`.
-pub(super) fn stem(family: &str, pipeline: &str, shape: Shape, layer: &PrunedLayer, stage: usize) -> String {
-    let rope = rope_word(layer.scan_rope);
-    let chunk = layer.stages[stage].chunk;
-    let keep = match layer.stages[stage].keep_chunks {
-        Some(keep) => format!("_k{}", keep * layer.stages[stage - 1].chunk),
-        None => String::new(),
+/// Defines `ranking`, where there are several, and `score_row` where scores are written.
+pub(super) fn ranking_here(writer: &mut Writer, ranking: Ranking, scores: bool) {
+    let head = match ranking {
+        Ranking::All => return,
+        Ranking::KvGroup => "kv_head",
+        Ranking::Each => "head",
     };
-    format!("ihip_{pipeline}_s{stage}_{family}_{rope}_c{chunk}{keep}_{}", shape.suffix())
+    writer.more(&format!("    const int ranking = {head};"));
+    if scores {
+        writer.more(SCORE_ROW);
+    }
 }
 
-pub(super) fn scan_arguments(shape: Shape, rope: ScanRope, stage: usize) -> Vec<Argument> {
-    let mut arguments = vec![
-        Argument { name: "step", kind: ArgumentKind::Input(Element::I32) },
-        Argument { name: "qkv", kind: ArgumentKind::Input(shape.activation.element()) },
-        Argument { name: "keys", kind: ArgumentKind::Input(Element::from(shape.kv())) },
-        Argument { name: "page_table", kind: ArgumentKind::Input(Element::U32) },
-    ];
-    if rope != ScanRope::None {
-        arguments.push(Argument { name: "rope_table", kind: ArgumentKind::Input(Element::Float2) });
+/// Defines `chunks`, and `kept` from the second stage on, for the query block `block` and its `ranking`.
+pub(super) fn chunks_here(stage: usize, ranking: Ranking) -> String {
+    if stage == 0 {
+        return "    const int chunks = chunk_count(step[STEP_T_MAX]);".to_owned();
     }
-    if stage > 0 {
-        arguments.push(Argument { name: "parents", kind: ArgumentKind::Input(Element::I32) });
+    let row = match ranking {
+        Ranking::All => "parent_block(block, rows)",
+        Ranking::KvGroup | Ranking::Each => "(parent_block(block, rows) * RANKINGS + ranking)",
+    };
+    format!("    const int* const kept = parents + {row} * (KEPT + 1);\n    const int chunks = chunk_count(kept);")
+}
+
+/// The heads that a chunk's score is the maximum of.
+pub(super) const fn heads_of(ranking: Ranking) -> &'static str {
+    match ranking {
+        Ranking::All => "all heads",
+        Ranking::KvGroup => "the heads of a group",
+        Ranking::Each => "its head alone",
     }
-    arguments.push(Argument { name: "scores", kind: ArgumentKind::Output(Element::U32) });
-    arguments.push(Argument { name: "score_stride", kind: ArgumentKind::I32 });
-    arguments
 }
 
 const LEFT_SLOT: &str = r"
@@ -276,12 +377,11 @@ const PLACE: &str = r"
     float* const probes = queries + $SIZE;  // [PROBES][STRIDE]
     SHARED(int, left, CHUNKS);
     SHARED(int, right, CHUNKS);
-    SHARED(float, best, CHUNKS);
-    SHARED(unsigned, slot_row, PROBES);
+$BEST    SHARED(unsigned, slot_row, PROBES);
 $POSITIONS    SHARED(float, largest, ROW_WARPS * PROBES);
-
+$OWN
     const int start = step[STEP_START], rows = step[STEP_ROWS], first_row = step[STEP_FIRST_ROW];
-    const int head = blockIdx.y, kv_head = head / GROUP, block = blockIdx.z, thread = threadIdx.x;
+    const int $HEAD, block = blockIdx.z, thread = threadIdx.x;
     const int first = block * QUERY_BLOCK;
     if (first >= rows) return;
     // The one causal test of the scan is on a chunk's left edge, against the block's first query.
@@ -290,53 +390,12 @@ $POSITIONS    SHARED(float, largest, ROW_WARPS * PROBES);
     const int live_rows = (queries_here + QUERY_STRIDE - 1) / QUERY_STRIDE;
 ";
 
-/// Averages and rotates the block's queries.
-fn queries(rotation: Rotation, row: &str) -> String {
-    let store = match rotation {
-        Rotation::None => String::new(),
-        Rotation::Queries => turn("SCAN_WINDOW"),
-        Rotation::Chunks => turn("min(start + first + row * QUERY_STRIDE, chunks + SCAN_WINDOW)"),
-        Rotation::QueriesTwice => r"
-        // Left probes are at position 0, right ones at 1, queries at SCAN_WINDOW + 1: what counts is the distance.
-        float right_x = x, right_y = y;
-        rotate(right_x, right_y, rope_table[SCAN_WINDOW * HALF + element]);
-        queries[COPY + slot * STRIDE + element] = right_x;
-        queries[COPY + slot * STRIDE + element + HALF] = right_y;
-        rotate(x, y, rope_table[(SCAN_WINDOW + 1) * HALF + element]);"
-            .to_owned(),
-    };
-    let store = store.trim_start_matches('\n');
-    let store = if store.is_empty() { String::new() } else { format!("{store}\n") };
-    format!(
-        r"
-    // A row is the mean of QUERY_STRIDE neighbours; those beyond the call are left out of it.
-    for (int item = thread; item < TILE_ROWS * HALF; item += THREADS) {{
-        const int slot = item / HALF, row = {row}, element = item % HALF;
-        const int neighbours = min(QUERY_STRIDE, queries_here - row * QUERY_STRIDE);
-        float x = 0.0f, y = 0.0f;
-        for (int neighbour = 0; neighbour < QUERY_STRIDE; ++neighbour) {{
-            if (neighbour >= neighbours) continue;
-            const unsigned long long at = first_row + first + row * QUERY_STRIDE + neighbour;
-            const Activation* const query = &qkv[at * QKV_ROW + head * HEAD_DIM + element];
-            x += to_float(query[0]);
-            y += to_float(query[HALF]);
-        }}
-        const float scale = neighbours > 0 ? QUERY_SCALE / static_cast<float>(neighbours) : 0.0f;
-        x *= scale;
-        y *= scale;
-{store}        queries[slot * STRIDE + element] = x;
-        queries[slot * STRIDE + element + HALF] = y;
-    }}
-"
-    )
-}
-
-fn turn(position: &str) -> String {
-    format!("        rotate(x, y, rope_table[({position}) * HALF + element]);")
-}
-
 const POSITION: &str = r"            // A key's position is the index of its chunk in the list.
             slot_position[left_slot(thread)] = slot_position[left_slot(thread) + 4] = min(chunk, chunks);
+";
+
+const SCORE_ROW: &str = r"
+    const unsigned long long score_row = static_cast<unsigned long long>(block * RANKINGS + ranking) * score_stride;
 ";
 
 const GROUPS: &str = r"
@@ -346,17 +405,16 @@ const GROUPS: &str = r"
         if (thread < CHUNKS) {
             const int chunk = group * CHUNKS + thread;
             left[thread] = chunk < chunks ? $START(chunk) : 0;
-            right[thread] = chunk < chunks ? $RIGHT : 0;
-            best[thread] = LOWEST;
-$POSITION        }
+            right[thread] = chunk < chunks ? $CLAMP : 0;
+$BEST$POSITION        }
         for (int halving = 0; halving < HALVINGS; ++halving) {
-            // The middle token of each half stands for it. An inactive chunk probes token 0 and ignores the product.
+            // The $TOKEN token of each half stands for it. An inactive chunk probes token 0 and ignores the product.
             if (thread < CHUNKS) {
                 const bool active = left[thread] < right[thread] && left[thread] <= limit;
                 const int middle = (left[thread] + right[thread]) / 2;
                 const int slot = left_slot(thread);
-                slot_row[slot] = cache_row(page_table, active ? (left[thread] + middle) / 2 : 0, kv_head);
-                slot_row[slot + 4] = cache_row(page_table, active ? (middle + right[thread]) / 2 : 0, kv_head);
+                slot_row[slot] = cache_row(page_table, active ? $LEFT : 0, kv_head);
+                slot_row[slot + 4] = cache_row(page_table, active ? $RIGHT : 0, kv_head);
             }
             sync_block();
 ";
@@ -366,53 +424,78 @@ const PLACE_IN_PRODUCT: &str = r"
             const float* const own_queries = $COPY;
             const float* const warp_probes = &probes[warp / ROW_WARPS * 32 * STRIDE];
             float product[4] = {LOWEST, LOWEST, LOWEST, LOWEST};
-";
-
-const PRODUCT: &str = r"
-            // 4 x 4 products a thread: rows down + 4 * i, probes across + 8 * j, which are all left ones or all right ones.
-            for (int row = warp % ROW_WARPS * 16; row < TILE_ROWS; row += ROW_WARPS * 16) {
-                float sum[4][4] = {};
-#pragma unroll 4
-                for (int element = 0; element < HEAD_DIM; element += 4) {
-                    Quad<float> query[4], probe[4];
-                    for (int i = 0; i < 4; ++i) query[i] = load_quad(&own_queries[(row + down + 4 * i) * STRIDE + element]);
-                    for (int j = 0; j < 4; ++j) probe[j] = load_quad(&warp_probes[(across + 8 * j) * STRIDE + element]);
-                    for (int i = 0; i < 4; ++i)
-                        for (int j = 0; j < 4; ++j)
-                            for (int e = 0; e < 4; ++e) sum[i][j] += query[i].at[e] * probe[j].at[e];
-                }
-                for (int i = 0; i < 4; ++i)
-                    for (int j = 0; j < 4; ++j)
-                        if (row + down + 4 * i < live_rows) product[j] = max(product[j], sum[i][j]);
-            }
-";
+$OWN";
 
 const DESCEND: &str = r"
             for (int j = 0; j < 4; ++j) {
                 product[j] = max(product[j], shuffle_xor(product[j], 8));
                 product[j] = max(product[j], shuffle_xor(product[j], 16));
                 if (down == 0) largest[warp % ROW_WARPS * PROBES + warp / ROW_WARPS * 32 + across + 8 * j] = product[j];
+$OWN
             }
             sync_block();
-            // A tie goes right. The score is the best probe of all halvings, not the one the descent ends at.
+            // A tie goes right. $SENTENCE
             if (thread < CHUNKS && left[thread] < right[thread] && left[thread] <= limit) {
                 const int slot = left_slot(thread);
                 float left_score = LOWEST, right_score = LOWEST;
-                for (int row_warp = 0; row_warp < ROW_WARPS; ++row_warp) {
-                    left_score = max(left_score, largest[row_warp * PROBES + slot]);
-                    right_score = max(right_score, largest[row_warp * PROBES + slot + 4]);
-                }
+$DECIDED
                 const int middle = (left[thread] + right[thread]) / 2;
                 if (left_score > right_score) {
                     right[thread] = middle;
                 } else {
                     left[thread] = middle;
                 }
-                best[thread] = max(best[thread], max(left_score, right_score));
-            }
+$KEEP
+            }$OTHER
         }
+$WRITE
+";
+
+const DECIDED: &str = r"
+                for (int row_warp = 0; row_warp < ROW_WARPS; ++row_warp) {
+                    left_score = max(left_score, largest[row_warp * PROBES + slot]);
+                    right_score = max(right_score, largest[row_warp * PROBES + slot + 4]);
+                }
+";
+
+const OWN_LARGEST: &str = r"
+                own[j] = max(own[j], shuffle_xor(own[j], 8));
+                own[j] = max(own[j], shuffle_xor(own[j], 16));
+                if (down == 0) own_largest[warp % ROW_WARPS * PROBES + warp / ROW_WARPS * 32 + across + 8 * j] = own[j];
+";
+
+const DECIDED_BY_GROUP: &str = r"
+                float own_left = LOWEST, own_right = LOWEST;
+                for (int row_warp = 0; row_warp < ROW_WARPS; ++row_warp) {
+                    left_score = max(left_score, largest[row_warp * PROBES + slot]);
+                    right_score = max(right_score, largest[row_warp * PROBES + slot + 4]);
+                    own_left = max(own_left, own_largest[row_warp * PROBES + slot]);
+                    own_right = max(own_right, own_largest[row_warp * PROBES + slot + 4]);
+                }
+";
+
+const OWN_PATHS: &str = r"
+    int* const own_paths = paths + static_cast<unsigned long long>(block * DESCENTS + blockIdx.y) * PATH * row_stride;
+";
+
+const KEEP_PATH: &str = r"
+                // Twice the token that stands for the half, plus 1 for the right one.
+                own_paths[static_cast<unsigned long long>(halving) * row_stride + group * CHUNKS + thread] =
+                    2 * ($TAKEN) + (left_score > right_score ? 0 : 1);
+";
+
+const KEEP_END: &str = r"
+                // Twice the token that stands for the half, plus 1 for the right one.
+                own_paths[group * CHUNKS + thread] = 2 * ($TAKEN) + (left_score > right_score ? 0 : 1);
+";
+
+const NO_PATH: &str = r" else if (thread < CHUNKS && group * CHUNKS + thread < chunks) {
+                own_paths[static_cast<unsigned long long>(halving) * row_stride + group * CHUNKS + thread] = -1;
+            }";
+
+const WRITE: &str = r"
         if (thread < CHUNKS && best[thread] > LOWEST)
-            atomic_max(&scores[block * score_stride + group * CHUNKS + thread], ordered(max(best[thread], NEVER)));
+            atomic_max(&scores[$SCORES + group * CHUNKS + thread], ordered(max(best[thread], NEVER)));
     }
 }
 ";

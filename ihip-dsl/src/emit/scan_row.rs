@@ -2,18 +2,18 @@
 //!
 //! A few lanes hold one query head and read one probe together, so that every load is 16 bytes a lane and every chunk
 //! costs two loads a halving. Heads of a group descend the same chunk side by side: their first probes are the same.
+//! Where they take the same halves, all probes are, and each is loaded once for the group.
 
 use super::functions::{self, CACHE_ROW, ORDERED, ROTATE, Shape};
-use super::scan::{scan_arguments, scan_constants, stem};
+use super::row::{Row, THREADS, VECTORS};
+use super::scan::probe_texts;
+use super::scoring::{self, Output, Source, row_constants, scoring_words, stem};
 use super::writer::Writer;
-use super::{Family, Kernel};
-use crate::{PrunedLayer, ScanRope};
+use super::{Buffer, Family, Kernel};
+use crate::{ChunkScore, Descent, Halving, PrunedLayer, Ranking, ScanRope, StagePlan};
 
-const THREADS: usize = 128;
 /// Chunks that a team of lanes descends at a time: each adds two loads in flight.
 const DESCENTS: usize = 2;
-/// Blocks of threads of a launch, over all key-value heads: enough to fill a large chip, whatever the context.
-const BLOCKS: usize = 2048;
 
 /// Constants of the kernel.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,129 +21,191 @@ pub(crate) struct ScanRow {
     shape: Shape,
     layer: PrunedLayer,
     stage: usize,
+    halving: Halving,
 }
 
 impl ScanRow {
-    pub(crate) fn new(shape: Shape, layer: &PrunedLayer, stage: usize) -> Self {
-        Self { shape, layer: scan_constants(layer, stage), stage }
+    pub(crate) fn new(shape: Shape, layer: &PrunedLayer, stage: usize, halving: Halving) -> Self {
+        Self { shape, layer: row_constants(layer, stage), stage, halving }
     }
 
     pub(crate) fn stem(&self, pipeline: &str) -> String {
-        stem("scan_decode", pipeline, self.shape, &self.layer, self.stage)
+        let family = format!("scan_decode{}", scoring_words(self.plan()));
+        stem(&family, pipeline, self.shape, &self.layer, self.stage)
     }
 
     pub(crate) fn grid(&self) -> [u32; 3] {
-        [BLOCKS.div_ceil(self.shape.kv_heads()) as u32, self.shape.geometry.kv_heads, 1]
+        self.row().grid()
+    }
+
+    pub(super) fn operands(&self, parents: impl Fn(usize) -> Buffer) -> Vec<scoring::Operand> {
+        let output = if self.soft() { Output::RowScores } else { Output::Scores };
+        scoring::operands(self.shape, &self.layer, self.stage, Source::Keys, output, parents)
+    }
+
+    fn plan(&self) -> &StagePlan {
+        &self.layer.stages[self.stage]
+    }
+
+    fn soft(&self) -> bool {
+        scoring::soft(self.plan())
+    }
+
+    /// Whether heads of a group take the same halves.
+    fn together(&self) -> bool {
+        self.halving.descent == Descent::KvGroup
+    }
+
+    fn row(&self) -> Row<'_> {
+        Row {
+            shape: self.shape,
+            layer: &self.layer,
+            stage: self.stage,
+            together: self.together(),
+            twice: self.plan().rope == ScanRope::Relative,
+        }
+    }
+
+    fn heading(&self) -> String {
+        let (stage, row) = (self.plan(), self.row());
+        let team = if self.together() {
+            "the heads of a group and one chunk at a time".to_owned()
+        } else {
+            format!("one head and {DESCENTS} chunks at a time")
+        };
+        format!(
+            "Decoding, stage {}: scores chunks of {} tokens for one query by {} halvings.\n\
+             {} lanes take {team}; blocks of threads stride over the chunks of a {} head.",
+            self.stage,
+            stage.chunk,
+            stage.halvings,
+            row.lanes(),
+            if row.alone() { "query" } else { "key-value" }
+        )
     }
 
     pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
-        let stage = &self.layer.stages[self.stage];
-        let rope = self.layer.scan_rope;
-        let vector = 16 / self.shape.kv().bytes();
-        let lanes = self.shape.head_dim() / vector;
-        let heading = format!(
-            "Decoding, stage {}: scores chunks of {} tokens for one query by {} halvings.\n\
-             {lanes} lanes take one head and {DESCENTS} chunks at a time; blocks of threads stride over the chunks of a key-value head.",
-            self.stage, stage.chunk, stage.halvings
-        );
-        let mut writer = Writer::new(&heading, &format!("{pipeline}, stage {}", self.stage));
+        let (stage, row) = (self.plan(), self.row());
+        let rope = stage.rope;
+        let mut writer = Writer::new(&self.heading(), &format!("{pipeline}, stage {}", self.stage));
         self.shape.constants(&mut writer);
         functions::chunk_list_constants(&mut writer, &self.layer, self.stage);
         writer
             .constant("SCAN_WINDOW", self.layer.scan_window, "chunks that begin nearer than this are not scanned")
             .constant("HALVINGS", stage.halvings, "two probes each")
-            .float("QUERY_SCALE", self.shape.geometry.query_scale, "factor of every query")
-            .float("NEVER", -32000.0, "score of a chunk without a probe")
+            .float("QUERY_SCALE", self.shape.geometry.query_scale, "factor of every query");
+        if self.soft() {
+            writer.constant("SCORE_ROWS", stage.rows(), "rows of a head that have scores: the first is the query's");
+        } else {
+            writer.float("NEVER", -32000.0, "score of a chunk without a probe");
+        }
+        writer
             .float("LOWEST", f32::MIN, "below every product")
             .constant("THREADS", THREADS, "threads of a block")
-            .constant("VECTOR", vector, "elements of a 16-byte load")
-            .constant("LANES", lanes, "lanes that read one probe together")
-            .constant("TEAMS", 32 / lanes, "such teams in a warp")
-            .constant("DESCENTS", DESCENTS, "chunks that a team descends at a time");
-        writer.text(VECTORS).text(CACHE_ROW).text(ORDERED);
+            .constant("VECTOR", row.vector(), "elements of a 16-byte load")
+            .constant("LANES", row.lanes(), "lanes that read one probe together")
+            .constant("TEAMS", 32 / row.lanes(), "such teams in a warp");
+        if !self.together() {
+            writer.constant("DESCENTS", DESCENTS, "chunks that a team descends at a time");
+            if row.alone() {
+                writer.constant("HEADS", 1, "query heads that descend the chunks of one list");
+            }
+        }
+        writer.text(VECTORS).text(CACHE_ROW);
+        if !self.soft() {
+            writer.text(ORDERED);
+        }
         if rope != ScanRope::None && rope != ScanRope::ChunkIndexed {
             writer.text(ROTATE);
         }
         functions::chunk_list_of_row(&mut writer, self.stage);
         let table = if rope == ScanRope::None { "" } else { " const float2* __restrict__ rope_table," };
-        let parents = if self.stage == 0 { "" } else { " const int* kept," };
+        let output =
+            if self.soft() { "float* row_scores, int row_stride" } else { "unsigned* scores, int score_stride" };
         writer.text(&format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{table}\n   {parents} unsigned* scores, int score_stride) {{"
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{table}\n   {} {output}) {{",
+            row.parents()
         ));
-        let copies = if rope == ScanRope::Relative { "2 * " } else { "" };
-        let list = if self.stage == 0 { "step[STEP_T_MAX]" } else { "kept" };
-        writer.more(&PLACE.replace("$COPIES", copies).replace("$LIST", list));
-        writer.text(&QUERIES.replace(
-            "$TURN\n",
-            match rope {
-                ScanRope::Relative => TURN_TWICE,
-                ScanRope::Infllm => "        rotate(x, y, rope_table[SCAN_WINDOW * HALF + element]);\n",
-                ScanRope::ChunkIndexed | ScanRope::None => "",
-            },
-        ));
-        let start = if self.stage == 0 { "chunk_start(" } else { "chunk_start(kept, " };
-        let clamp =
-            if self.stage == 0 { "min(left[i] + CHUNK, step[STEP_T_MAX] - SCAN_WINDOW)" } else { "left[i] + CHUNK" };
-        let (fragments, load, for_right) = match rope {
-            ScanRope::Relative => {
-                ("float left_query[DESCENTS][VECTOR], right_query[DESCENTS][VECTOR];", LOAD_TWO, "right_query")
-            }
-            ScanRope::ChunkIndexed => ("float left_query[DESCENTS][VECTOR];", LOAD_TURNED, "left_query"),
-            ScanRope::Infllm | ScanRope::None => ("float left_query[DESCENTS][VECTOR];", LOAD_ONE, "left_query"),
-        };
-        let descend = DESCEND
-            .replace("$START(", start)
-            .replace("$RIGHT", clamp)
-            .replace("$FRAGMENTS", fragments)
-            .replace("$LOAD\n", load.trim_start_matches('\n'))
-            .replace("$FOR_RIGHT", for_right);
-        writer.text(&descend);
+        row.load(&mut writer);
+        let descend = if self.together() { self.descend_together() } else { self.descend() };
+        writer.text(&row.text(&descend));
         Kernel {
             name: name.to_owned(),
             family: Family::Scan,
             text: writer.finish(),
-            arguments: scan_arguments(self.shape, rope, self.stage),
+            arguments: scoring::arguments(self.operands(|stage| Buffer::CachedLists { stage })),
             threads: THREADS as u32,
             shared_bytes: 0,
         }
     }
-}
 
-const VECTORS: &str = r"
-// Sixteen bytes of a key: one load.
-struct alignas(16) Vector {
-    Cached at[VECTOR];
-};
-";
-
-const PLACE: &str = r"
-    SHARED(float, queries, $COPIESGROUP * HEAD_DIM);
-    const int position = step[STEP_START], first_row = step[STEP_FIRST_ROW];
-    const int kv_head = blockIdx.y, thread = threadIdx.x;
-    const int limit = position - SCAN_WINDOW;
-    const int chunks = chunk_count($LIST);
-";
-
-const QUERIES: &str = r"
-    for (int item = thread; item < GROUP * HALF; item += THREADS) {
-        const int head = item / HALF, element = item % HALF;
-        const Activation* const query =
-            &qkv[static_cast<unsigned long long>(first_row) * QKV_ROW + (kv_head * GROUP + head) * HEAD_DIM + element];
-        float x = to_float(query[0]) * QUERY_SCALE, y = to_float(query[HALF]) * QUERY_SCALE;
-$TURN
-        queries[head * HEAD_DIM + element] = x;
-        queries[head * HEAD_DIM + element + HALF] = y;
+    /// The loop in which every head descends by itself.
+    fn descend(&self) -> String {
+        let clamp =
+            if self.stage == 0 { "min(left[i] + CHUNK, step[STEP_T_MAX] - SCAN_WINDOW)" } else { "left[i] + CHUNK" };
+        let (fragments, load, for_right) = match self.plan().rope {
+            ScanRope::Relative => {
+                ("float left_query[DESCENTS][VECTOR], right_query[DESCENTS][VECTOR];", LOAD_TWO, "right_query")
+            }
+            ScanRope::ChunkIndexed => ("float left_query[DESCENTS][VECTOR];", LOAD_TURNED, "left_query"),
+            ScanRope::DynamicExtend | ScanRope::SelfExtend => unreachable!("no word of the language leads here yet"),
+            ScanRope::Infllm | ScanRope::None => ("float left_query[DESCENTS][VECTOR];", LOAD_ONE, "left_query"),
+        };
+        let write = if self.soft() {
+            "row_scores[static_cast<unsigned long long>($FIRST_HEAD + (base + i * TEAMS + team) % $HEADS) * SCORE_ROWS * row_stride +\n                           (base + i * TEAMS + team) / $HEADS] = best[i];".to_owned()
+        } else {
+            format!(
+                "atomic_max(&scores[{}(base + i * TEAMS + team) / $HEADS], ordered(max(best[i], NEVER)));",
+                self.score_row()
+            )
+        };
+        self.halve(DESCEND, "[i]", "best[i], ", clamp)
+            .replace("$FRAGMENTS", fragments)
+            .replace("$LOAD\n", load.trim_start_matches('\n'))
+            .replace("$FOR_RIGHT", for_right)
+            .replace("$WRITE", &write)
     }
-    sync_block();
-";
 
-const TURN_TWICE: &str = r"        // Left probes are at position 0, right ones at 1, the query at SCAN_WINDOW + 1: what counts is the distance.
-        float right_x = x, right_y = y;
-        rotate(right_x, right_y, rope_table[SCAN_WINDOW * HALF + element]);
-        queries[(GROUP + head) * HEAD_DIM + element] = right_x;
-        queries[(GROUP + head) * HEAD_DIM + element + HALF] = right_y;
-        rotate(x, y, rope_table[(SCAN_WINDOW + 1) * HALF + element]);
-";
+    /// The loop in which all heads of a group take the same halves.
+    fn descend_together(&self) -> String {
+        let row = self.row();
+        let clamp = if self.stage == 0 { "min(left + CHUNK, step[STEP_T_MAX] - SCAN_WINDOW)" } else { "left + CHUNK" };
+        self.halve(TOGETHER, "", "best[head], ", clamp)
+            .replace("$ANGLES\n", row.angles())
+            .replace("$QUERY\n", &row.query())
+            .replace("$FOR_RIGHT", if row.twice { "right_query" } else { "query" })
+            .replace("$WRITE\n", &row.write())
+    }
+
+    /// What of the loops the words of the halving say.
+    fn halve(&self, text: &str, index: &str, best: &str, clamp: &str) -> String {
+        let (token, left, right) = probe_texts(self.halving.probe, index);
+        let (sentence, keep) = match self.halving.chunk_score {
+            ChunkScore::RunningMax => {
+                ("The score is the best probe of all halvings, not the one the descent ends at.", format!("max({best}"))
+            }
+            ChunkScore::Last => ("The score is that of the half taken last.", String::new()),
+        };
+        let (open, close) = if keep.is_empty() { ("", "") } else { (keep.as_str(), ")") };
+        text.replace("$SENTENCE", sentence)
+            .replace("$TOKEN", token)
+            .replace("$CLAMP", clamp)
+            .replace("$LEFT", &left)
+            .replace("$RIGHT", &right)
+            .replace("$KEEP", open)
+            .replace("$END", close)
+    }
+
+    /// Where the scores of the query block's ranking begin: a decoding step has one query block.
+    fn score_row(&self) -> &'static str {
+        match self.layer.ranking {
+            Ranking::All => "",
+            Ranking::KvGroup => "kv_head * score_stride + ",
+            Ranking::Each if self.row().alone() => "query_head * score_stride + ",
+            Ranking::Each => "(kv_head * GROUP + (base + i * TEAMS + team) % GROUP) * score_stride + ",
+        }
+    }
+}
 
 const LOAD_ONE: &str = r"
             for (int e = 0; e < VECTOR; ++e) left_query[i][e] = queries[head * HEAD_DIM + lane * VECTOR + e];
@@ -152,7 +214,7 @@ const LOAD_ONE: &str = r"
 const LOAD_TWO: &str = r"
             for (int e = 0; e < VECTOR; ++e) {
                 left_query[i][e] = queries[head * HEAD_DIM + lane * VECTOR + e];
-                right_query[i][e] = queries[(GROUP + head) * HEAD_DIM + lane * VECTOR + e];
+                right_query[i][e] = queries[($HEADS + head) * HEAD_DIM + lane * VECTOR + e];
             }
 ";
 
@@ -169,33 +231,33 @@ const LOAD_TURNED: &str = r"
 ";
 
 const DESCEND: &str = r"
-    const int items = chunks * GROUP;
+    const int items = chunks * $HEADS;
     const int lane = thread % LANES, team = thread % 32 / LANES;
     const int warps = gridDim.x * (THREADS / 32), warp = blockIdx.x * (THREADS / 32) + thread / 32;
     // The loop is the same for all lanes of a warp, because they exchange partial products.
     for (int base = warp * TEAMS * DESCENTS; base < items; base += warps * TEAMS * DESCENTS) {
         // The list is ascending: where one chunk lies beyond the limit, so does every later one.
-        if ($START(base / GROUP) > limit) break;
+        if ($START(base / $HEADS) > limit) break;
         int left[DESCENTS], right[DESCENTS];
         float best[DESCENTS];
         $FRAGMENTS
         for (int i = 0; i < DESCENTS; ++i) {
             const int item = base + i * TEAMS + team;
-            const int chunk = min(item / GROUP, chunks - 1), head = item % GROUP;
+            const int chunk = min(item / $HEADS, chunks - 1), head = item % $HEADS;
             left[i] = $START(chunk);
-            right[i] = item < items ? $RIGHT : left[i];
+            right[i] = item < items ? $CLAMP : left[i];
             best[i] = LOWEST;
 $LOAD
         }
         for (int halving = 0; halving < HALVINGS; ++halving) {
-            // The middle token of each half stands for it. An inactive chunk probes token 0 and ignores the product.
+            // The $TOKEN token of each half stands for it. An inactive chunk probes token 0 and ignores the product.
             float left_score[DESCENTS], right_score[DESCENTS];
             Vector left_probe[DESCENTS], right_probe[DESCENTS];
             for (int i = 0; i < DESCENTS; ++i) {
                 const bool active = left[i] < right[i] && left[i] <= limit;
                 const int middle = (left[i] + right[i]) / 2;
-                const unsigned long long left_row = cache_row(page_table, active ? (left[i] + middle) / 2 : 0, kv_head);
-                const unsigned long long right_row = cache_row(page_table, active ? (middle + right[i]) / 2 : 0, kv_head);
+                const unsigned long long left_row = cache_row(page_table, active ? $LEFT : 0, kv_head);
+                const unsigned long long right_row = cache_row(page_table, active ? $RIGHT : 0, kv_head);
                 left_probe[i] = *reinterpret_cast<const Vector*>(&keys[left_row * HEAD_DIM + lane * VECTOR]);
                 right_probe[i] = *reinterpret_cast<const Vector*>(&keys[right_row * HEAD_DIM + lane * VECTOR]);
             }
@@ -209,7 +271,7 @@ $LOAD
                     left_score[i] += shuffle_xor(left_score[i], mask);
                     right_score[i] += shuffle_xor(right_score[i], mask);
                 }
-                // A tie goes right. The score is the best probe of all halvings, not the one the descent ends at.
+                // A tie goes right. $SENTENCE
                 if (left[i] < right[i] && left[i] <= limit) {
                     const int middle = (left[i] + right[i]) / 2;
                     if (left_score[i] > right_score[i]) {
@@ -217,13 +279,68 @@ $LOAD
                     } else {
                         left[i] = middle;
                     }
-                    best[i] = max(best[i], max(left_score[i], right_score[i]));
+                    best[i] = $KEEPmax(left_score[i], right_score[i])$END;
                 }
             }
         }
         for (int i = 0; i < DESCENTS; ++i)
             if (lane == 0 && best[i] > LOWEST)
-                atomic_max(&scores[(base + i * TEAMS + team) / GROUP], ordered(max(best[i], NEVER)));
+                $WRITE
+    }
+}
+";
+
+const TOGETHER: &str = r"
+    const int lane = thread % LANES, team = thread % 32 / LANES;
+    const int warps = gridDim.x * (THREADS / 32), warp = blockIdx.x * (THREADS / 32) + thread / 32;
+    // The loop is the same for all lanes of a warp, because they exchange partial products.
+    for (int base = warp * TEAMS; base < chunks; base += warps * TEAMS) {
+        // The list is ascending: where one chunk lies beyond the limit, so does every later one.
+        if ($START(base) > limit) break;
+        const int chunk = min(base + team, chunks - 1);
+        int left = $START(chunk), right = base + team < chunks ? $CLAMP : left;
+        const bool scored = left < right && left <= limit;
+$ANGLES
+        float best[GROUP];
+        for (int head = 0; head < GROUP; ++head) best[head] = LOWEST;
+        for (int halving = 0; halving < HALVINGS; ++halving) {
+            // The $TOKEN token of each half stands for it, and is loaded once for the group. An inactive chunk probes
+            // token 0 and ignores the product.
+            const bool active = left < right && left <= limit;
+            const int middle = (left + right) / 2;
+            const unsigned long long left_row = cache_row(page_table, active ? $LEFT : 0, kv_head);
+            const unsigned long long right_row = cache_row(page_table, active ? $RIGHT : 0, kv_head);
+            const Vector left_probe = *reinterpret_cast<const Vector*>(&keys[left_row * HEAD_DIM + lane * VECTOR]);
+            const Vector right_probe = *reinterpret_cast<const Vector*>(&keys[right_row * HEAD_DIM + lane * VECTOR]);
+            float left_score = LOWEST, right_score = LOWEST, own_left[GROUP], own_right[GROUP];
+#pragma unroll
+            for (int head = 0; head < GROUP; ++head) {
+$QUERY
+                own_left[head] = own_right[head] = 0.0f;
+                for (int e = 0; e < VECTOR; ++e) {
+                    own_left[head] += query[e] * to_float(left_probe.at[e]);
+                    own_right[head] += $FOR_RIGHT[e] * to_float(right_probe.at[e]);
+                }
+                for (int mask = LANES / 2; mask > 0; mask /= 2) {
+                    own_left[head] += shuffle_xor(own_left[head], mask);
+                    own_right[head] += shuffle_xor(own_right[head], mask);
+                }
+                left_score = max(left_score, own_left[head]);
+                right_score = max(right_score, own_right[head]);
+            }
+            // The head that wants a half most decides for the group, and a tie goes right.
+            // $SENTENCE
+            if (active) {
+                if (left_score > right_score) {
+                    right = middle;
+                } else {
+                    left = middle;
+                }
+                for (int head = 0; head < GROUP; ++head)
+                    best[head] = $KEEPleft_score > right_score ? own_left[head] : own_right[head]$END;
+            }
+        }
+$WRITE
     }
 }
 ";

@@ -1,11 +1,12 @@
 //! Keeps the best chunks of every query block, in ascending order.
 
-use super::functions;
+use super::functions::{self, Shape};
 use super::launch::Element;
-use super::scan::{chunks_here, scan_constants};
+use super::scan::chunks_here;
+use super::scoring::scan_constants;
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel};
-use crate::PrunedLayer;
+use crate::{PrunedLayer, Ranking};
 
 const THREADS: usize = 512;
 
@@ -13,6 +14,8 @@ const THREADS: usize = 512;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Select {
     layer: PrunedLayer,
+    /// Rankings of a query block.
+    rankings: usize,
     stage: usize,
     /// Chunks that stay.
     keep: usize,
@@ -21,27 +24,39 @@ pub(crate) struct Select {
 }
 
 impl Select {
-    pub(crate) fn new(layer: &PrunedLayer, stage: usize) -> Self {
+    pub(crate) fn new(shape: Shape, layer: &PrunedLayer, stage: usize) -> Self {
         let next = layer.stages.get(stage + 1).and_then(|next| next.keep_chunks);
         let block = (stage + 1 == layer.stages.len()).then_some(layer.block);
         // The selection does not see how the scores came about.
-        let mut constants = PrunedLayer { scan_rope: crate::ScanRope::None, ..scan_constants(layer, stage) };
-        for stage in &mut constants.stages {
-            stage.query_stride = 1;
-        }
-        Self { layer: constants, stage, keep: next.unwrap_or(layer.keep_blocks), block }
+        let mut constants = scan_constants(layer, stage);
+        let plan = &mut constants.stages[stage];
+        plan.rope = crate::ScanRope::None;
+        plan.query_stride = 1;
+        plan.halvings = 0;
+        plan.scoring = crate::Scoring::default();
+        let rankings = shape.rankings(layer.ranking);
+        Self { layer: constants, rankings, stage, keep: next.unwrap_or(layer.keep_blocks), block }
     }
 
     pub(crate) fn stem(&self, pipeline: &str) -> String {
         let chunk = self.layer.stages[self.stage].chunk;
-        format!("ihip_{pipeline}_s{}_select_c{chunk}_k{}", self.stage, self.keep * chunk)
+        let ranking = functions::ranking_word(self.layer.ranking);
+        format!("ihip_{pipeline}_s{}_select{ranking}_c{chunk}_k{}", self.stage, self.keep * chunk)
+    }
+
+    /// Blocks of threads for `blocks` query blocks.
+    pub(crate) fn grid(&self, blocks: usize) -> [u32; 3] {
+        [blocks as u32, self.rankings as u32, 1]
     }
 
     pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
         let stage = &self.layer.stages[self.stage];
+        let shared = self.layer.ranking == Ranking::All;
+        let (of_every, block) =
+            if shared { ("query block", "query block") } else { ("ranking", "ranking of a query block") };
         let heading = format!(
-            "Stage {}: keeps the {} best chunks of {} tokens of every query block, the lower position first in a tie, in\n\
-             ascending order. One block of threads a query block; it leaves the scores at zero for their next use.",
+            "Stage {}: keeps the {} best chunks of {} tokens of every {of_every}, the lower position first in a tie, in\n\
+             ascending order. One block of threads a {block}; it leaves the scores at zero for their next use.",
             self.stage, self.keep, stage.chunk
         );
         let mut writer = Writer::new(&heading, &format!("{pipeline}, stage {}", self.stage));
@@ -51,6 +66,7 @@ impl Select {
             .constant("KEEP", self.keep, "chunks that stay")
             .constant("THREADS", THREADS, "threads of a block")
             .constant("WARPS", THREADS / 32, "warps of a block");
+        functions::ranking_constant(&mut writer, self.layer.ranking, self.rankings);
         if let Some(block) = self.block {
             writer.constant("BLOCK", block, "tokens of a block of the final list");
         }
@@ -61,25 +77,34 @@ impl Select {
         writer.text(&format!(
             "KERNEL(THREADS) {name}(\n    const int* step,{parents} unsigned* scores, {outputs}, int score_stride) {{"
         ));
-        writer.more(PLACE);
-        writer.more(chunks_here(self.stage));
+        let (ranking, row, scores) = if shared {
+            ("", "block", "block * score_stride")
+        } else {
+            (RANKING, "row", "static_cast<unsigned long long>(row) * score_stride")
+        };
+        writer.more(&PLACE.replace("$RANKING", ranking).replace("$SCORES", scores));
+        writer.more(&chunks_here(self.stage, self.layer.ranking));
         writer.more("    const int keep = min(KEEP, chunks);");
         writer.text(THRESHOLD);
         let start = if self.stage == 0 { "chunk_start(chunk)" } else { "chunk_start(kept, chunk)" };
-        let (row, store, visible) = if self.block.is_some() {
-            ("blocks + block * KEEP", "entry = entry / BLOCK * BLOCK;\n            ", VISIBLE)
+        let (list, store, visible) = if self.block.is_some() {
+            (format!("blocks + {row} * KEEP"), "entry = entry / BLOCK * BLOCK;\n            ", VISIBLE)
         } else {
-            ("kept_chunks + block * (KEEP + 1)", "", "")
+            (format!("kept_chunks + {row} * (KEEP + 1)"), "", "")
         };
         writer.text(
             &COMPACT
-                .replace("$ROW", row)
+                .replace("$ROW", &list)
                 .replace("$START", start)
                 .replace("$FLOOR", store)
                 .replace("$DECLARED", if self.block.is_some() { "    int visible = 0;\n" } else { "" })
                 .replace("$VISIBLE\n", visible.trim_start_matches('\n')),
         );
-        writer.more(if self.block.is_some() { COUNT } else { "    if (thread == 0) list[KEEP] = keep;\n}" });
+        writer.more(&if self.block.is_some() {
+            COUNT.replace("$ROW", row)
+        } else {
+            "    if (thread == 0) list[KEEP] = keep;\n}".to_owned()
+        });
         let mut arguments = vec![Argument { name: "step", kind: ArgumentKind::Input(Element::I32) }];
         if self.stage > 0 {
             arguments.push(Argument { name: "parents", kind: ArgumentKind::Input(Element::I32) });
@@ -117,7 +142,11 @@ const PLACE: &str = r"
     const int rows = step[STEP_ROWS];
     const int block = blockIdx.x, thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     if (block * QUERY_BLOCK >= rows) return;
-    unsigned* const score = scores + block * score_stride;
+$RANKING    unsigned* const score = scores + $SCORES;
+";
+
+const RANKING: &str = r"    // Every ranking of a query block has a row of its own in scores and lists.
+    const int ranking = blockIdx.y, row = block * RANKINGS + ranking;
 ";
 
 const THRESHOLD: &str = r"
@@ -204,6 +233,6 @@ const COUNT: &str = r"
     sync_block();
     atomic_add(&histogram[0], visible);
     sync_block();
-    if (thread == 0) counts[block] = histogram[0];
+    if (thread == 0) counts[$ROW] = histogram[0];
 }
 ";

@@ -1,11 +1,11 @@
 //! Which keys an attention kernel goes through, and at which rotary positions: the part in which pruned and dense
 //! layers differ.
 
-use super::functions::Shape;
+use super::functions::{self, Shape};
 use super::launch::Element;
 use super::writer::Writer;
 use super::{Argument, ArgumentKind};
-use crate::{AttendRope, LayerPlan};
+use crate::{AttendRope, LayerPlan, Ranking};
 
 /// The keys of a layer, by the constants that an attention kernel depends on.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,8 +20,17 @@ pub(crate) enum Visible {
         block: usize,
         /// Blocks of the list; 0 where there is none.
         keep_blocks: usize,
+        ranking: Ranking,
         rope: AttendRope,
     },
+}
+
+/// Which of the two attention kernels reads the keys.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Phase {
+    Prefill,
+    /// One query a step, so one query block and no `block`.
+    Decode,
 }
 
 impl Visible {
@@ -34,6 +43,8 @@ impl Visible {
                 query_block: layer.query_block,
                 block: layer.block,
                 keep_blocks: if layer.stages.is_empty() { 0 } else { layer.keep_blocks },
+                // Without a list there is nothing to rank.
+                ranking: if layer.stages.is_empty() { Ranking::All } else { layer.ranking },
                 rope: layer.attend_rope,
             },
         }
@@ -53,29 +64,42 @@ impl Visible {
         matches!(self, Self::Pruned { keep_blocks: 1.., .. })
     }
 
+    /// Query heads that read the same list.
+    pub(crate) fn ranking(&self) -> Ranking {
+        match self {
+            Self::All => Ranking::All,
+            Self::Pruned { ranking, .. } => *ranking,
+        }
+    }
+
     /// The middle of a kernel's name: `attend_all`, `attend_decode_streaming_k2048`, …
-    pub(crate) fn stem(&self, pipeline: &str, phase: &str, shape: Shape) -> String {
+    pub(crate) fn stem(&self, pipeline: &str, phase: Phase, shape: Shape) -> String {
         let suffix = shape.suffix();
+        let phase = if phase == Phase::Decode { "_decode" } else { "" };
         match self {
             Self::All => format!("ihip_{pipeline}_attend_all{phase}_{suffix}"),
-            Self::Pruned { block, keep_blocks, rope, .. } => {
+            Self::Pruned { block, keep_blocks, ranking, rope, .. } => {
+                let ranking = functions::ranking_word(*ranking);
                 let rope = match rope {
                     AttendRope::Streaming => "streaming",
                     AttendRope::Infllm => "infllm",
+                    AttendRope::DynamicExtend => "dynamic_extend",
+                    AttendRope::SelfExtend => "self_extend",
                     AttendRope::None => "plain",
                 };
-                format!("ihip_{pipeline}_attend{phase}_{rope}_k{}_{suffix}", keep_blocks * block)
+                format!("ihip_{pipeline}_attend{phase}_{rope}{ranking}_k{}_{suffix}", keep_blocks * block)
             }
         }
     }
 
     /// Constants of the layer.
-    pub(crate) fn constants(&self, writer: &mut Writer) {
-        if let Self::Pruned { sink, window, query_block, block, keep_blocks, .. } = self {
+    pub(crate) fn constants(&self, writer: &mut Writer, shape: Shape) {
+        if let Self::Pruned { sink, window, query_block, block, keep_blocks, ranking, .. } = self {
             writer
                 .constant("SINK", sink, "first tokens, which every query sees")
                 .constant("WINDOW", window, "most recent tokens, which every query sees")
                 .constant("QUERY_BLOCK", query_block, "queries that share a block list");
+            functions::ranking_constant(writer, *ranking, shape.rankings(*ranking));
             if self.has_list() {
                 writer.constant("BLOCK", block, "tokens of a block of the list").constant(
                     "KEEP",
@@ -121,23 +145,41 @@ impl Visible {
 
     /// Defines `count`, `list` and the origin of rotary positions for the query block `block` whose first query is
     /// at `first_position`.
-    pub(crate) fn origin(&self) -> String {
+    pub(crate) fn origin(&self, phase: Phase) -> String {
         let Self::Pruned { rope, .. } = self else { return String::new() };
         let mut text = String::new();
         if self.has_list() {
-            text.push_str("    const int* const list = blocks + block * KEEP;\n    const int count = counts[block];\n");
+            let (declared, list, row) = match (phase, self.ranking()) {
+                (Phase::Prefill, Ranking::All) => ("", "blocks + block * KEEP", "block"),
+                (Phase::Prefill, Ranking::KvGroup) => {
+                    ("    const int ranked = block * RANKINGS + kv_head;\n", "blocks + ranked * KEEP", "ranked")
+                }
+                (Phase::Prefill, Ranking::Each) => {
+                    ("    const int ranked = block * RANKINGS + first_head;\n", "blocks + ranked * KEEP", "ranked")
+                }
+                (Phase::Decode, Ranking::All) => ("", "blocks", "0"),
+                (Phase::Decode, Ranking::KvGroup) => ("", "blocks + kv_head * KEEP", "kv_head"),
+                (Phase::Decode, Ranking::Each) => ("", "blocks + first_head * KEEP", "first_head"),
+            };
+            text.push_str(&format!(
+                "{declared}    const int* const list = {list};\n    const int count = counts[{row}];\n"
+            ));
         }
+        let first_position = if phase == Phase::Prefill { "first_position" } else { "position" };
         let listed = if self.has_list() { " - count * BLOCK" } else { "" };
         match rope {
             AttendRope::Streaming => text.push_str(&format!(
                 "    // Kept keys are packed to end one window before the block's first query, sinks right before them. Only\n\
                  \x20   // differences of positions matter, so all are counted from the first sink's: the table stays short.\n\
-                 \x20   const int packed = first_position - WINDOW - SINK{listed} + 1, origin = max(0, packed);\n"
+                 \x20   const int packed = {first_position} - WINDOW - SINK{listed} + 1, origin = max(0, packed);\n"
             )),
-            AttendRope::Infllm => text.push_str(
+            AttendRope::Infllm => text.push_str(&format!(
                 "    // Sinks and kept keys all stand at the window's distance; positions are counted from there.\n\
-                 \x20   const int origin = max(0, first_position - WINDOW);\n",
-            ),
+                 \x20   const int origin = max(0, {first_position} - WINDOW);\n"
+            )),
+            AttendRope::DynamicExtend | AttendRope::SelfExtend => {
+                unreachable!("no word of the language leads here yet")
+            }
             AttendRope::None => {}
         }
         text

@@ -2,52 +2,58 @@
 
 use std::ops::Range;
 
-use super::rope::{self, Group, Packing};
-use super::{BlockList, Problem, Tensors, dot, query_rows};
+use super::rope::{self, Group, Packing, Span};
+use super::tensors::dot;
+use super::{BlockList, Problem, Tensors, query_rows};
 
-/// Block sparse attention of every query block, each over its own list; `[queries, query_heads, head_dim]`.
+/// Block sparse attention of every query block, each ranking's heads over its own list;
+/// `[queries, query_heads, head_dim]`.
 #[must_use]
 pub fn pruned(tensors: &Tensors<'_>, lists: &[BlockList]) -> Vec<f32> {
     let queries = tensors.query_count();
     let mut out = Vec::new();
-    for (block, list) in lists.iter().enumerate() {
+    for (block, lists) in lists.chunks(tensors.rankings()).enumerate() {
         let rows = query_rows(block, tensors.pruning.query_block as usize, queries);
-        out.extend(pruned_block(tensors, rows, list));
+        out.extend(pruned_block(tensors, rows, lists));
     }
     out
 }
 
-/// Block sparse attention of the query block `rows`.
-fn pruned_block(tensors: &Tensors<'_>, rows: Range<usize>, list: &BlockList) -> Vec<f32> {
-    let pruning = tensors.pruning;
-    let window = pruning.window as usize;
-    let candidates = candidates(tensors, rows.clone(), list);
-
+/// Block sparse attention of the query block `rows`, with a list for each ranking.
+fn pruned_block(tensors: &Tensors<'_>, rows: Range<usize>, lists: &[BlockList]) -> Vec<f32> {
+    let candidates: Vec<Vec<Candidate>> = lists.iter().map(|list| candidates(tensors, rows.clone(), list)).collect();
     let mut out = Vec::new();
     for row in rows {
-        let position = tensors.position(row);
-        // Sinks and selected tokens are seen once they have left the window, window tokens while they are in it, so
-        // that no key is counted twice.
-        let visible: Vec<&Candidate> = candidates
-            .iter()
-            .filter(|candidate| match (position.checked_sub(candidate.position), candidate.group) {
-                (None, _) => false,
-                (Some(distance), Group::Window(_)) => distance < window,
-                (Some(distance), _) => distance >= window,
-            })
-            .collect();
-        for head in 0..tensors.query_heads() {
-            let kv_head = tensors.kv_head(head);
-            let query = match pruning.rope.rotated_cache() {
-                true => tensors.query(row, head).to_vec(),
-                false => rope::rotate(tensors.query(row, head), position, tensors.frequencies),
-            };
-            let logits: Vec<f64> = visible.iter().map(|candidate| dot(&query, &candidate.keys[kv_head])).collect();
-            let values = visible.iter().map(|candidate| tensors.value(candidate.position, kv_head));
-            out.extend(softmax_average(&logits, values, query.len()));
+        for (ranking, candidates) in candidates.iter().enumerate() {
+            for head in tensors.heads(ranking) {
+                out.extend(pruned_row(tensors, row, head, candidates));
+            }
         }
     }
     out
+}
+
+/// Attention of one query of one head.
+fn pruned_row(tensors: &Tensors<'_>, row: usize, head: usize, candidates: &[Candidate]) -> Vec<f32> {
+    let (position, window) = (tensors.position(row), tensors.pruning.window as usize);
+    // Sinks and selected tokens are seen once they have left the window, window tokens while they are in it, so
+    // that no key is counted twice.
+    let visible: Vec<&Candidate> = candidates
+        .iter()
+        .filter(|candidate| match (position.checked_sub(candidate.position), candidate.group) {
+            (None, _) => false,
+            (Some(distance), Group::Window) => distance < window,
+            (Some(distance), _) => distance >= window,
+        })
+        .collect();
+    let kv_head = tensors.kv_head(head);
+    let query = match tensors.pruning.rope.rotated_cache() {
+        true => tensors.query(row, head).to_vec(),
+        false => rope::rotate(tensors.query(row, head), position, tensors.frequencies),
+    };
+    let logits: Vec<f64> = visible.iter().map(|candidate| dot(&query, &candidate.keys[kv_head])).collect();
+    let values = visible.iter().map(|candidate| tensors.value(candidate.position, kv_head));
+    softmax_average(&logits, values, query.len())
 }
 
 /// A key that some query of a block may see.
@@ -58,13 +64,12 @@ struct Candidate {
     keys: Vec<Vec<f64>>,
 }
 
-/// The three groups of keys that the query block `rows` reads, in the order selected, sinks, window.
+/// The three groups of keys that the heads of one ranking of the query block `rows` read, in the order selected, sinks, window.
 fn candidates(tensors: &Tensors<'_>, rows: Range<usize>, list: &BlockList) -> Vec<Candidate> {
     let pruning = tensors.pruning;
     let (sink, window) = (pruning.sink as usize, pruning.window as usize);
     let block = pruning.stages.last().map_or(1, |last| last.chunk as usize);
-    let first_position = tensors.position(rows.start);
-    let last_position = tensors.position(rows.end - 1);
+    let queries = tensors.positions(&rows);
 
     let selected = list.blocks[..list.count]
         .iter()
@@ -72,23 +77,20 @@ fn candidates(tensors: &Tensors<'_>, rows: Range<usize>, list: &BlockList) -> Ve
         .enumerate()
         .map(|(token, position)| (position, Group::Selected(token)));
     let sinks = (0..sink).map(|token| (token, Group::Sink(token)));
-    let recent = ((first_position + 1).saturating_sub(window)..=last_position)
-        .map(|position| (position, Group::Window(position)));
+    let recent = ((queries.start + 1).saturating_sub(window)..queries.end).map(|position| (position, Group::Window));
 
-    let packing = Packing { first_position, window, sink, selected: list.count * block };
+    let span = Span { queries: queries.clone(), trained: tensors.trained };
+    let packing = Packing { span, window, sink, selected: list.count * block };
     selected
         .chain(sinks)
         .chain(recent)
-        .filter(|&(position, _)| position <= last_position)
+        .filter(|&(position, _)| position < queries.end)
         .map(|(position, group)| {
-            let rotary = rope::attend_key(pruning.rope.attend, group, packing);
-            let keys = (0..tensors.kv_heads)
+            let rotary = rope::attend_key(pruning.rope.attend, group, position, &packing);
+            let keys = (0..tensors.kv_heads())
                 .map(|head| {
                     let key = tensors.key(position, head);
-                    match rotary {
-                        Some(rotary) => rope::rotate(key, rotary, tensors.frequencies),
-                        None => key.to_vec(),
-                    }
+                    if rotary.is_empty() { key.to_vec() } else { rope::blend(key, &rotary, tensors.frequencies) }
                 })
                 .collect();
             Candidate { position, group, keys }

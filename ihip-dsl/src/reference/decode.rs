@@ -7,21 +7,21 @@ use super::{BlockList, Problem, StageOutcome, Tensors, attend, run_stages, scan}
 pub struct Decode {
     /// Steps taken.
     steps: usize,
-    /// Chunks that entered each stage when the stage before last ran.
-    inputs: Vec<Vec<usize>>,
-    /// The list in force.
-    list: BlockList,
+    /// Chunks that entered each stage when the stage before last ran, a list for each ranking.
+    inputs: Vec<Vec<Vec<usize>>>,
+    /// The lists in force, one for each ranking; none before the first step that renews them.
+    lists: Vec<BlockList>,
 }
 
 /// What one step computed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecodeStep {
-    /// The stage from which the mask was renewed; `None` where the old list was used as it was.
+    /// The stage from which the mask was renewed; `None` where the old lists were used as they were.
     pub restart: Option<usize>,
     /// The stages that ran, the first being number `restart`.
     pub stages: Vec<StageOutcome>,
-    /// The list in force.
-    pub list: BlockList,
+    /// The lists in force, one for each ranking.
+    pub lists: Vec<BlockList>,
     /// `[1, query_heads, head_dim]`.
     pub out: Vec<f32>,
 }
@@ -37,7 +37,7 @@ impl Decode {
     ///
     /// The mask is renewed from the first stage whose interval divides the number of the step, counted from 0: that
     /// stage and all after it run again with *this* query, on the chunks that entered it when the stage before last
-    /// ran. Where no interval divides it, list and count stay as they were, whatever has left the window since.
+    /// ran. Where no interval divides it, lists and counts stay as they were, whatever has left the window since.
     ///
     /// # Panics
     /// Where the problem has not one query, or not the shapes that [`Problem`] states.
@@ -50,18 +50,20 @@ impl Decode {
 
         let mut outcomes = Vec::new();
         if let Some(restart) = restart {
-            let input = match restart {
+            let inputs = match restart {
                 // What enters the first stage follows from the number of keys; it is never cached.
-                0 => scan::first_chunks(problem.pruning, problem.t_max),
+                0 => vec![scan::first_chunks(problem.pruning, problem.t_max); tensors.rankings()],
                 _ => self.inputs[restart].clone(),
             };
-            let (ran, lists) = run_stages(&tensors, restart, vec![input]);
+            let (ran, lists) = run_stages(&tensors, restart, inputs);
             self.inputs.truncate(restart);
-            self.inputs.extend(ran.iter().map(|stage| stage.input[0].clone()));
-            self.list = lists[0].clone();
+            self.inputs.extend(ran.iter().map(|stage| stage.input.clone()));
+            self.lists = lists;
             outcomes = ran;
         }
-        let out = attend::pruned(&tensors, std::slice::from_ref(&self.list));
-        DecodeStep { restart, stages: outcomes, list: self.list.clone(), out }
+        // Sinks and window are all there is where no stage ever ran.
+        self.lists.resize(tensors.rankings(), BlockList::default());
+        let out = attend::pruned(&tensors, &self.lists);
+        DecodeStep { restart, stages: outcomes, lists: self.lists.clone(), out }
     }
 }

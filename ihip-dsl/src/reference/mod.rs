@@ -2,16 +2,24 @@
 //!
 //! The reference is computed from the validated description ([`LayerPruning`]) alone. It shares no arithmetic with
 //! [`crate::plan`] or the emitter: counts, clamps and positions are stated here once more, in the order of the paper
-//! (InfiniteHiP, arXiv 2502.08910) and, where paper and published implementation differ, as the authors' code does it,
-//! because that is what their numbers were measured with.
+//! (InfiniteHiP, arXiv 2502.08910) and, where paper and published implementation differ, by default as the authors' code
+//! does it, because that is what their numbers were measured with. What comes from elsewhere names its source.
 //!
 //! | file | family | paper |
 //! |---|---|---|
 //! | [`scan`] | a stage's chunks and their scores | §3.1, Algorithms 1 and 3 |
+//! | [`halving`] | scores by descent into a chunk | Algorithm 3 |
+//! | [`whole`] | scores of whole chunks: mean, bounds, every key | of others, named there |
+//! | [`soft`] | scores as logarithms of probabilities | none |
 //! | [`select`] | ranking, cuts, splitting, the final block list | §3.1, Algorithm 1 |
 //! | [`rope`] | rotation, positions of every mode | §3.3, appendix D |
 //! | [`attend`] | block sparse attention, dense attention | §3.2 |
 //! | [`decode`] | renewing the mask while decoding | §3.2, appendix F |
+//! | [`Tensors`] | queries, keys and values as they are cached | §3.3 |
+//!
+//! # Rankings
+//! Query heads may share one ranking of the chunks, one a key-value head, or none ([`crate::Ranking`]). Lists, scores
+//! and cuts exist once for each query block and ranking, in this order: row `block · rankings + ranking`.
 //!
 //! # Precision
 //! Everything is f64 but for two roundings. Cosines and sines are rounded to f32, because every device reads them from
@@ -22,16 +30,21 @@
 
 pub mod attend;
 pub mod decode;
+pub mod halving;
 pub mod rope;
 pub mod scan;
 pub mod select;
+pub mod soft;
+mod tensors;
+pub mod whole;
 
 use std::ops::Range;
 
-use crate::LayerPruning;
+use crate::{LayerPruning, Ranking};
 
 pub use attend::dense;
 pub use decode::{Decode, DecodeStep};
+pub use tensors::Tensors;
 
 /// One call of one attention layer.
 ///
@@ -61,6 +74,26 @@ pub struct Problem<'a> {
     pub first_position: usize,
     /// Keys that the scan's grid is laid out for (`Tmax`), at least `first_position + queries`.
     pub t_max: usize,
+    /// Positions that the model was trained on, `L`.
+    pub trained: usize,
+}
+
+impl Problem<'_> {
+    /// Rankings of a query block, `R`: how many lists it has.
+    #[must_use]
+    pub fn rankings(&self) -> usize {
+        match self.pruning.ranking {
+            Ranking::All => 1,
+            Ranking::KvGroup => self.kv_heads,
+            Ranking::Each => self.query_heads,
+        }
+    }
+
+    /// The ranking, and so the block list, of query head `head`.
+    #[must_use]
+    pub fn ranking(&self, head: usize) -> usize {
+        head * self.rankings() / self.query_heads
+    }
 }
 
 /// Everything that one call computes.
@@ -68,13 +101,13 @@ pub struct Problem<'a> {
 pub struct Outcome {
     /// What happened in each stage, in order.
     pub stages: Vec<StageOutcome>,
-    /// The block list of every query block of the attention.
+    /// The block list of every query block of the attention and each of its rankings.
     pub lists: Vec<BlockList>,
     /// `[queries, query_heads, head_dim]`.
     pub out: Vec<f32>,
 }
 
-/// One stage, for each of its query blocks.
+/// One stage, for each of its query blocks and rankings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StageOutcome {
     /// First positions of the chunks that entered, ascending.
@@ -85,7 +118,7 @@ pub struct StageOutcome {
     pub cuts: Vec<select::Cut>,
 }
 
-/// The blocks that one query block attends to besides sinks and window.
+/// The blocks that the heads of one ranking of a query block attend to besides sinks and window.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BlockList {
     /// First positions, ascending.
@@ -105,7 +138,7 @@ pub fn prefill(problem: &Problem<'_>) -> Outcome {
         None => Vec::new(),
         Some(first) => {
             let blocks = tensors.query_count().div_ceil(first.query_block as usize);
-            vec![scan::first_chunks(problem.pruning, problem.t_max); blocks]
+            vec![scan::first_chunks(problem.pruning, problem.t_max); blocks * tensors.rankings()]
         }
     };
     let (stages, lists) = run_stages(&tensors, 0, inputs);
@@ -115,13 +148,14 @@ pub fn prefill(problem: &Problem<'_>) -> Outcome {
 
 /// Runs the stages from number `first` on, and makes the final lists.
 ///
-/// `inputs` are the chunks that enter stage `first`, a list for each of its query blocks.
+/// `inputs` are the chunks that enter stage `first`, a list for each of its query blocks and rankings.
 fn run_stages(tensors: &Tensors<'_>, first: usize, inputs: Vec<Vec<usize>>) -> (Vec<StageOutcome>, Vec<BlockList>) {
     let pruning = tensors.pruning;
     let queries = tensors.query_count();
-    let blocks = queries.div_ceil(pruning.query_block as usize);
+    let rankings = tensors.rankings();
     if pruning.stages.is_empty() {
-        return (Vec::new(), vec![BlockList::default(); blocks]);
+        let blocks = queries.div_ceil(pruning.query_block as usize);
+        return (Vec::new(), vec![BlockList::default(); blocks * rankings]);
     }
 
     let mut outcomes = Vec::new();
@@ -134,9 +168,9 @@ fn run_stages(tensors: &Tensors<'_>, first: usize, inputs: Vec<Vec<usize>>) -> (
         let kept_chunks = (kept_tokens / stage.chunk) as usize;
 
         let mut outcome = StageOutcome { input: inputs, scores: Vec::new(), cuts: Vec::new() };
-        for (block, chunks) in outcome.input.iter().enumerate() {
-            let rows = query_rows(block, stage.query_block as usize, queries);
-            let scores = scan::scan(tensors, index, rows, chunks);
+        for (entry, chunks) in outcome.input.iter().enumerate() {
+            let rows = query_rows(entry / rankings, stage.query_block as usize, queries);
+            let scores = scan::scan(tensors, index, rows, tensors.heads(entry % rankings), chunks);
             outcome.cuts.push(select::cut(chunks, &scores.scores, kept_chunks));
             outcome.scores.push(scores);
         }
@@ -144,13 +178,14 @@ fn run_stages(tensors: &Tensors<'_>, first: usize, inputs: Vec<Vec<usize>>) -> (
         inputs = match next {
             None => Vec::new(),
             Some(next) => {
-                let parents = outcome.cuts.len();
+                let parents = outcome.cuts.len() / rankings;
                 let children = queries.div_ceil(next.query_block as usize);
                 let ratio = (stage.query_block / next.query_block) as usize;
-                (0..children)
-                    .map(|child| {
-                        let parent = select::parent(child, children, parents, ratio);
-                        select::split(&outcome.cuts[parent].kept, stage.chunk as usize, next.chunk as usize)
+                (0..children * rankings)
+                    .map(|entry| {
+                        let parent = select::parent(entry / rankings, children, parents, ratio);
+                        let cut = &outcome.cuts[parent * rankings + entry % rankings];
+                        select::split(&cut.kept, stage.chunk as usize, next.chunk as usize)
                     })
                     .collect()
             }
@@ -163,8 +198,8 @@ fn run_stages(tensors: &Tensors<'_>, first: usize, inputs: Vec<Vec<usize>>) -> (
         .cuts
         .iter()
         .enumerate()
-        .map(|(block, cut)| {
-            let rows = query_rows(block, pruning.query_block as usize, queries);
+        .map(|(entry, cut)| {
+            let rows = query_rows(entry / rankings, pruning.query_block as usize, queries);
             let first_position = tensors.position(rows.start);
             select::final_list(&cut.kept, first_position, pruning.query_block as usize)
         })
@@ -175,127 +210,4 @@ fn run_stages(tensors: &Tensors<'_>, first: usize, inputs: Vec<Vec<usize>>) -> (
 /// The queries of block `block`: blocks are counted from the first query of the call, and the last may be ragged.
 fn query_rows(block: usize, query_block: usize, queries: usize) -> Range<usize> {
     block * query_block..((block + 1) * query_block).min(queries)
-}
-
-/// A problem's tensors as the kernels see them: in f64, queries scaled, and everything rotated at true positions if
-/// that is how the layer caches its keys.
-pub struct Tensors<'a> {
-    /// What the layer does.
-    pub pruning: &'a LayerPruning,
-    /// Keys that the scan's grid is laid out for.
-    pub t_max: usize,
-    /// Rotary inverse frequencies.
-    pub frequencies: &'a [f64],
-    first_position: usize,
-    query_heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    queries: Vec<f64>,
-    keys: Vec<f64>,
-    values: Vec<f64>,
-}
-
-impl<'a> Tensors<'a> {
-    /// Takes a problem in.
-    ///
-    /// # Panics
-    /// Where the slices do not have the shapes that [`Problem`] states.
-    #[must_use]
-    pub fn new(problem: &Problem<'a>) -> Self {
-        let mut tensors = Self::unrotated(problem);
-        if problem.pruning.rope.rotated_cache() {
-            tensors.rotate_at_true_positions();
-        }
-        tensors
-    }
-
-    fn unrotated(problem: &Problem<'a>) -> Self {
-        let tensors = Self {
-            pruning: problem.pruning,
-            t_max: problem.t_max,
-            frequencies: problem.frequencies,
-            first_position: problem.first_position,
-            query_heads: problem.query_heads,
-            kv_heads: problem.kv_heads,
-            head_dim: problem.head_dim,
-            queries: problem.queries.iter().map(|&q| f64::from(q) * f64::from(problem.query_scale)).collect(),
-            keys: problem.keys.iter().map(|&k| f64::from(k)).collect(),
-            values: problem.values.iter().map(|&v| f64::from(v)).collect(),
-        };
-        let end = tensors.first_position + tensors.query_count();
-        assert_eq!(tensors.frequencies.len() * 2, tensors.head_dim);
-        assert_eq!(tensors.query_heads % tensors.kv_heads, 0);
-        assert_eq!(tensors.queries.len() % (tensors.query_heads * tensors.head_dim), 0);
-        assert_eq!(tensors.keys.len() % (tensors.kv_heads * tensors.head_dim), 0);
-        assert_eq!(tensors.keys.len(), tensors.values.len());
-        assert!(end * tensors.kv_heads * tensors.head_dim <= tensors.keys.len());
-        assert!(end <= tensors.t_max);
-        tensors
-    }
-
-    fn rotate_at_true_positions(&mut self) {
-        let (queries, keys) = (self.query_heads * self.head_dim, self.kv_heads * self.head_dim);
-        for (row, token) in self.queries.chunks_mut(queries).enumerate() {
-            for head in token.chunks_mut(self.head_dim) {
-                let rotated = rope::rotate(head, self.first_position + row, self.frequencies);
-                head.copy_from_slice(&rotated);
-            }
-        }
-        for (position, token) in self.keys.chunks_mut(keys).enumerate() {
-            for head in token.chunks_mut(self.head_dim) {
-                let rotated = rope::rotate(head, position, self.frequencies);
-                head.copy_from_slice(&rotated);
-            }
-        }
-    }
-
-    /// Queries of the call.
-    #[must_use]
-    pub fn query_count(&self) -> usize {
-        self.queries.len() / (self.query_heads * self.head_dim)
-    }
-
-    /// Query heads.
-    #[must_use]
-    pub fn query_heads(&self) -> usize {
-        self.query_heads
-    }
-
-    /// The key-value head that query head `head` reads.
-    #[must_use]
-    pub fn kv_head(&self, head: usize) -> usize {
-        head / (self.query_heads / self.kv_heads)
-    }
-
-    /// Position of query `row`.
-    #[must_use]
-    pub fn position(&self, row: usize) -> usize {
-        self.first_position + row
-    }
-
-    /// Query `row` of query head `head`, scaled.
-    #[must_use]
-    pub fn query(&self, row: usize, head: usize) -> &[f64] {
-        let start = (row * self.query_heads + head) * self.head_dim;
-        &self.queries[start..start + self.head_dim]
-    }
-
-    /// The key at `position`, of key-value head `head`.
-    #[must_use]
-    pub fn key(&self, position: usize, head: usize) -> &[f64] {
-        let start = (position * self.kv_heads + head) * self.head_dim;
-        &self.keys[start..start + self.head_dim]
-    }
-
-    /// The value at `position`, of key-value head `head`.
-    #[must_use]
-    pub fn value(&self, position: usize, head: usize) -> &[f64] {
-        let start = (position * self.kv_heads + head) * self.head_dim;
-        &self.values[start..start + self.head_dim]
-    }
-}
-
-/// Dot product.
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
 }

@@ -1,5 +1,7 @@
 //! Rotary positions: the rotation itself and where each mode puts queries and keys (paper §3.3, appendix D).
 
+use std::ops::Range;
+
 use crate::{AttendRope, ScanRope};
 
 /// Half of a chunk that is probed while it is halved.
@@ -17,15 +19,72 @@ pub enum Branch {
 /// `position · frequencies[i]`. The angle is f64, its cosine and sine are rounded to f32.
 #[must_use]
 pub fn rotate(x: &[f64], position: usize, frequencies: &[f64]) -> Vec<f64> {
+    blend(x, &[(1.0, position)], frequencies)
+}
+
+/// Rotates one head's vector at several positions, given with their shares, and adds up the shares of the results.
+///
+/// The authors' code blends cosines and sines, which is the same. They are not normalised again: what positions that
+/// differ do to a pair is to shorten it.
+#[must_use]
+pub fn blend(x: &[f64], positions: &[(f64, usize)], frequencies: &[f64]) -> Vec<f64> {
     let half = frequencies.len();
     let mut rotated = vec![0.0; x.len()];
     for (i, frequency) in frequencies.iter().enumerate() {
-        let (sin, cos) = (position as f64 * frequency).sin_cos();
-        let (sin, cos) = (f64::from(sin as f32), f64::from(cos as f32));
-        rotated[i] = x[i] * cos - x[half + i] * sin;
-        rotated[half + i] = x[half + i] * cos + x[i] * sin;
+        for &(share, position) in positions {
+            let (sin, cos) = (position as f64 * frequency).sin_cos();
+            let (sin, cos) = (share * f64::from(sin as f32), share * f64::from(cos as f32));
+            rotated[i] += x[i] * cos - x[half + i] * sin;
+            rotated[half + i] += x[half + i] * cos + x[i] * sin;
+        }
     }
     rotated
+}
+
+/// The queries of one block, and what the model was trained on: what extended positions depend on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Positions of the queries, as many as there are.
+    pub queries: Range<usize>,
+    /// Positions that the model was trained on, `L`.
+    pub trained: usize,
+}
+
+impl Span {
+    /// Where `dynamic_extend` (as the authors' code does) puts the key at `position`.
+    ///
+    /// As long as the block ends within the trained positions, where it is. From then on the last quarter of them stays
+    /// in place behind the block, and what lies before is drawn together linearly into the other three.
+    #[must_use]
+    pub fn dynamic_extend(&self, position: usize) -> usize {
+        let [first, end, trained, key] =
+            [self.queries.start, self.queries.end, self.trained, position].map(|x| x as i64);
+        let near = trained / 4;
+        if end <= trained {
+            return position;
+        }
+        let place = if key >= end - near || first <= near {
+            key
+        } else {
+            // Counted from `first − near`, towards which keys move; division is towards zero.
+            let fixed = first - near;
+            fixed + (key - fixed) * (trained - near) / fixed
+        };
+        place.max(end - trained) as usize
+    }
+
+    /// Where `self_extend` puts the key at `position` (Self-Extend, arXiv 2401.01325 §3, in groups of 16, counted back
+    /// from the block's first query as the authors of InfiniteHiP do).
+    ///
+    /// As long as the block ends within the trained positions, where it is; so do the last 8192, or as many as were
+    /// trained, from then on.
+    #[must_use]
+    pub fn self_extend(&self, position: usize) -> usize {
+        let [first, end, trained, key] =
+            [self.queries.start, self.queries.end, self.trained, position].map(|x| x as i64);
+        let near = trained.min(8192);
+        if end <= trained || key >= end - near { position } else { (first - (first - key) / 16).max(0) as usize }
+    }
 }
 
 /// Where the scan puts a query that stands at `position`, in a stage of `chunks` chunks; `None` leaves it as it is.
@@ -39,19 +98,22 @@ pub fn scan_query(mode: ScanRope, position: usize, chunks: usize, scan_window: u
         ScanRope::Relative => Some(1 + scan_window),
         ScanRope::ChunkIndexed => Some(position.min(chunks + scan_window)),
         ScanRope::Infllm => Some(scan_window),
+        ScanRope::DynamicExtend | ScanRope::SelfExtend => Some(position),
         ScanRope::None => None,
     }
 }
 
-/// Where the scan puts the key that represents `branch` of the chunk with number `index` in the stage's ascending
-/// list; `None` leaves it as it is.
+/// Where the scan of a query block puts the key at `position` that represents `branch` of the chunk with number `index`
+/// in the stage's ascending list; `None` leaves it as it is.
 #[must_use]
-pub fn scan_key(mode: ScanRope, branch: Branch, index: usize) -> Option<usize> {
+pub fn scan_key(mode: ScanRope, branch: Branch, index: usize, position: usize, span: &Span) -> Option<usize> {
     match (mode, branch) {
         (ScanRope::Relative, Branch::Left) => Some(0),
         (ScanRope::Relative, Branch::Right) => Some(1),
         (ScanRope::ChunkIndexed, _) => Some(index),
         (ScanRope::Infllm, _) => Some(0),
+        (ScanRope::DynamicExtend, _) => Some(span.dynamic_extend(position)),
+        (ScanRope::SelfExtend, _) => Some(span.self_extend(position)),
         (ScanRope::None, _) => None,
     }
 }
@@ -63,15 +125,15 @@ pub enum Group {
     Selected(usize),
     /// Sink token `.0`.
     Sink(usize),
-    /// The token at position `.0` in the sliding window.
-    Window(usize),
+    /// A token in the sliding window.
+    Window,
 }
 
-/// What the positions of one query block's keys depend on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What the positions of one block list's keys depend on.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packing {
-    /// Position of the block's first query.
-    pub first_position: usize,
+    /// The queries that read the list.
+    pub span: Span,
     /// Sliding window.
     pub window: usize,
     /// Sink tokens.
@@ -80,22 +142,29 @@ pub struct Packing {
     pub selected: usize,
 }
 
-/// Where the attention puts a key; `None` leaves it as it is. Queries and window keys keep their true positions.
+/// Where the attention puts the key at `position`: positions and their shares, none to leave it as it is. Queries and
+/// window keys keep their true positions.
 ///
 /// Streaming (paper §3.3): sinks and selected tokens are packed, in order and without gaps, so that the last one lies
-/// one window before the block's first query; what would fall below 0 lies at 0. InfLLM: all at that one place.
+/// one window before the block's first query; what would fall below 0 lies at 0. InfLLM (arXiv 2402.04617 §3.2): all at
+/// that one place. `dynamic_extend` blends three parts of the former with one of the extended position, as the authors'
+/// code does.
 #[must_use]
-pub fn attend_key(mode: AttendRope, group: Group, packing: Packing) -> Option<usize> {
-    let packed = |number: usize| {
-        // The last of all packed tokens lies at first_position − window.
-        let after = packing.sink + packing.selected - 1 - number;
-        packing.first_position.saturating_sub(packing.window + after)
+pub fn attend_key(mode: AttendRope, group: Group, position: usize, packing: &Packing) -> Vec<(f64, usize)> {
+    let first_position = packing.span.queries.start;
+    let number = match group {
+        Group::Window => return if mode == AttendRope::None { Vec::new() } else { vec![(1.0, position)] },
+        Group::Sink(token) => token,
+        Group::Selected(token) => packing.sink + token,
     };
-    match (mode, group) {
-        (AttendRope::None, _) => None,
-        (_, Group::Window(position)) => Some(position),
-        (AttendRope::Infllm, _) => Some(packing.first_position.saturating_sub(packing.window)),
-        (AttendRope::Streaming, Group::Sink(token)) => Some(packed(token)),
-        (AttendRope::Streaming, Group::Selected(token)) => Some(packed(packing.sink + token)),
+    // The last of all packed tokens lies at first_position − window.
+    let after = packing.sink + packing.selected - 1 - number;
+    let packed = first_position.saturating_sub(packing.window + after);
+    match mode {
+        AttendRope::None => Vec::new(),
+        AttendRope::Streaming => vec![(1.0, packed)],
+        AttendRope::Infllm => vec![(1.0, first_position.saturating_sub(packing.window))],
+        AttendRope::DynamicExtend => vec![(0.75, packed), (0.25, packing.span.dynamic_extend(position))],
+        AttendRope::SelfExtend => vec![(1.0, packing.span.self_extend(position))],
     }
 }

@@ -3,8 +3,13 @@
 use ihip_runtime::session::SEGMENT;
 use thiserror::Error;
 
+use super::table::grouped;
+
 /// Rows of the largest query block: every chunk of the prompt is a multiple of it.
 const CHUNK_STEP: usize = 64;
+
+/// Most tokens of a context: positions are 32-bit integers, and a step's grid is laid out for whole segments.
+const MOST_TOKENS: usize = (1 << 31) - SEGMENT;
 
 /// An argument out of its range.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -26,6 +31,15 @@ pub(super) enum ArgumentError {
         "it must be a multiple of {CHUNK_STEP} that divides {SEGMENT}: 64, 128, 256, 512, 1024, 2048, 4096 or 8192"
     )]
     Chunk,
+    /// A number of tokens that is none, or more than positions have bits for.
+    #[error(
+        "it must be a whole number of tokens from 1 to {}, such as 131072, 128K or 1M (K is 1,024, M is 1,024²)",
+        grouped(MOST_TOKENS)
+    )]
+    Tokens,
+    /// A bandwidth that is none.
+    #[error("it must be a positive number of GB/s or TB/s, such as 3.05TB/s")]
+    Bandwidth,
 }
 
 /// 0 or a positive finite number.
@@ -58,6 +72,29 @@ pub(super) fn chunk(text: &str) -> Result<usize, ArgumentError> {
     }
 }
 
+/// Tokens of a context: `131072`, `128K`, `1M`.
+pub(super) fn tokens(text: &str) -> Result<usize, ArgumentError> {
+    let upper = text.to_ascii_uppercase();
+    let (number, unit) = match upper.strip_suffix(['K', 'M']) {
+        Some(number) if upper.ends_with('K') => (number, 1 << 10),
+        Some(number) => (number, 1 << 20),
+        None => (upper.as_str(), 1),
+    };
+    let digits = number.replace('_', "");
+    let whole = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
+    let tokens = if whole { digits.parse::<usize>().ok().and_then(|number| number.checked_mul(unit)) } else { None };
+    tokens.filter(|tokens| (1..=MOST_TOKENS).contains(tokens)).ok_or(ArgumentError::Tokens)
+}
+
+/// Bytes a second: `3.05TB/s`, `936 GB/s`.
+pub(super) fn bandwidth(text: &str) -> Result<f64, ArgumentError> {
+    let units = [("TB/s", 1e12), ("GB/s", 1e9)];
+    let split = units.into_iter().find_map(|(word, unit)| Some((text.strip_suffix(word)?, unit)));
+    let (number, unit) = split.ok_or(ArgumentError::Bandwidth)?;
+    let bytes = number.trim().parse::<f64>().map_err(|_| ArgumentError::Bandwidth)? * unit;
+    if bytes.is_finite() && bytes > 0.0 { Ok(bytes) } else { Err(ArgumentError::Bandwidth) }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -74,6 +111,26 @@ mod tests {
     fn words_and_infinities_are_no_temperatures() {
         for text in ["", "warm", "NaN", "inf", "-0.1", "1e40"] {
             assert!(temperature(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn contexts_are_whole_numbers_with_binary_units() {
+        for (text, expected) in [("1", 1), ("128K", 131_072), ("1M", 1_048_576), ("1m", 1_048_576), ("1_000", 1_000)] {
+            assert_eq!(tokens(text), Ok(expected), "{text}");
+        }
+        for text in ["", "0", "K", "1.5M", "-1", "+1", "1G", "2048M", "1 M", "99999999999999999999", "_"] {
+            assert_eq!(tokens(text), Err(ArgumentError::Tokens), "{text}");
+        }
+    }
+
+    #[test]
+    fn bandwidths_have_decimal_units() {
+        for (text, expected) in [("3.05TB/s", 3.05e12), ("936GB/s", 9.36e11), ("1 TB/s", 1e12)] {
+            assert_eq!(bandwidth(text), Ok(expected), "{text}");
+        }
+        for text in ["", "3", "TB/s", "-1TB/s", "0GB/s", "infTB/s", "NaNTB/s", "3TB", "3tb/s"] {
+            assert_eq!(bandwidth(text), Err(ArgumentError::Bandwidth), "{text}");
         }
     }
 

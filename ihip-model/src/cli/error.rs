@@ -4,12 +4,15 @@ use std::io;
 use std::path::PathBuf;
 
 use ihip_dsl::PlanError;
+use ihip_dsl::emit::EmitError;
+use ihip_runtime::jit::JitError;
 use thiserror::Error as ThisError;
 
 use super::prompt::Source;
 use super::pruning::Nearest;
 use crate::gallery::GalleryError;
 use crate::registry::DuplicateName;
+use crate::shapes::KNOWN_SHAPES;
 
 /// Exit code of what failed while it ran.
 pub(super) const FAILED: u8 = 1;
@@ -79,6 +82,55 @@ pub(super) enum Error {
         /// What there is instead.
         nearest: Nearest,
     },
+    /// A kernel that no pipeline becomes.
+    #[error("there is no pipeline or kernel {name} for {model}: {}", said(.nearest))]
+    UnknownKernel {
+        /// What was asked for.
+        name: String,
+        /// The model whose kernels were looked through.
+        model: String,
+        /// Names like it.
+        nearest: Vec<String>,
+    },
+    /// A filter that leaves nothing.
+    #[error("no kernel of {pipeline} has “{filter}” in its name: `ihip kernels list {pipeline}` names them all")]
+    NothingFiltered {
+        /// The pipeline.
+        pipeline: String,
+        /// The filter.
+        filter: String,
+    },
+    /// A model of which neither the geometry nor a file is known.
+    #[error(
+        "there is no geometry or file {model:?}: known geometries are {}, or give the path of a GGUF file",
+        KNOWN_SHAPES.map(|shape| shape.word).join(" and ")
+    )]
+    UnknownShape {
+        /// What was asked for.
+        model: String,
+    },
+    /// A step longer than what it ends.
+    #[error("--rows {rows} is more than the {context} tokens of the context: give at most as many")]
+    MoreRowsThanTokens {
+        /// Rows asked for.
+        rows: usize,
+        /// Tokens of the context.
+        context: usize,
+    },
+    /// Kernels for which there is no text.
+    #[error(transparent)]
+    Emit(#[from] EmitError),
+    /// Something about compiling.
+    #[error(transparent)]
+    Jit(#[from] JitError),
+    /// Kernels that do not compile; which and why has been said.
+    #[error("{failed} of {all} compilations failed")]
+    DoNotCompile {
+        /// Those that failed.
+        failed: usize,
+        /// All of them.
+        all: usize,
+    },
     /// A request that does not fit into memory.
     #[error(
         "{prompt} prompt tokens and {new} new ones need {cache} bytes of cache ({token} bytes a token) besides {model} bytes \
@@ -146,11 +198,20 @@ impl Error {
         match self {
             Self::Model(crate::Error::Interrupted) => INTERRUPTED,
             Self::Model(crate::Error::Runtime(Runtime::OutOfMemory { .. } | Runtime::NoSuchDevice { .. })) => REFUSED,
+            Self::Model(crate::Error::Runtime(Runtime::Jit(error))) if is_refusal(error) => REFUSED,
             Self::Model(crate::Error::Runtime(_))
             | Self::Gallery(_)
+            | Self::DoNotCompile { .. }
             | Self::Signal(_)
             | Self::Output(_)
             | Self::WriteResult { .. } => FAILED,
+            Self::Jit(error) => {
+                if is_refusal(error) {
+                    REFUSED
+                } else {
+                    FAILED
+                }
+            }
             Self::ClosedOutput => 0,
             _ => REFUSED,
         }
@@ -160,4 +221,21 @@ impl Error {
     pub(super) fn is_worth_saying(&self) -> bool {
         !matches!(self, Self::ClosedOutput | Self::Model(crate::Error::Interrupted))
     }
+}
+
+/// Whether an error of the compiler is about what was asked of it, known before any work.
+fn is_refusal(error: &JitError) -> bool {
+    use JitError as J;
+    matches!(
+        error,
+        J::NoSuchArchitecture { .. } | J::UnsupportedArchitecture { .. } | J::DumpWord { .. } | J::Override(_)
+    )
+}
+
+/// What may have been meant by a name that there is not.
+fn said(nearest: &[String]) -> String {
+    if nearest.is_empty() {
+        return "`ihip kernels list NAME` names those of a pipeline".to_owned();
+    }
+    format!("did you mean {}?", nearest.join(" or "))
 }

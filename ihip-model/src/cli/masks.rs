@@ -65,10 +65,11 @@ impl Masks {
             let all = match &phase {
                 Phase::Prefill => &mut masks.prefill,
                 Phase::Decode { restart } => {
-                    masks.restart.push(restart[plan.kind_of(layer)].map_or(-1, |stage| stage as i32));
+                    masks.restart.push(restart[layer].map_or(-1, |stage| stage as i32));
                     &mut masks.decode
                 }
             };
+            all.rankings = lists.rankings;
             all.width = lists.width;
             all.blocks.extend(lists.blocks);
             all.counts.extend(lists.counts);
@@ -97,12 +98,17 @@ impl Masks {
                 if lists.counts.is_empty() {
                     continue;
                 }
-                let rows = lists.counts.len();
-                tensors.push((format!("layer{layer}.{prefix}blocks"), Tensor::new([rows, lists.width], &lists.blocks)));
-                tensors.push((format!("layer{layer}.{prefix}block_count"), Tensor::new([rows], &lists.counts)));
+                let mut shape = vec![lists.counts.len() / lists.rankings];
+                if lists.rankings > 1 {
+                    shape.push(lists.rankings);
+                }
+                let counts = Tensor::new(shape.clone(), &lists.counts);
+                shape.push(lists.width);
+                tensors.push((format!("layer{layer}.{prefix}blocks"), Tensor::new(shape, &lists.blocks)));
+                tensors.push((format!("layer{layer}.{prefix}block_count"), counts));
             }
             if !masks.restart.is_empty() {
-                let shape = [masks.restart.len()];
+                let shape = vec![masks.restart.len()];
                 tensors.push((format!("layer{layer}.decode.restart_stage"), Tensor::new(shape, &masks.restart)));
             }
         }
@@ -122,8 +128,8 @@ struct Tensor {
 }
 
 impl Tensor {
-    fn new<const N: usize>(shape: [usize; N], values: &[i32]) -> Self {
-        Self { shape: shape.to_vec(), bytes: values.iter().flat_map(|value| value.to_le_bytes()).collect() }
+    fn new(shape: Vec<usize>, values: &[i32]) -> Self {
+        Self { shape, bytes: values.iter().flat_map(|value| value.to_le_bytes()).collect() }
     }
 }
 

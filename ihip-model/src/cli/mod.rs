@@ -17,6 +17,7 @@ mod progress;
 mod prompt;
 mod pruning;
 mod score;
+mod table;
 mod tokenize;
 
 use std::io::{self, Write};

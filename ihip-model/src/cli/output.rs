@@ -23,3 +23,8 @@ pub(super) fn write(text: &str) -> Result<()> {
 pub(super) fn end_line() -> Result<()> {
     if io::stdout().is_terminal() { write("\n") } else { Ok(()) }
 }
+
+/// Says on standard error what did not go well while the command goes on; nobody may be there to hear it.
+pub(super) fn complain(message: &str) {
+    let _ = writeln!(io::stderr(), "error: {message}");
+}

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use clap::Args;
-use ihip_dsl::{KvType, Pipeline, Plan};
+use ihip_dsl::{Geometry, KvType, Pipeline, Plan};
 
 use super::error::{Error, Result};
 use crate::registry;
@@ -36,27 +36,46 @@ impl Pruning {
     /// # Errors
     /// [`Error::UnknownPruning`] with the nearest names, or two pipelines of one name.
     pub(super) fn choose(&self) -> Result<Choice> {
-        registry::verify()?;
-        if self.pruning == DENSE {
-            return Ok(Choice::Dense);
-        }
-        let unknown = || Error::UnknownPruning { name: self.pruning.clone(), nearest: Nearest::to(&self.pruning) };
-        registry::find(&self.pruning).map(Choice::Pipeline).ok_or_else(unknown)
+        Choice::named(&self.pruning)
     }
 }
 
 impl Choice {
+    /// Looks a name up.
+    ///
+    /// # Errors
+    /// [`Error::UnknownPruning`] with the nearest names, or two pipelines of one name.
+    pub(super) fn named(name: &str) -> Result<Self> {
+        registry::verify()?;
+        if name == DENSE {
+            return Ok(Self::Dense);
+        }
+        let unknown = || Error::UnknownPruning { name: name.to_owned(), nearest: Nearest::to(name) };
+        registry::find(name).map(Self::Pipeline).ok_or_else(unknown)
+    }
+
+    /// Everything that can be chosen here.
+    pub(super) fn all() -> Vec<Self> {
+        registry::all().into_iter().map(Self::Pipeline).chain([Self::Dense]).collect()
+    }
+
     /// Plans the choice for a model.
     ///
     /// # Errors
     /// Where the pipeline names a layer that the model does not have.
     pub(super) fn plan(self, config: &Config, kv_type: KvType) -> Result<Arc<Plan>> {
-        let geometry = config.geometry(kv_type);
-        let (frequencies, layers) = (config.frequencies(), config.layers as u32);
-        Ok(Arc::new(match self {
+        self.plan_for(config.geometry(kv_type), config.frequencies(), config.layers as u32).map(Arc::new)
+    }
+
+    /// Plans the choice for a model of `layers` layers.
+    ///
+    /// # Errors
+    /// Where the pipeline names a layer that the model does not have.
+    pub(super) fn plan_for(self, geometry: Geometry, frequencies: Vec<f64>, layers: u32) -> Result<Plan> {
+        Ok(match self {
             Self::Dense => Plan::dense(geometry, frequencies, layers),
             Self::Pipeline(pipeline) => Plan::new(pipeline, geometry, frequencies, layers)?,
-        }))
+        })
     }
 }
 

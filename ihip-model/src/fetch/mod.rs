@@ -78,9 +78,15 @@ pub fn model_path(model: &str, on_progress: OnProgress<'_>) -> Result<PathBuf> {
     if let Some(known) = KNOWN_MODELS.iter().find(|known| known.name.eq_ignore_ascii_case(model)) {
         return Cache::from_environment()?.model(known, on_progress);
     }
+    local_path(model).ok_or_else(|| Error::UnknownModel { name: model.into() })
+}
+
+/// The path that `model` is, if it looks like one or names a file.
+#[must_use]
+pub fn local_path(model: &str) -> Option<PathBuf> {
     let path = PathBuf::from(model);
     let is_path = path.components().count() > 1 || path.extension().is_some_and(|extension| extension == "gguf");
-    if is_path || path.exists() { Ok(path) } else { Err(Error::UnknownModel { name: model.into() }) }
+    (is_path || path.exists()).then_some(path)
 }
 
 /// The folder that fetched models are kept in.

@@ -178,10 +178,12 @@ pub struct Sampling {
 /// Block lists of one call, in the form of the golden files.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct BlockLists {
-    /// Entries a query block has room for, `K_out / b_k`.
+    /// Rankings of a query block: one where all query heads share its list, else as many as groups of heads do.
+    pub rankings: usize,
+    /// Entries a list has room for, `K_out / b_k`.
     pub width: usize,
-    /// `[query_blocks, width]`: first position of every block, ascending, −1 where there is none.
+    /// `[query_blocks, rankings, width]`: first position of every block, ascending, −1 where there is none.
     pub blocks: Vec<i32>,
-    /// `[query_blocks]`: how many of them count.
+    /// `[query_blocks, rankings]`: how many of them count.
     pub counts: Vec<i32>,
 }

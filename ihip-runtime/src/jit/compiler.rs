@@ -1,12 +1,13 @@
 //! One compilation a kernel, however many ask for it.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rayon::prelude::*;
 
 use super::cache::{CacheKey, CubinStore, Entry};
-use super::{Architecture, Cubin, JitError, Nvrtc, cache_folder};
+use super::{Architecture, Cubin, Dump, JitError, Nvrtc, Overrides, cache_folder};
 
 /// Room of the store that [`Compiler::from_environment`] opens: some thousand kernels.
 pub const STORE_BYTES: u64 = 256 << 20;
@@ -20,6 +21,8 @@ pub struct Compiler {
     architecture: Architecture,
     store: Option<CubinStore>,
     may_compile: bool,
+    overrides: Option<Overrides>,
+    dump: Option<Dump>,
     flights: Mutex<HashMap<CacheKey, Flight>>,
 }
 
@@ -32,20 +35,23 @@ impl Compiler {
     /// With `may_compile` false, as `IHIP_NO_JIT=1` asks, a kernel that is not in the store is an error.
     #[must_use]
     pub fn new(nvrtc: Nvrtc, architecture: Architecture, store: Option<CubinStore>, may_compile: bool) -> Self {
-        Self { nvrtc, architecture, store, may_compile, flights: Mutex::default() }
+        let (overrides, dump) = (None, None);
+        Self { nvrtc, architecture, store, may_compile, overrides, dump, flights: Mutex::default() }
     }
 
     /// A compiler for `architecture` as the environment describes it: the NVRTC of [`Nvrtc::find`], the store `cubins`
-    /// in [`cache_folder`] with room for [`STORE_BYTES`], and no compilation at all where `IHIP_NO_JIT` is 1.
+    /// in [`cache_folder`] with room for [`STORE_BYTES`], no compilation at all where `IHIP_NO_JIT` is 1, and the
+    /// [`Overrides`] and [`Dump`] that are asked for.
     ///
     /// A store that cannot be used costs the store and no more.
     ///
     /// # Errors
-    /// Those of [`Nvrtc::find`].
+    /// Those of [`Nvrtc::find`], [`Overrides::from_environment`] and [`Dump::from_environment`].
     pub fn from_environment(architecture: Architecture) -> Result<Self, JitError> {
         let store = cache_folder().and_then(|cache| CubinStore::open(&cache.join("cubins"), STORE_BYTES, None).ok());
         let may_compile = std::env::var_os("IHIP_NO_JIT").is_none_or(|value| value != "1");
-        Ok(Self::new(Nvrtc::find()?, architecture, store, may_compile))
+        let (overrides, dump) = (Overrides::from_environment()?, Dump::from_environment()?);
+        Ok(Self { overrides, dump, ..Self::new(Nvrtc::find()?, architecture, store, may_compile) })
     }
 
     /// What it compiles for.
@@ -54,17 +60,42 @@ impl Compiler {
         self.architecture
     }
 
+    /// Fails where NVRTC does not compile for the architecture at all.
+    ///
+    /// # Errors
+    /// [`JitError::UnsupportedArchitecture`].
+    pub fn expect_architecture(&self) -> Result<(), JitError> {
+        self.nvrtc.expect(self.architecture)
+    }
+
+    /// Major and minor version of the compiler.
+    #[must_use]
+    pub const fn nvrtc_version(&self) -> (u32, u32) {
+        self.nvrtc.version()
+    }
+
     /// The store, if there is one.
     #[must_use]
     pub const fn store(&self) -> Option<&CubinStore> {
         self.store.as_ref()
     }
 
-    /// The cubin of `text`, whose entry point is called `kernel`.
+    /// What is compiled for `kernel`: `text`, or what takes its place.
     ///
     /// # Errors
-    /// Those of [`Nvrtc::compile`], shared by all who asked; [`JitError::Disabled`].
+    /// [`JitError::Override`] where something that may not be used would take its place.
+    pub fn source<'a>(&self, kernel: &str, text: &'a str) -> Result<Cow<'a, str>, JitError> {
+        let replaced = self.overrides.as_ref().map(|overrides| overrides.text(kernel)).transpose()?.flatten();
+        Ok(replaced.map_or(Cow::Borrowed(text), Cow::Owned))
+    }
+
+    /// The cubin of `text`, whose entry point is called `kernel`, or of what takes the text's place.
+    ///
+    /// # Errors
+    /// Those of [`Nvrtc::compile`], shared by all who asked; [`JitError::Disabled`], [`JitError::Override`], and those
+    /// of dumping.
     pub fn cubin(&self, kernel: &str, text: &str) -> Result<Arc<Cubin>, Arc<JitError>> {
+        let text = &*self.source(kernel, text)?;
         let options = Nvrtc::options(self.architecture);
         let key = CacheKey::new(text, &options, &self.architecture.to_string(), self.nvrtc.version());
         let flight = {
@@ -96,6 +127,15 @@ impl Compiler {
     }
 
     fn find(&self, key: CacheKey, kernel: &str, text: &str) -> Result<Cubin, JitError> {
+        let Some(dump) = &self.dump else { return self.make(key, kernel, text) };
+        // The text goes first: it is wanted most where it does not compile.
+        dump.text(kernel, text)?;
+        let cubin = self.make(key, kernel, text)?;
+        dump.compiled(&self.nvrtc, kernel, text, self.architecture, &cubin)?;
+        Ok(cubin)
+    }
+
+    fn make(&self, key: CacheKey, kernel: &str, text: &str) -> Result<Cubin, JitError> {
         if let Some(entry) = self.store.as_ref().and_then(|store| store.get(&key)) {
             return Ok(Cubin { image: entry.image, resources: entry.resources });
         }

@@ -96,6 +96,43 @@ pub enum JitError {
         /// The architecture.
         architecture: Architecture,
     },
+    /// `IHIP_DUMP` asks for something that there is not.
+    #[error("IHIP_DUMP has the word “{word}”: give plan, cuda, ptx, sass, or several with commas between them")]
+    DumpWord {
+        /// The word.
+        word: String,
+    },
+    /// A file of `IHIP_DUMP` cannot be written.
+    #[error("IHIP_DUMP: cannot write {}: {source}", path.display())]
+    Dump {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// Nothing here turns a cubin into SASS.
+    #[error(
+        "IHIP_DUMP asks for sass, and neither {} is in {}: put one on the PATH, set CUDA_PATH, or leave sass out",
+        names.join(" nor "),
+        looked_in.join(", ")
+    )]
+    NoDisassembler {
+        /// Programs that would do.
+        names: [&'static str; 2],
+        /// Every place that was searched.
+        looked_in: Vec<String>,
+    },
+    /// The program that should turn a cubin into SASS failed.
+    #[error("{} cannot disassemble the cubin: {reason}", program.display())]
+    Disassembler {
+        /// The program.
+        program: PathBuf,
+        /// What it or the system says.
+        reason: String,
+    },
+    /// Hand-edited text that may not be used.
+    #[error("IHIP_KERNEL_OVERRIDE: {0}")]
+    Override(#[from] super::cache::StoreError),
     /// A NUL byte in the text, which the library takes as its end.
     #[error("the text of {kernel} has a NUL byte at offset {offset}")]
     NulByte {

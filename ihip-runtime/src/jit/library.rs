@@ -1,4 +1,4 @@
-//! Finding libnvrtc and its dozen functions.
+//! Finding libnvrtc and its functions, and the programs of a toolkit.
 //!
 //! These bindings are ours because the library must be found by an explicit path, without `LD_LIBRARY_PATH`:
 //! cudarc opens the first of its own list of names that the loader knows, so that a stated path cannot win over an
@@ -59,6 +59,8 @@ functions! {
     log = b"nvrtcGetProgramLog\0": fn(Program, *mut c_char) -> c_int;
     cubin_size = b"nvrtcGetCUBINSize\0": fn(Program, *mut usize) -> c_int;
     cubin = b"nvrtcGetCUBIN\0": fn(Program, *mut c_char) -> c_int;
+    ptx_size = b"nvrtcGetPTXSize\0": fn(Program, *mut usize) -> c_int;
+    ptx = b"nvrtcGetPTX\0": fn(Program, *mut c_char) -> c_int;
 }
 
 /// Finds and opens the library.
@@ -107,7 +109,7 @@ fn functions(path: &Path, library: Library) -> Result<(PathBuf, Functions), JitE
     Ok((path.to_owned(), functions))
 }
 
-fn variable(name: &str) -> Option<OsString> {
+pub(super) fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
@@ -123,6 +125,31 @@ fn load(path: &Path) -> Option<Library> {
 
 /// The folders where CUDA, `pip` and ihip's own cache keep libraries, in the order they are searched.
 pub(crate) fn folders() -> Vec<PathBuf> {
+    let mut folders: Vec<PathBuf> = toolkits().iter().map(|root| root.join("lib64")).collect();
+    for site in python_path() {
+        folders.push(site.join("nvidia/cu13/lib"));
+        folders.push(site.join("nvidia/cuda_nvrtc/lib"));
+    }
+    folders.extend(cache_folder().map(|cache| cache.join("nvrtc")));
+    folders
+}
+
+/// The file of one of a toolkit's programs, such as `nvdisasm`, or every folder that was searched for it: those of
+/// `PATH`, of installed toolkits, and of the packages of `python3`.
+pub(super) fn program(name: &str) -> Result<PathBuf, Vec<PathBuf>> {
+    let path = variable("PATH").unwrap_or_default();
+    let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    folders.extend(toolkits().iter().map(|root| root.join("bin")));
+    for site in python_path() {
+        folders.push(site.join("nvidia/cu13/bin"));
+        folders.push(site.join(format!("nvidia/cuda_{name}/bin")));
+    }
+    let found = folders.iter().map(|folder| folder.join(name)).find(|file| file.is_file());
+    found.ok_or(folders)
+}
+
+/// Folders of CUDA toolkits: `CUDA_PATH`, `CUDA_HOME` and `/usr/local/cuda*`, the newest first.
+fn toolkits() -> Vec<PathBuf> {
     let mut roots: Vec<PathBuf> =
         ["CUDA_PATH", "CUDA_HOME"].into_iter().filter_map(variable).map(PathBuf::from).collect();
     let mut installed: Vec<PathBuf> = std::fs::read_dir("/usr/local")
@@ -133,13 +160,7 @@ pub(crate) fn folders() -> Vec<PathBuf> {
         .collect();
     installed.sort_by(|a, b| b.cmp(a));
     roots.append(&mut installed);
-    let mut folders: Vec<PathBuf> = roots.iter().map(|root| root.join("lib64")).collect();
-    for site in python_path() {
-        folders.push(site.join("nvidia/cu13/lib"));
-        folders.push(site.join("nvidia/cuda_nvrtc/lib"));
-    }
-    folders.extend(cache_folder().map(|cache| cache.join("nvrtc")));
-    folders
+    roots
 }
 
 /// Where the Python on the path looks for packages; nothing where there is none.

@@ -8,19 +8,25 @@
 //! Cubins rather than PTX: the driver then compiles nothing when a module is loaded, registers and spills are the
 //! ones that will run, and a compiler newer than the driver is no obstacle.
 
+mod architecture;
 pub mod cache;
 mod compiler;
 mod diagnostics;
+mod dump;
 mod error;
 mod library;
 mod nvrtc;
+mod overrides;
 mod resources;
 
+pub use architecture::{Architecture, Multiprocessor};
 pub use compiler::{Compiler, STORE_BYTES};
 pub use diagnostics::{Diagnostic, Diagnostics};
+pub use dump::Dump;
 pub use error::{JitError, Saved};
 pub(crate) use library::{folders as library_folders, preload};
-pub use nvrtc::{Architecture, Cubin, Nvrtc};
+pub use nvrtc::{Cubin, Nvrtc};
+pub use overrides::Overrides;
 pub use resources::Resources;
 
 use std::path::PathBuf;

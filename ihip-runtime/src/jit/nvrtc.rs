@@ -1,59 +1,15 @@
 //! Compiling one kernel for one architecture.
 
 use std::ffi::{CStr, CString, c_char, c_int};
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::ptr;
-use std::str::FromStr;
 
 use super::diagnostics::without_line_directives;
 use super::library::{self, Functions, Program};
-use super::{Diagnostics, JitError, Resources, Saved, cache_folder};
+use super::{Architecture, Diagnostics, JitError, Resources, Saved, cache_folder};
 
 /// `nvrtcResult` of a text that does not compile.
 const COMPILATION: c_int = 6;
-
-/// A GPU architecture, such as `sm_90`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Architecture {
-    /// Compute capability times ten.
-    capability: u32,
-}
-
-impl Architecture {
-    /// Ampere (A100).
-    pub const SM_80: Self = Self { capability: 80 };
-    /// Hopper (H100, H200).
-    pub const SM_90: Self = Self { capability: 90 };
-    /// Blackwell (RTX 50).
-    pub const SM_120: Self = Self { capability: 120 };
-    /// Those that every kernel is compiled for in CI.
-    pub const TESTED: [Self; 3] = [Self::SM_80, Self::SM_90, Self::SM_120];
-
-    /// The architecture of a compute capability, such as (9, 0).
-    #[must_use]
-    pub const fn new(major: u32, minor: u32) -> Self {
-        Self { capability: major * 10 + minor }
-    }
-}
-
-impl fmt::Display for Architecture {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sm_{}", self.capability)
-    }
-}
-
-impl FromStr for Architecture {
-    type Err = JitError;
-
-    fn from_str(word: &str) -> Result<Self, JitError> {
-        word.strip_prefix("sm_")
-            .and_then(|capability| capability.parse().ok())
-            .filter(|capability| *capability >= 10)
-            .map(|capability| Self { capability })
-            .ok_or_else(|| JitError::NoSuchArchitecture { word: word.to_owned() })
-    }
-}
 
 /// A compiled kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,7 +59,7 @@ impl Nvrtc {
         // SAFETY: the buffer holds as many integers as the library just said it writes.
         check("nvrtcGetSupportedArchs", unsafe { (functions.architectures)(capabilities.as_mut_ptr()) })?;
         let architectures =
-            capabilities.iter().map(|value| Architecture { capability: value.unsigned_abs() }).collect();
+            capabilities.iter().map(|value| Architecture::of_capability(value.unsigned_abs())).collect();
         Ok(Self { path, version: (major.unsigned_abs(), minor.unsigned_abs()), architectures, functions })
     }
 
@@ -144,13 +100,7 @@ impl Nvrtc {
     /// [`JitError::Rejected`] with the compiler's lines, [`JitError::UnsupportedArchitecture`], or a failure of the
     /// library itself.
     pub fn compile(&self, kernel: &str, text: &str, architecture: Architecture) -> Result<Cubin, JitError> {
-        if !self.architectures.contains(&architecture) {
-            return Err(JitError::UnsupportedArchitecture {
-                architecture,
-                version: self.version,
-                supported: self.architectures.clone(),
-            });
-        }
+        self.expect(architecture)?;
         let options = Self::options(architecture);
         let compilation = Compilation::run(self.functions, kernel, text, &options)?;
         let log = compilation.log()?;
@@ -179,6 +129,39 @@ impl Nvrtc {
             Some(resources) => Ok(Cubin { image: compilation.cubin()?, resources }),
             None => Err(JitError::NoResources { kernel: kernel.to_owned(), architecture, log }),
         }
+    }
+
+    /// The PTX of `text`, whose entry point is called `kernel`: for reading, since a driver older than this library may
+    /// refuse it.
+    ///
+    /// # Errors
+    /// Those of [`Nvrtc::compile`].
+    pub fn ptx(&self, kernel: &str, text: &str, architecture: Architecture) -> Result<String, JitError> {
+        self.expect(architecture)?;
+        let mut options = Self::options(architecture);
+        options[0] = format!("--gpu-architecture={}", architecture.virtual_name());
+        options.retain(|option| !option.starts_with("--ptxas-options"));
+        let compilation = Compilation::run(self.functions, kernel, text, &options)?;
+        if compilation.code == COMPILATION {
+            return Err(self.rejected(kernel, text, architecture, &options));
+        }
+        compilation.check("nvrtcCompileProgram", compilation.code)?;
+        compilation.ptx()
+    }
+
+    /// Fails where this library does not compile for `architecture`.
+    ///
+    /// # Errors
+    /// [`JitError::UnsupportedArchitecture`].
+    pub fn expect(&self, architecture: Architecture) -> Result<(), JitError> {
+        if self.architectures.contains(&architecture.portable()) {
+            return Ok(());
+        }
+        Err(JitError::UnsupportedArchitecture {
+            architecture,
+            version: self.version,
+            supported: self.architectures.clone(),
+        })
     }
 
     /// Why the text was rejected. It is compiled once more without its `#line` directives: the compiler's line
@@ -264,6 +247,17 @@ impl<'a> Compilation<'a> {
         // SAFETY: the buffer is as long as the library just said the cubin is.
         self.check("nvrtcGetCUBIN", unsafe { (self.functions.cubin)(self.program, image.as_mut_ptr().cast()) })?;
         Ok(image)
+    }
+
+    fn ptx(&self) -> Result<String, JitError> {
+        let mut size = 0;
+        // SAFETY: the program is live and the pointer valid for one integer.
+        self.check("nvrtcGetPTXSize", unsafe { (self.functions.ptx_size)(self.program, &raw mut size) })?;
+        let mut text = vec![0_u8; size];
+        // SAFETY: the buffer is as long as the library just said the text is.
+        self.check("nvrtcGetPTX", unsafe { (self.functions.ptx)(self.program, text.as_mut_ptr().cast()) })?;
+        text.truncate(text.iter().position(|byte| *byte == 0).unwrap_or(text.len()));
+        Ok(String::from_utf8_lossy(&text).into_owned())
     }
 }
 

@@ -11,5 +11,5 @@ pruning! {
 }
 
 fn main() {
-    assert_eq!(Twice::pipeline().base().stages.len(), 2);
+    assert_eq!(Twice::pipeline().base().prefill.pruned().unwrap().stages.len(), 2);
 }

@@ -12,5 +12,5 @@ pruning! {
 }
 
 fn main() {
-    assert_eq!(Generous::pipeline().base().keep, 2_097_152);
+    assert_eq!(Generous::pipeline().base().prefill.pruned().unwrap().keep, 2_097_152);
 }

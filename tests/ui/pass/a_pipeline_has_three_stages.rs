@@ -14,7 +14,7 @@ pruning! {
 }
 
 fn main() {
-    let base = Three::pipeline().base();
+    let base = Three::pipeline().base().prefill.pruned().unwrap();
     assert_eq!((base.sink, base.window, base.keep), (256, 1_024, 2_048));
     let stages: Vec<_> = base.stages.iter().map(|stage| (stage.keep, stage.chunk, stage.refresh)).collect();
     assert_eq!(stages, [(None, 256, 32), (Some(32_768), 32, 16), (Some(8_192), 8, 8)]);

@@ -4,7 +4,7 @@ fn window() -> u32 {
     pruning! {
         Local { sink 64; window 512; rope { attend streaming } }
     }
-    Local::pipeline().base().window
+    Local::pipeline().base().prefill.pruned().unwrap().window
 }
 
 fn main() {

@@ -8,7 +8,7 @@ pruning! {
 }
 
 fn main() {
-    assert_eq!(registry::find("Mine").unwrap().base().window, 512);
+    assert_eq!(registry::find("Mine").unwrap().base().prefill.pruned().unwrap().window, 512);
     assert_eq!(registry::nearest("mein"), ["Mine"]);
     let names: Vec<_> = registry::all().iter().map(|pipeline| pipeline.name()).collect();
     assert_eq!(names, ["Mine", "Paper3k", "Paper3kFast", "Paper3kFlash", "Paper5k"]);

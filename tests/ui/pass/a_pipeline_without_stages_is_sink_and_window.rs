@@ -8,7 +8,7 @@ pruning! {
 }
 
 fn main() {
-    let base = Streaming::pipeline().base();
+    let base = Streaming::pipeline().base().prefill.pruned().unwrap();
     assert!(base.stages.is_empty());
     assert_eq!((base.sink, base.window, base.query_block, base.keep), (4, 1_020, 64, 0));
 }

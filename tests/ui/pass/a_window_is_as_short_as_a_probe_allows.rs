@@ -10,6 +10,6 @@ pruning! {
 }
 
 fn main() {
-    let base = Tight::pipeline().base();
+    let base = Tight::pipeline().base().prefill.pruned().unwrap();
     assert_eq!((base.sink, base.window), (0, 127));
 }

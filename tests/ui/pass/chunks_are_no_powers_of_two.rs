@@ -12,6 +12,6 @@ pruning! {
 }
 
 fn main() {
-    let chunks: Vec<_> = Dozens::pipeline().base().stages.iter().map(|stage| stage.chunk).collect();
+    let chunks: Vec<_> = Dozens::pipeline().base().prefill.pruned().unwrap().stages.iter().map(|stage| stage.chunk).collect();
     assert_eq!(chunks, [144, 36, 12]);
 }

@@ -14,6 +14,6 @@ pruning! {
 
 fn main() {
     let pipeline = Added::pipeline();
-    assert!(pipeline.layer(0).stages.is_empty());
-    assert_eq!(pipeline.layer(4).keep, 1_024);
+    assert!(pipeline.layer(0).prefill.pruned().unwrap().stages.is_empty());
+    assert_eq!(pipeline.layer(4).prefill.pruned().unwrap().keep, 1_024);
 }

@@ -13,8 +13,8 @@ pruning! {
 
 fn main() {
     let pipeline = Layered::pipeline();
-    let windows: Vec<_> = (0..6).map(|layer| pipeline.layer(layer).window).collect();
-    let keeps: Vec<_> = (0..6).map(|layer| pipeline.layer(layer).keep).collect();
+    let windows: Vec<_> = (0..6).map(|layer| pipeline.layer(layer).prefill.pruned().unwrap().window).collect();
+    let keeps: Vec<_> = (0..6).map(|layer| pipeline.layer(layer).prefill.pruned().unwrap().keep).collect();
     assert_eq!(windows, [512, 512, 512, 512, 2_048, 512]);
     assert_eq!(keeps, [4_096, 4_096, 4_096, 1_024, 1_024, 1_024]);
 }

@@ -12,6 +12,6 @@ pruning! {
 }
 
 fn main() {
-    let blocks: Vec<_> = Changed::pipeline().layer(0).stages.iter().map(|stage| stage.query_block).collect();
+    let blocks: Vec<_> = Changed::pipeline().layer(0).prefill.pruned().unwrap().stages.iter().map(|stage| stage.query_block).collect();
     assert_eq!(blocks, [128, 32]);
 }

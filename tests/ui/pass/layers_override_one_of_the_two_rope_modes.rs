@@ -14,7 +14,7 @@ pruning! {
 
 fn main() {
     let pipeline = Mixed::pipeline();
-    let [first, second] = [0, 1].map(|layer| pipeline.layer(layer).rope);
+    let [first, second] = [0, 1].map(|layer| pipeline.layer(layer).prefill.pruned().unwrap().rope);
     assert_eq!(first, Rope { scan: ScanRope::ChunkIndexed, attend: AttendRope::Streaming });
     assert_eq!(second, Rope { scan: ScanRope::Relative, attend: AttendRope::Infllm });
 }

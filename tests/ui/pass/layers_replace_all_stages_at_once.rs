@@ -13,8 +13,8 @@ pruning! {
 
 fn main() {
     let pipeline = Replaced::pipeline();
-    assert_eq!(pipeline.base().stages.len(), 2);
-    let [stage] = *pipeline.layer(1).stages else { panic!("one stage was declared") };
+    assert_eq!(pipeline.base().prefill.pruned().unwrap().stages.len(), 2);
+    let [stage] = *pipeline.layer(1).prefill.pruned().unwrap().stages else { panic!("one stage was declared") };
     assert_eq!((stage.chunk, stage.query_block, stage.refresh), (32, 32, 1));
-    assert_eq!(pipeline.layer(1).keep, 1_024);
+    assert_eq!(pipeline.layer(1).prefill.pruned().unwrap().keep, 1_024);
 }

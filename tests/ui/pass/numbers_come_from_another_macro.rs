@@ -15,5 +15,5 @@ with_window!(Narrow, 256);
 with_window!(Wide, 4_096);
 
 fn main() {
-    assert_eq!((Narrow::pipeline().base().window, Wide::pipeline().base().window), (256, 4_096));
+    assert_eq!((Narrow::pipeline().base().prefill.pruned().unwrap().window, Wide::pipeline().base().prefill.pruned().unwrap().window), (256, 4_096));
 }

@@ -12,7 +12,7 @@ pruning! {
 }
 
 fn main() {
-    let base = Shrinking::pipeline().base();
+    let base = Shrinking::pipeline().base().prefill.pruned().unwrap();
     let blocks: Vec<_> = base.stages.iter().map(|stage| stage.query_block).collect();
     assert_eq!(blocks, [128, 32, 16]);
     assert_eq!(base.query_block, 16);

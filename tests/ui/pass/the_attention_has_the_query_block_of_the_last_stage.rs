@@ -11,5 +11,5 @@ pruning! {
 }
 
 fn main() {
-    assert_eq!(Fine::pipeline().base().query_block, 32);
+    assert_eq!(Fine::pipeline().base().prefill.pruned().unwrap().query_block, 32);
 }

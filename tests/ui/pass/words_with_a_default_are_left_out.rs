@@ -10,7 +10,7 @@ pruning! {
 }
 
 fn main() {
-    let base = Short::pipeline().base();
+    let base = Short::pipeline().base().prefill.pruned().unwrap();
     let stage = base.stages[0];
     assert_eq!((stage.query_block, stage.query_stride, stage.refresh), (64, 1, 1));
     assert_eq!(base.query_block, 64);

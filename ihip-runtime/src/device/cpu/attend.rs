@@ -1,11 +1,12 @@
 //! Attention of one query block, tile by tile of keys, with a running maximum (paper §3.2).
 //!
-//! The rows of all query heads of a key-value head lie side by side in the columns of a panel, so that a tile's keys
+//! The rows of all query heads of a key-value head that share a block list lie side by side in the columns of a panel, so that a tile's keys
 //! and values are gathered and rotated once for all of them, and every step of the softmax works on whole rows.
 
 use std::ops::Range;
 
-use ihip_dsl::PrunedLayer;
+use ihip_dsl::rope::KeyPosition;
+use ihip_dsl::{AttendRope, PrunedLayer};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -23,8 +24,8 @@ const TILE: usize = 128;
 pub(super) struct Key {
     /// Where it lies in the cache.
     token: usize,
-    /// Where it is rotated to; `None` leaves it as it is cached.
-    rotary: Option<usize>,
+    /// Where it is rotated to.
+    position: KeyPosition,
     /// Rows that see it.
     rows: Range<usize>,
 }
@@ -40,25 +41,24 @@ pub(super) enum Keys {
 impl Keys {
     /// Blocks of `list`, sinks and window of the query block that stands at `positions`, in this order. Keys that
     /// no row sees are left out.
-    pub(super) fn of_block(layer: &PrunedLayer, list: &BlockList, positions: Range<usize>) -> Self {
+    pub(super) fn of_block(layer: &PrunedLayer, list: &BlockList, positions: Range<usize>, trained: usize) -> Self {
         let first_query = positions.start;
-        let packed = |number| layer.packed_position(number, first_query, list.count);
         let selected = list.blocks[..list.count].iter().flat_map(|left| *left..left + layer.block);
-        let selected = selected.enumerate().map(|(number, token)| (token, packed(layer.sink + number)));
-        let sinks = (0..layer.sink).map(|token| (token, packed(token)));
+        let selected = selected.enumerate().map(|(number, token)| (token, layer.sink + number));
+        let sinks = (0..layer.sink).map(|token| (token, token));
         // A query sees these once they have left its window, and window keys while they are in it.
         let mut kept: Vec<Key> = selected
             .chain(sinks)
             .filter(|(token, _)| token + layer.window < positions.end)
-            .map(|(token, rotary)| {
+            .map(|(token, packed)| {
                 let rows = (token + layer.window).saturating_sub(first_query)..positions.len();
-                Key { token, rotary, rows }
+                Key { token, position: layer.key_position(token, packed, &positions, list.count, trained), rows }
             })
             .collect();
         let window = (first_query + 1).saturating_sub(layer.window)..positions.end;
         kept.extend(window.map(|token| Key {
             token,
-            rotary: packed(0).map(|_| token),
+            position: if layer.attend_rope == AttendRope::None { KeyPosition::Cached } else { KeyPosition::At(token) },
             rows: token.saturating_sub(first_query)..(token + layer.window - first_query).min(positions.len()),
         }));
         Self::Kept(kept)
@@ -73,21 +73,26 @@ pub(super) struct Attention<'a> {
 }
 
 impl Attention<'_> {
-    /// Attends with the rows `rows` of the call to `keys`; `out` is `[rows, heads · head_dim]` of these rows.
-    pub(super) fn block(&self, rows: &Range<usize>, keys: &Keys, out: &mut [f32]) {
-        let group = self.store.group(self.queries.heads());
-        let head_dim = self.queries.head_dim();
-        let outputs: Vec<Vec<f32>> = (0..self.store.kv_heads())
+    /// Attends with the rows `rows` of the call, the heads of each ranking to its own of `keys`; `out` is
+    /// `[rows, heads · head_dim]` of these rows.
+    pub(super) fn block(&self, rows: &Range<usize>, keys: &[Keys], out: &mut [f32]) {
+        let (heads, head_dim) = (self.queries.heads(), self.queries.head_dim());
+        let shared = heads / keys.len();
+        // Heads that read the same keys of the same key-value head.
+        let together = shared.min(self.store.group(heads));
+        let outputs: Vec<Vec<f32>> = (0..heads / together)
             .into_par_iter()
-            .map(|kv_head| {
-                if rows.len() * group <= NARROW {
-                    self.kv_head::<NARROW>(kv_head, rows, keys)
+            .map(|unit| {
+                let unit = unit * together..(unit + 1) * together;
+                let keys = &keys[unit.start / shared];
+                if rows.len() * together <= NARROW {
+                    self.heads::<NARROW>(unit, rows, keys)
                 } else {
-                    self.kv_head::<WIDE>(kv_head, rows, keys)
+                    self.heads::<WIDE>(unit, rows, keys)
                 }
             })
             .collect();
-        // Each is `[heads of the group, rows, head_dim]`.
+        // Each is `[heads, rows, head_dim]`.
         for (head, values) in outputs.iter().flat_map(|output| output.chunks_exact(rows.len() * head_dim)).enumerate() {
             for (row, values) in values.chunks_exact(head_dim).enumerate() {
                 out[(row * self.queries.heads() + head) * head_dim..][..head_dim].copy_from_slice(values);
@@ -95,13 +100,13 @@ impl Attention<'_> {
         }
     }
 
-    fn kv_head<const W: usize>(&self, kv_head: usize, rows: &Range<usize>, keys: &Keys) -> Vec<f32> {
-        let (group, head_dim) = (self.store.group(self.queries.heads()), self.queries.head_dim());
-        let lanes = group * rows.len();
-        let mut panels: Vec<Panel<W>> = (0..lanes)
-            .step_by(W)
-            .map(|first| self.panel(kv_head * group, rows, first..(first + W).min(lanes)))
-            .collect();
+    /// Attends with some heads of a group.
+    fn heads<const W: usize>(&self, heads: Range<usize>, rows: &Range<usize>, keys: &Keys) -> Vec<f32> {
+        let kv_head = heads.start / self.store.group(self.queries.heads());
+        let head_dim = self.queries.head_dim();
+        let lanes = heads.len() * rows.len();
+        let mut panels: Vec<Panel<W>> =
+            (0..lanes).step_by(W).map(|first| self.panel(heads.start, rows, first..(first + W).min(lanes))).collect();
         let mut weights = vec![[0.0; W]; TILE];
         match keys {
             Keys::All => {
@@ -168,9 +173,7 @@ impl Attention<'_> {
             let start = keys.len();
             keys.extend_from_slice(&all_keys[elements.clone()]);
             values.extend_from_slice(&all_values[elements]);
-            if let Some(position) = key.rotary {
-                self.queries.rope().rotate(&mut keys[start..], position);
-            }
+            self.queries.rope().place(&mut keys[start..], key.position);
         }
     }
 }

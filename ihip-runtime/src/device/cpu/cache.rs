@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ihip_dsl::rope::RopeTable;
 use ihip_dsl::{Geometry, LayerPlan, Plan};
 
-use super::select::BlockList;
+use super::select::{BlockList, ChunkList};
 use crate::Step;
 use crate::session::SEGMENT;
 
@@ -32,11 +32,11 @@ pub(super) struct LayerCache {
 /// What decoding steps reuse.
 #[derive(Debug, Default)]
 pub(super) struct Masks {
-    /// Chunks that entered each stage when the stage before last ran; the first stage's are never kept.
-    pub(super) inputs: Vec<Vec<usize>>,
-    /// The final list in force.
-    pub(super) list: BlockList,
-    /// Lists of the last call, one for each query block, where they are recorded.
+    /// Chunks that entered each stage in each ranking when the stage before last ran; the first stage's are never kept.
+    pub(super) inputs: Vec<Vec<ChunkList>>,
+    /// The final list in force in each ranking.
+    pub(super) lists: Vec<BlockList>,
+    /// Lists of the last call, one for each query block and ranking, where they are recorded.
     pub(super) recorded: Vec<BlockList>,
 }
 
@@ -53,13 +53,17 @@ impl CpuCache {
     pub(super) fn new(plan: &Arc<Plan>, capacity: usize) -> Self {
         let layers = (0..plan.layers())
             .map(|layer| {
-                let stages = match plan.layer(layer) {
-                    LayerPlan::Dense => 0,
-                    LayerPlan::Pruned(layer) => layer.stages.len(),
+                let (stages, rankings) = match plan.decode(layer) {
+                    LayerPlan::Dense => (0, 0),
+                    LayerPlan::Pruned(layer) => (layer.stages.len(), plan.geometry().rankings(layer.ranking) as usize),
                 };
                 LayerCache {
                     store: Store::new(plan.geometry(), capacity),
-                    masks: Masks { inputs: vec![Vec::new(); stages], ..Masks::default() },
+                    masks: Masks {
+                        inputs: vec![Vec::new(); stages],
+                        lists: vec![BlockList::default(); rankings],
+                        ..Masks::default()
+                    },
                 }
             })
             .collect();
@@ -72,18 +76,19 @@ impl CpuCache {
         let geometry = plan.geometry();
         let (heads, head_dim) = (geometry.query_heads as usize, geometry.head_dim as usize);
         let store = 2 * geometry.kv_heads as usize * capacity * head_dim * size_of::<f32>();
-        let lists = |layer: usize| match plan.layer(layer) {
+        let lists = |layer: &LayerPlan| match layer {
             LayerPlan::Dense => 0,
             LayerPlan::Pruned(layer) => {
                 let inputs: usize = (0..layer.stages.len()).map(|stage| layer.chunks(stage, capacity)).sum();
-                (inputs + layer.blocks(capacity)) * size_of::<usize>()
+                let rankings = geometry.rankings(layer.ranking) as usize;
+                (inputs + layer.blocks(capacity)) * rankings * size_of::<usize>()
             }
         };
         let rope = capacity.max(scan_positions(plan)) * head_dim * size_of::<f32>();
-        let masks: usize = (0..plan.layers()).map(lists).sum();
+        let masks: usize = (0..plan.layers()).map(|layer| lists(plan.decode(layer))).sum();
         let rows = capacity.min(SEGMENT);
         let workspace = 2 * rows * heads * head_dim * size_of::<f32>()
-            + (0..plan.layers()).map(|layer| lists(layer) * rows.div_ceil(16)).max().unwrap_or(0);
+            + (0..plan.layers()).map(|layer| lists(plan.prefill(layer)) * rows.div_ceil(16)).max().unwrap_or(0);
         (plan.layers() * store + rope + masks + workspace) as u64
     }
 }
@@ -108,11 +113,6 @@ impl Store {
     /// Query heads that share a key-value head.
     pub(super) fn group(&self, query_heads: usize) -> usize {
         query_heads / self.kv_heads
-    }
-
-    /// Key-value heads.
-    pub(super) fn kv_heads(&self) -> usize {
-        self.kv_heads
     }
 
     /// Keys of one head, `[positions][head_dim]`.

@@ -97,7 +97,7 @@ impl CpuDevice {
     /// Where no step was begun.
     pub fn append(&mut self, cache: &mut CpuCache, layer: usize, qkv: &CpuTensor) {
         let (start, rows) = cache.step_rows();
-        let rope = cache.plan.layer(layer).rotated_cache().then_some(&cache.rope);
+        let rope = cache.plan.rotated_cache(layer).then_some(&cache.rope);
         cache.layers[layer].store.append(qkv.rows(0..rows), qkv.columns, start, rope);
     }
 }
@@ -231,43 +231,46 @@ impl Device for CpuDevice {
             unreachable!("append found a step");
         };
         let geometry = plan.geometry();
-        let kind = plan.kind_of(layer);
+        let trained = geometry.trained as usize;
+        let kind = step.layer(plan, layer);
         let LayerCache { store, masks } = &mut layers[layer];
-        let layer = plan.layer(layer);
         let queries = Queries::new(
             qkv.rows(0..step.rows),
             qkv.columns,
             (geometry.query_heads as usize, geometry.head_dim as usize),
             geometry.query_scale,
             step.start,
-            layer.rotated_cache(),
+            kind.rotated_cache(),
             rope,
         );
         let (arch, columns, out) = (self.arch, out.columns, out.rows_mut(step.rows));
         let attention = Attention { arch, queries: &queries, store };
-        self.threads.install(|| match layer {
+        self.threads.install(|| match kind {
             LayerPlan::Dense => {
                 let blocks = out.par_chunks_mut(DENSE_BLOCK * columns).enumerate();
                 blocks.for_each(|(block, out)| {
-                    attention.block(&queries.block(block, DENSE_BLOCK), &Keys::All, out);
+                    attention.block(&queries.block(block, DENSE_BLOCK), &[Keys::All], out);
                 });
             }
-            LayerPlan::Pruned(layer) => {
-                let stages = Stages { arch, layer, queries: &queries, store };
+            LayerPlan::Pruned(pruned) => {
+                let stages = Stages { arch, geometry, layer: pruned, queries: &queries, store };
                 let lists = match &step.phase {
                     Phase::Prefill => stages.prefill(step.t_max),
                     Phase::Decode { restart } => {
-                        if let Some(restart) = restart[kind] {
+                        if let Some(restart) = restart[layer] {
                             stages.renew(masks, restart, step.t_max);
                         }
-                        vec![masks.list.clone()]
+                        masks.lists.clone()
                     }
                 };
-                let blocks = out.par_chunks_mut(layer.query_block * columns).zip(&lists).enumerate();
-                blocks.for_each(|(block, (out, list))| {
-                    let rows = queries.block(block, layer.query_block);
+                let rankings = geometry.rankings(pruned.ranking) as usize;
+                let blocks = out.par_chunks_mut(pruned.query_block * columns).zip(lists.par_chunks(rankings));
+                blocks.enumerate().for_each(|(block, (out, lists))| {
+                    let rows = queries.block(block, pruned.query_block);
                     let positions = queries.position(rows.start)..queries.position(rows.end);
-                    attention.block(&rows, &Keys::of_block(layer, list, positions), out);
+                    let keys = |list| Keys::of_block(pruned, list, positions.clone(), trained);
+                    let keys: Vec<Keys> = lists.par_iter().map(keys).collect();
+                    attention.block(&rows, &keys, out);
                 });
                 masks.recorded = if *record { lists } else { Vec::new() };
             }
@@ -276,10 +279,11 @@ impl Device for CpuDevice {
     }
 
     fn block_lists(&mut self, cache: &CpuCache, layer: usize) -> Result<Option<BlockLists>> {
-        let LayerPlan::Pruned(plan) = cache.plan.layer(layer) else {
+        let Some(LayerPlan::Pruned(plan)) = cache.step.as_ref().map(|step| step.layer(&cache.plan, layer)) else {
             return Ok(None);
         };
-        let mut lists = BlockLists { width: plan.keep_blocks, ..BlockLists::default() };
+        let rankings = cache.plan.geometry().rankings(plan.ranking) as usize;
+        let mut lists = BlockLists { rankings, width: plan.keep_blocks, ..BlockLists::default() };
         for list in &cache.layers[layer].masks.recorded {
             let missing = plan.keep_blocks - list.blocks.len();
             lists.blocks.extend(list.blocks.iter().map(|left| *left as i32));

@@ -3,8 +3,8 @@
 
 use std::ops::Range;
 
-use ihip_dsl::rope::{Branch, ScanDistance};
-use ihip_dsl::{PrunedLayer, StagePlan};
+use ihip_dsl::rope::{Branch, ExtendedPositions, ScanDistance};
+use ihip_dsl::{Geometry, PrunedLayer, StagePlan};
 use pulp::Arch;
 use rayon::prelude::*;
 
@@ -19,6 +19,7 @@ const BATCH: usize = 96;
 /// One stage of one layer.
 pub(super) struct Scan<'a> {
     pub(super) arch: Arch,
+    pub(super) geometry: &'a Geometry,
     pub(super) layer: &'a PrunedLayer,
     pub(super) stage: &'a StagePlan,
     pub(super) queries: &'a Queries<'a>,
@@ -26,19 +27,21 @@ pub(super) struct Scan<'a> {
 }
 
 impl Scan<'_> {
-    /// Scores of `chunks`, given by their first positions in ascending order, for the query block `rows`: the largest
-    /// over all query heads.
-    pub(super) fn scores(&self, rows: Range<usize>, chunks: &[usize]) -> Vec<f32> {
+    /// Scores of `chunks`, given by their first positions in ascending order, for the query block `rows` in one ranking:
+    /// the largest over its query heads.
+    pub(super) fn scores(&self, rows: Range<usize>, ranking: usize, chunks: &[usize]) -> Vec<f32> {
         // Causality is tested on left edges against the first query. The language demands a window of two chunks less
         // one, so that no probe then reads a key after that query.
         let Some(limit) = self.queries.position(rows.start).checked_sub(self.layer.scan_window) else {
             return vec![NEVER_SCORED; chunks.len()];
         };
         let visible = chunks.partition_point(|left| *left <= limit);
-        let mut scores = (0..self.queries.heads())
+        let shared = self.geometry.ranking_heads(self.layer.ranking) as usize;
+        let mut scores = (ranking * shared..(ranking + 1) * shared)
             .into_par_iter()
             .map(|head| {
-                let head = HeadScan { scan: self, head, chunks: chunks.len(), limit };
+                let positions = self.queries.position(rows.start)..self.queries.position(rows.end);
+                let head = HeadScan { scan: self, head, chunks: chunks.len(), positions, limit };
                 match rows.len().div_ceil(self.stage.query_stride) {
                     1 => head.descend::<1>(rows.clone(), &chunks[..visible]),
                     2..=NARROW => head.descend::<NARROW>(rows.clone(), &chunks[..visible]),
@@ -63,6 +66,8 @@ struct HeadScan<'a> {
     head: usize,
     /// Chunks in the list, visible or not.
     chunks: usize,
+    /// Positions of the queries.
+    positions: Range<usize>,
     /// Largest position at which a half may begin.
     limit: usize,
 }
@@ -81,7 +86,8 @@ impl HeadScan<'_> {
         let mut descents: Vec<Descent> =
             visible.iter().enumerate().map(|(index, &left)| Descent { index, left, right: left + length }).collect();
 
-        let distances = [Branch::Left, Branch::Right].map(|branch| self.scan.layer.scan_distance(branch, self.chunks));
+        let distances = [Branch::Left, Branch::Right]
+            .map(|branch| self.scan.layer.scan_distance(self.scan.stage.rope, branch, self.chunks));
         let left_rows = self.panels::<W>(rows.clone(), distances[0]);
         let other_rows = (distances[0] != distances[1]).then(|| self.panels::<W>(rows, distances[1]));
         let right_rows = other_rows.as_ref().unwrap_or(&left_rows);
@@ -134,6 +140,7 @@ impl HeadScan<'_> {
             match distance {
                 ScanDistance::None => {}
                 ScanDistance::Constant(position) => queries.rope().rotate(&mut mean, position),
+                ScanDistance::Extended(_) => queries.rope().rotate(&mut mean, queries.position(base)),
                 ScanDistance::Indexed(last) => queries.rope().rotate(&mut mean, queries.position(base).min(last)),
             }
             let panel = &mut panels[row / W * W * head_dim..];
@@ -157,16 +164,23 @@ impl HeadScan<'_> {
         let head_dim = queries.head_dim();
         let keys = self.scan.store.keys(self.head / self.scan.store.group(queries.heads()));
         let mut rotated = Vec::new();
+        let extended = match distance {
+            ScanDistance::Extended(extension) => {
+                Some(ExtendedPositions::new(extension, &self.positions, self.scan.geometry.trained as usize))
+            }
+            _ => None,
+        };
         scores.clear();
         scores.resize(descents.len(), f32::NEG_INFINITY);
         for (descents, scores) in descents.chunks(BATCH).zip(scores.chunks_mut(BATCH)) {
-            let indexed = matches!(distance, ScanDistance::Indexed(_));
+            let indexed = matches!(distance, ScanDistance::Indexed(_) | ScanDistance::Extended(_));
             if indexed {
                 rotated.clear();
                 for chunk in descents {
-                    let start = rotated.len();
-                    rotated.extend_from_slice(&keys[position(chunk) * head_dim..][..head_dim]);
-                    queries.rope().rotate(&mut rotated[start..], chunk.index);
+                    let (start, key) = (rotated.len(), position(chunk));
+                    rotated.extend_from_slice(&keys[key * head_dim..][..head_dim]);
+                    let place = extended.map_or(chunk.index, |extended| extended.of(key));
+                    queries.rope().rotate(&mut rotated[start..], place);
                 }
             }
             for panel in panels.chunks_exact(W * head_dim) {

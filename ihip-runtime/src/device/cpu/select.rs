@@ -1,9 +1,14 @@
 //! From scores to the chunks that are kept, split for the next stage or listed for the attention (paper §3.1).
 
+use std::sync::Arc;
+
 use ihip_dsl::PrunedLayer;
 
 /// Score of a chunk that no query of the block may see.
 pub(super) const NEVER_SCORED: f32 = -32000.0;
+
+/// First positions of the chunks that a query block scans in one ranking, ascending; shared where they are the same.
+pub(super) type ChunkList = Arc<[usize]>;
 
 /// The blocks that a query block attends to besides sinks and window.
 #[derive(Clone, Debug, Default)]
@@ -15,7 +20,7 @@ pub(super) struct BlockList {
 }
 
 /// First positions of the chunks that enter the first stage.
-pub(super) fn first_chunks(layer: &PrunedLayer, t_max: usize) -> Vec<usize> {
+pub(super) fn first_chunks(layer: &PrunedLayer, t_max: usize) -> ChunkList {
     let chunk = layer.stages[0].chunk;
     (0..layer.chunks(0, t_max)).map(|index| layer.sink + index * chunk).collect()
 }
@@ -37,7 +42,7 @@ pub(super) fn cut(chunks: &[usize], scores: &[f32], keep: usize) -> Vec<usize> {
 }
 
 /// Splits every chunk into `parts` of `chunk` tokens.
-pub(super) fn split(chunks: &[usize], parts: usize, chunk: usize) -> Vec<usize> {
+pub(super) fn split(chunks: &[usize], parts: usize, chunk: usize) -> ChunkList {
     chunks.iter().flat_map(|left| (0..parts).map(move |part| left + part * chunk)).collect()
 }
 

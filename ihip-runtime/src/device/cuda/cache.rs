@@ -16,6 +16,10 @@ use crate::device::BlockLists;
 use crate::session::{Phase, SEGMENT};
 use crate::{Error, Result, Step};
 
+/// Recorded graphs that a request keeps. Patterns of restart stages come back after the least common multiple of all
+/// intervals: those beyond this many run unrecorded instead of filling the GPU with graphs that are hardly used.
+pub(super) const MOST_GRAPHS: usize = 128;
+
 /// Keys, values, block lists and recorded graphs of one request.
 pub struct CudaCache {
     pub(super) program: Program,
@@ -37,7 +41,7 @@ pub struct CudaCache {
     pub(super) step: Step,
     /// Whether block lists are wanted. They are there in any case: every layer has its own.
     pub(super) record: bool,
-    /// What each pattern of restart stages recorded.
+    /// What each pattern of restart stages recorded, at most [`MOST_GRAPHS`] of them.
     pub(super) graphs: HashMap<Vec<Option<usize>>, Recording>,
 }
 
@@ -80,7 +84,7 @@ fn sizes(program: &Program, extent: Extent, capacity: usize) -> Sizes {
         region: pages * page * geometry.kv_type.bytes(),
         rope_positions: program.rope_positions(extent),
         workspace: program.workspace(extent).into_iter().filter(|storage| !is_list(storage.buffer)).collect(),
-        states: (0..plan.kinds().len()).map(|kind| state(program, extent, kind)).collect(),
+        states: (0..plan.layers()).map(|layer| state(program, extent, layer)).collect(),
     }
 }
 
@@ -90,15 +94,15 @@ const fn is_list(buffer: emit::Buffer) -> bool {
     matches!(buffer, emit::Buffer::Blocks | emit::Buffer::Counts)
 }
 
-/// Buffers of which a layer of `kind` has its own.
-fn state(program: &Program, extent: Extent, kind: usize) -> Vec<emit::Storage> {
-    let mut storage = program.layer_state(kind);
-    let LayerPlan::Pruned(layer) = &program.plan().kinds()[kind] else { return storage };
+/// Buffers of which `layer` has its own: the lists of both phases.
+fn state(program: &Program, extent: Extent, layer: usize) -> Vec<emit::Storage> {
+    let mut storage = program.layer_state(layer, extent);
+    let LayerPlan::Pruned(layer) = program.plan().prefill(layer) else { return storage };
     if !layer.stages.is_empty() {
-        let blocks = extent.rows.div_ceil(layer.query_block);
+        let lists = program.lists(layer, extent.rows);
         let list = |buffer, count| emit::Storage { buffer, element: emit::Element::I32, count, zeroed: false };
-        storage.push(list(emit::Buffer::Blocks, blocks * layer.keep_blocks));
-        storage.push(list(emit::Buffer::Counts, blocks));
+        storage.push(list(emit::Buffer::Blocks, lists * layer.keep_blocks));
+        storage.push(list(emit::Buffer::Counts, lists));
     }
     storage
 }
@@ -108,7 +112,7 @@ struct Sizes {
     region: usize,
     rope_positions: usize,
     workspace: Vec<emit::Storage>,
-    /// Of each kind of layer.
+    /// Of each layer.
     states: Vec<Vec<emit::Storage>>,
 }
 
@@ -117,9 +121,7 @@ pub(super) fn bytes(program: &Program, capacity: usize) -> u64 {
     let plan = program.plan();
     let sizes = sizes(program, extent(capacity), capacity);
     let half = plan.geometry().head_dim as usize / 2;
-    let states: usize = (0..plan.layers())
-        .map(|layer| sizes.states[plan.kind_of(layer)].iter().map(emit::Storage::bytes).sum::<usize>())
-        .sum();
+    let states: usize = sizes.states.iter().flatten().map(emit::Storage::bytes).sum();
     let total = 2 * plan.layers() * sizes.region
         + sizes.pages * size_of::<u32>()
         + sizes.rope_positions * half * size_of::<[f32; 2]>()
@@ -158,9 +160,7 @@ impl CudaCache {
             frequencies: Buffer::with(stream, what, plan.frequencies())?,
             step_words: allocate(step::WORDS * size_of::<i32>(), true)?,
             workspace: allocate_all(&sizes.workspace)?,
-            states: (0..plan.layers())
-                .map(|layer| allocate_all(&sizes.states[plan.kind_of(layer)]))
-                .collect::<Result<_>>()?,
+            states: sizes.states.iter().map(|storage| allocate_all(storage)).collect::<Result<_>>()?,
             step: Step { start: 0, rows: 0, t_max: 0, phase: Phase::Prefill },
             record: false,
             graphs: HashMap::new(),
@@ -189,10 +189,9 @@ impl CudaCache {
 
     /// The launches of the step at hand in `layer`.
     pub(super) fn launches(&self, layer: usize) -> Vec<Launch> {
-        let kind = self.program.plan().kind_of(layer);
         match &self.step.phase {
-            Phase::Prefill => self.program.prefill(kind, self.extent, self.step.rows, self.step.t_max),
-            Phase::Decode { restart } => self.program.decode(kind, self.extent, restart[kind]),
+            Phase::Prefill => self.program.prefill(layer, self.extent, self.step.rows, self.step.t_max),
+            Phase::Decode { restart } => self.program.decode(layer, self.extent, restart[layer]),
         }
     }
 
@@ -234,24 +233,26 @@ impl CudaCache {
 
     /// The lists with which the last step attended in `layer`; `None` where the layer keeps none.
     pub(super) fn lists(&self, layer: usize) -> Result<Option<BlockLists>> {
-        let LayerPlan::Pruned(pruned) = self.program.plan().layer(layer) else { return Ok(None) };
+        let LayerPlan::Pruned(pruned) = self.step.layer(self.program.plan(), layer) else { return Ok(None) };
         let (names, blocks) = match &self.step.phase {
             Phase::Prefill => {
                 ([emit::Buffer::Blocks, emit::Buffer::Counts], self.step.rows.div_ceil(pruned.query_block))
             }
             Phase::Decode { .. } => ([emit::Buffer::CachedBlocks, emit::Buffer::CachedCount], 1),
         };
+        let rankings = self.program.plan().geometry().rankings(pruned.ranking) as usize;
         if pruned.stages.is_empty() {
-            return Ok(Some(BlockLists { width: 0, blocks: Vec::new(), counts: vec![0; blocks] }));
+            return Ok(Some(BlockLists { rankings: 1, width: 0, blocks: Vec::new(), counts: vec![0; blocks] }));
         }
         let read = |name, count| {
             let buffer = self.states[layer].get(&name);
             buffer.ok_or_else(|| Error::NotInPlan { name: format!("buffer {name:?}") })?.read::<i32>(0, count)
         };
         Ok(Some(BlockLists {
+            rankings,
             width: pruned.keep_blocks,
-            blocks: read(names[0], blocks * pruned.keep_blocks)?,
-            counts: read(names[1], blocks)?,
+            blocks: read(names[0], blocks * rankings * pruned.keep_blocks)?,
+            counts: read(names[1], blocks * rankings)?,
         }))
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Everything runs in the order of one stream, so that no operation waits for another on the host; only
 //! [`CudaDevice::read`], [`CudaDevice::sample`] and [`CudaDevice::block_lists`] do. Decoding steps are recorded into
-//! graphs, one for each pattern of restart stages: whatever differs between two steps of a pattern lies in small
+//! graphs, one for each pattern of restart stages and only so many of them: whatever differs between two steps of a pattern lies in small
 //! buffers that [`CudaDevice::begin`] fills before the graph runs.
 
 mod cache;
@@ -27,7 +27,7 @@ use rayon::prelude::*;
 pub use cache::CudaCache;
 pub use runner::{KernelArgument, KernelBuffer, KernelRunner};
 
-use self::cache::Recording;
+use self::cache::{MOST_GRAPHS, Recording};
 use self::launch::{Function, Loader, Operand};
 use self::linear::{Products, Shape};
 use self::memory::{Buffer, failed};
@@ -298,6 +298,7 @@ impl Device for CudaDevice {
         let recording = match cache.graphs.get(pattern) {
             Some(Recording::Recorded { graph, .. }) => return graph.launch().map_err(failed("cuGraphLaunch")),
             Some(Recording::Ran) => self.record(cache, operations)?,
+            None if cache.graphs.len() >= MOST_GRAPHS => return operations(self, cache),
             None => {
                 operations(self, cache)?;
                 Recording::Ran

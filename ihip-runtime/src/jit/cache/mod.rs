@@ -17,4 +17,5 @@ mod tests;
 pub use entry::{Entry, Rejection};
 pub use key::CacheKey;
 pub use secret::Secret;
+pub(super) use store::own_directory;
 pub use store::{Counts, CubinStore, Listed, StoreError};

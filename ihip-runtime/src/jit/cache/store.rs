@@ -17,11 +17,11 @@ const LARGEST_ENTRY: u64 = 64 << 20;
 /// Ending of an entry's file name.
 const ENDING: &str = "cubin";
 
-/// Why a directory or key file is not used.
+/// Why a directory, or a file in it, is not used.
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// The path is a symbolic link.
-    #[error("{} is a symbolic link; name the directory itself", path.display())]
+    #[error("{} is a symbolic link: name what it points to", path.display())]
     Link {
         /// The path.
         path: PathBuf,
@@ -32,8 +32,8 @@ pub enum StoreError {
         /// The path.
         path: PathBuf,
     },
-    /// The directory belongs to someone else, who could put device code into it.
-    #[error("{} belongs to user {owner}, and this is user {user}: use a directory of your own", path.display())]
+    /// It belongs to someone else, who could put device code into it.
+    #[error("{} belongs to user {owner}, and this is user {user}: use one of your own", path.display())]
     OtherOwner {
         /// The path.
         path: PathBuf,
@@ -120,8 +120,7 @@ impl CubinStore {
     /// # Errors
     /// [`StoreError`] where the directory is a link, another user's, or writable by others, or cannot be made.
     pub fn open(directory: &Path, capacity: u64, secret: Option<Secret>) -> Result<Self, StoreError> {
-        let path = || directory.to_owned();
-        let io = |source| StoreError::Io { path: path(), source };
+        let io = |source| StoreError::Io { path: directory.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(directory).or_else(|error| {
             match error.kind() {
                 // A link to nowhere, or a file: the checks below say which.
@@ -129,23 +128,9 @@ impl CubinStore {
                 _ => Err(io(error)),
             }
         })?;
-        let metadata = fs::symlink_metadata(directory).map_err(io)?;
-        if metadata.is_symlink() {
-            return Err(StoreError::Link { path: path() });
-        }
-        if !metadata.is_dir() {
-            return Err(StoreError::NotADirectory { path: path() });
-        }
-        let user = rustix::process::geteuid().as_raw();
-        if metadata.uid() != user {
-            return Err(StoreError::OtherOwner { path: path(), owner: metadata.uid(), user });
-        }
-        let mode = metadata.mode() & 0o777;
-        if mode & 0o022 != 0 {
-            return Err(StoreError::OpenToOthers { path: path(), mode });
-        }
+        own_directory(directory)?;
         Ok(Self {
-            directory: path(),
+            directory: directory.to_owned(),
             capacity,
             secret,
             hits: AtomicU64::new(0),
@@ -276,6 +261,30 @@ impl CubinStore {
             })
             .collect()
     }
+}
+
+/// Checks that `directory` is this user's and that nobody else can write to it.
+///
+/// # Errors
+/// [`StoreError`] where it is missing, a link, no directory, another user's, or writable by others.
+pub(in crate::jit) fn own_directory(directory: &Path) -> Result<(), StoreError> {
+    let path = || directory.to_owned();
+    let metadata = fs::symlink_metadata(directory).map_err(|source| StoreError::Io { path: path(), source })?;
+    if metadata.is_symlink() {
+        return Err(StoreError::Link { path: path() });
+    }
+    if !metadata.is_dir() {
+        return Err(StoreError::NotADirectory { path: path() });
+    }
+    let user = rustix::process::geteuid().as_raw();
+    if metadata.uid() != user {
+        return Err(StoreError::OtherOwner { path: path(), owner: metadata.uid(), user });
+    }
+    let mode = metadata.mode() & 0o777;
+    if mode & 0o022 != 0 {
+        return Err(StoreError::OpenToOthers { path: path(), mode });
+    }
+    Ok(())
 }
 
 struct FileOf {

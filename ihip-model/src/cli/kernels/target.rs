@@ -1,0 +1,114 @@
+//! Which kernels: a pipeline for a model's geometry.
+
+use clap::Args;
+use ihip_dsl::emit::{Activation, Kernel, Program};
+use ihip_dsl::{Geometry, KvType};
+use ihip_runtime::jit::{Architecture, Dump, JitError};
+use thiserror::Error as ThisError;
+
+use crate::cli::error::{Error, Result};
+use crate::cli::pruning::Choice;
+use crate::shapes::KNOWN_SHAPES;
+use crate::{ModelFile, fetch};
+
+/// The model that kernels are for.
+#[derive(Debug, Args)]
+pub(super) struct Target {
+    /// The model: `smollm2`, `llama-3.1-8b`, or the path of a GGUF file
+    #[arg(long, value_name = "NAME|PATH", default_value = KNOWN_SHAPES[0].word)]
+    model: String,
+    /// Element type of the cache
+    #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = parse_kv_type)]
+    kv_type: KvType,
+}
+
+/// A type that caches do not have.
+#[derive(Clone, Debug, PartialEq, Eq, ThisError)]
+#[error("there is no such type: give f32, f16 or bf16")]
+pub(super) struct UnknownKvType;
+
+fn parse_kv_type(text: &str) -> std::result::Result<KvType, UnknownKvType> {
+    KvType::ALL.into_iter().find(|kv_type| kv_type.word() == text).ok_or(UnknownKvType)
+}
+
+/// Reads an architecture: what `clap` calls a value parser.
+pub(super) fn architecture(text: &str) -> std::result::Result<Architecture, JitError> {
+    text.parse()
+}
+
+/// What of a model plans and kernels depend on.
+#[derive(Clone, Debug)]
+pub(super) struct Shape {
+    /// Its name, or the path of its file.
+    pub(super) name: String,
+    /// Of every layer.
+    pub(super) geometry: Geometry,
+    frequencies: Vec<f64>,
+    layers: u32,
+}
+
+impl Target {
+    /// Finds the model's numbers; of a file, nothing but its head is read.
+    ///
+    /// # Errors
+    /// [`Error::UnknownShape`], and those of reading a file.
+    pub(super) fn shape(&self) -> Result<Shape> {
+        if let Some(known) = KNOWN_SHAPES.iter().find(|known| known.word.eq_ignore_ascii_case(&self.model)) {
+            return Ok(Shape {
+                name: known.name.to_owned(),
+                geometry: known.geometry(self.kv_type),
+                frequencies: known.frequencies(),
+                layers: known.layers,
+            });
+        }
+        let path = fetch::local_path(&self.model).ok_or_else(|| Error::UnknownShape { model: self.model.clone() })?;
+        let file = ModelFile::open(path)?;
+        let config = file.config();
+        Ok(Shape {
+            name: self.model.clone(),
+            geometry: config.geometry(self.kv_type),
+            frequencies: config.frequencies(),
+            layers: config.layers as u32,
+        })
+    }
+}
+
+impl Shape {
+    /// The kernels of a pipeline for this model. Activations are f32, as the CUDA device keeps them.
+    ///
+    /// # Errors
+    /// Where the pipeline does not fit the model, and those of [`Dump`].
+    pub(super) fn program(&self, choice: Choice) -> Result<Program> {
+        let plan = choice.plan_for(self.geometry, self.frequencies.clone(), self.layers)?;
+        if let Some(dump) = Dump::from_environment()? {
+            dump.plan(&plan)?;
+        }
+        Ok(Program::new(&plan, Activation::F32)?)
+    }
+
+    /// One line that says what a table is about.
+    pub(super) fn heading(&self, program: &Program) -> String {
+        let Geometry { query_heads, kv_heads, head_dim, kv_type, page, .. } = self.geometry;
+        format!(
+            "{} on {}: {} layers, {query_heads} query heads, {kv_heads} KV heads of {head_dim}, {} cache, pages of {page} tokens",
+            program.plan().name(),
+            self.name,
+            self.layers,
+            kv_type.word(),
+        )
+    }
+}
+
+/// The kernels whose names hold `filter`.
+///
+/// # Errors
+/// [`Error::NothingFiltered`] where there are none.
+pub(super) fn filtered(program: &Program, filter: &str) -> Result<Vec<Kernel>> {
+    let mut kernels = program.kernels();
+    kernels.retain(|kernel| kernel.name.contains(filter));
+    if kernels.is_empty() {
+        let pipeline = program.plan().name().to_owned();
+        return Err(Error::NothingFiltered { pipeline, filter: filter.to_owned() });
+    }
+    Ok(kernels)
+}

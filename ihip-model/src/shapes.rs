@@ -1,0 +1,74 @@
+//! Models whose attention is known without their file: enough to plan a pipeline and to write its kernels.
+
+use ihip_dsl::{Geometry, KvType};
+
+use crate::llama::PAGE;
+
+/// Attention of a model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct KnownShape {
+    /// What `--model` of `ihip kernels` calls it.
+    pub word: &'static str,
+    /// The model's name.
+    pub name: &'static str,
+    /// Query heads of a layer.
+    pub query_heads: u32,
+    /// Key-value heads of a layer.
+    pub kv_heads: u32,
+    /// Elements of one head.
+    pub head_dim: u32,
+    /// Layers.
+    pub layers: u32,
+    /// Positions that it was trained on.
+    pub trained: u32,
+    /// Base of the rotary angles.
+    pub rope_base: f64,
+}
+
+/// Every model of a known shape.
+pub const KNOWN_SHAPES: [KnownShape; 2] = [
+    KnownShape {
+        word: "smollm2",
+        name: "SmolLM2-135M",
+        query_heads: 9,
+        kv_heads: 3,
+        head_dim: 64,
+        layers: 30,
+        trained: 8_192,
+        rope_base: 100_000.0,
+    },
+    KnownShape {
+        word: "llama-3.1-8b",
+        name: "Llama-3.1-8B",
+        query_heads: 32,
+        kv_heads: 8,
+        head_dim: 128,
+        layers: 32,
+        trained: 131_072,
+        rope_base: 500_000.0,
+    },
+];
+
+impl KnownShape {
+    /// What the model brings to a pipeline.
+    #[must_use]
+    pub fn geometry(&self, kv_type: KvType) -> Geometry {
+        Geometry {
+            query_heads: self.query_heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            kv_type,
+            page: PAGE,
+            query_scale: (self.head_dim as f32).sqrt().recip(),
+            trained: self.trained,
+        }
+    }
+
+    /// Inverse frequencies of the rotary embedding without the scaling that a model's file may add: kernels read them
+    /// from a buffer, and no text depends on them.
+    #[must_use]
+    pub fn frequencies(&self) -> Vec<f64> {
+        let exponent = |pair| -2.0 * f64::from(pair) / f64::from(self.head_dim);
+        (0..self.head_dim / 2).map(|pair| self.rope_base.powf(exponent(pair))).collect()
+    }
+}
