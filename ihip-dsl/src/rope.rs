@@ -113,11 +113,19 @@ impl Extension {
     /// queries may stand, in a sequence of `tokens`.
     #[must_use]
     pub fn positions(self, query_block: usize, tokens: usize, trained: usize) -> usize {
-        let most = match self {
-            Self::DynamicExtend => trained,
+        if tokens <= trained {
+            return tokens;
+        }
+        match self {
+            Self::DynamicExtend => {
+                // Where a query block is nearly as long as what the model was trained on, its own keys may be driven
+                // apart instead: the farther, the nearer the block is to the start.
+                let room = trained - self.near(trained);
+                let far = (room + 1).saturating_sub(query_block).max(1);
+                trained.max((query_block - 1) * room / far + room + 1 - query_block)
+            }
             Self::SelfExtend => trained.max(tokens / EXTENSION_GROUP + query_block),
-        };
-        most.min(tokens)
+        }
     }
 }
 
@@ -315,6 +323,21 @@ mod tests {
                 assert!(end >= queries.end, "{extension:?} at {first}");
                 for key in (0..first).step_by(61) {
                     assert!((positions.origin()..end).contains(&positions.of(key)), "{extension:?}: {key} at {first}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn positions_fit_the_table_where_blocks_are_as_long_as_what_the_model_was_trained_on() {
+        for extension in [Extension::DynamicExtend, Extension::SelfExtend] {
+            for (trained, block) in [(96, 64), (96, 128), (40, 48), (1, 1), (3, 16), (1000, 1024)] {
+                for (first, count) in (0..3000).step_by(7).flat_map(|first| [(first, block), (first, block / 2 + 1)]) {
+                    let positions = ExtendedPositions::new(extension, &(first..first + count), trained);
+                    let end = positions.origin() + extension.positions(block, 4024, trained);
+                    assert!(end >= first + count, "{extension:?} at {first}, {block} queries, {trained} trained");
+                    let farthest = (0..first + count).map(|key| positions.of(key)).max().expect("a key");
+                    assert!(farthest < end, "{extension:?} at {first}, {block} queries, {trained} trained: {farthest}");
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! Prefill: attention of a tile of query rows, in f32 from shared memory, with an online softmax in base 2.
 
-use super::functions::{CACHE_ROW, QUADS, ROTATE, Shape};
+use super::functions::{CACHE_ROW, QUADS, Shape};
 use super::tile::Tile;
 use super::visible::{Phase, Visible};
 use super::writer::Writer;
@@ -114,9 +114,7 @@ impl Attend {
             )
             .float("LOWEST", f32::MIN, "below every score");
         writer.text(QUADS).text(CACHE_ROW);
-        if self.visible.rotates() {
-            writer.text(ROTATE);
-        }
+        self.visible.functions(&mut writer);
         writer.text(&format!(
             "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const Cached* __restrict__ values, const unsigned* __restrict__ page_table,\n   {} Activation* out) {{",
             self.visible.parameters()
@@ -142,7 +140,7 @@ impl Attend {
             loads: 8,
             indent: 8,
         };
-        writer.more(&if self.visible.rotates() { tile("keys").load_turned() } else { tile("keys").load_plain() });
+        writer.more(&self.visible.load_keys(&tile("keys")));
         let seen = match self.visible {
             Visible::All => "distance >= 0",
             Visible::Pruned { .. } => "in_window ? distance >= 0 && distance < WINDOW : distance >= WINDOW",
@@ -164,15 +162,7 @@ impl Attend {
 
     /// Opens the loop over tiles of keys and fills the slots of one.
     fn tiles(&self) -> String {
-        let position = |expression: String| {
-            if self.visible.rotates() { format!("\n                position = {expression};") } else { String::new() }
-        };
-        let declared = if self.visible.rotates() { ", position = 0" } else { "" };
-        let store = if self.visible.rotates() {
-            "            slot_position[thread] = token == NOWHERE ? 0 : position;\n"
-        } else {
-            ""
-        };
+        let (declared, store) = (self.visible.declare("position"), self.visible.store("position"));
         let (counts, cases) = match self.visible {
             Visible::All => (
                 "    const int tiles = last / TILE_KEYS + 1;\n".to_owned(),
@@ -188,7 +178,7 @@ impl Attend {
                 if (slot < count * BLOCK) token = list[slot / BLOCK] + slot % BLOCK;
                 if (token < SINK || token > last) token = NOWHERE;  // sinks are seen as sinks{}
             }} else ",
-                            position(self.visible.listed_position("slot"))
+                            self.visible.place_listed(Phase::Prefill, "position", "slot")
                         ),
                         "",
                     )
@@ -202,7 +192,7 @@ impl Attend {
     const int tiles = listed_tiles + sink_tiles + (last - window_first) / TILE_KEYS + 1;
 "
                 );
-                let window_position = position("max(0, at - origin)".to_owned());
+                let window_position = self.visible.place_recent("position", "at");
                 let cases = format!(
                     r"{listed_case}{no_list}if (!in_window) {{
                 const int at = (tile_index - listed_tiles) * TILE_KEYS + thread;
@@ -212,7 +202,7 @@ impl Attend {
                 if (at <= last) token = at;{window_position}
             }}
 ",
-                    position(self.visible.sink_position("at"))
+                    self.visible.place_sink(Phase::Prefill, "position", "at")
                 );
                 (counts, cases)
             }

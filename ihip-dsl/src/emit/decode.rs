@@ -1,6 +1,6 @@
 //! Decoding: attention of one query, split over the chip by keys, and the merge of the splits.
 
-use super::functions::{CACHE_ROW, QUADS, ROTATE, Shape, step_words};
+use super::functions::{CACHE_ROW, QUADS, Shape, step_words};
 use super::launch::Element;
 use super::tile::Tile;
 use super::visible::{Phase, Visible};
@@ -112,6 +112,7 @@ impl SplitAttend {
                     "entries of the list; beyond its count they are not read",
                 );
             }
+            self.visible.extension_constants(&mut writer, self.shape);
             let [listed, sinks, _] = self.pieces();
             writer.constant("LISTED_SPLITS", listed, "pieces of the list, the first ones").constant(
                 "SINK_SPLITS",
@@ -140,9 +141,7 @@ impl SplitAttend {
             )
             .float("LOWEST", f32::MIN, "below every score");
         writer.text(QUADS).text(CACHE_ROW);
-        if self.visible.rotates() {
-            writer.text(ROTATE);
-        }
+        self.visible.functions(&mut writer);
         writer.text(&format!(
             "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const Cached* __restrict__ values, const unsigned* __restrict__ page_table,\n   {} float* partials, float* partial_sums) {{",
             self.visible.parameters()
@@ -167,8 +166,7 @@ impl SplitAttend {
             loads: 16,
             indent: 8,
         };
-        let keys = tile("keys", "key_tile");
-        writer.more(&if self.visible.rotates() { keys.load_turned() } else { keys.load_plain() });
+        writer.more(&self.visible.load_keys(&tile("keys", "key_tile")));
         writer.more(&tile("values", "value_tile").load_plain());
         writer.more(ATTEND);
         let mut arguments = self.visible.arguments(self.shape);
@@ -189,9 +187,6 @@ impl SplitAttend {
         if self.visible == Visible::All {
             return DENSE_SLOTS.to_owned();
         }
-        let position = |expression: String| {
-            if self.visible.rotates() { format!("\n                at = {expression};") } else { String::new() }
-        };
         let listed = if self.visible.has_list() {
             format!(
                 r"            if (split < LISTED_SPLITS) {{
@@ -199,16 +194,12 @@ impl SplitAttend {
                 if (slot < count * BLOCK) token = list[slot / BLOCK] + slot % BLOCK;
                 if (token < SINK || position - token < WINDOW) token = NOWHERE;  // seen as a sink or in the window{}
             }} else ",
-                position(self.visible.listed_position("slot"))
+                self.visible.place_listed(Phase::Decode, "at", "slot")
             )
         } else {
             "            ".to_owned()
         };
-        let (declared, store) = if self.visible.rotates() {
-            (", at = 0", "            slot_position[thread] = token == NOWHERE ? 0 : at;\n")
-        } else {
-            ("", "")
-        };
+        let (declared, store) = (self.visible.declare("at"), self.visible.store("at"));
         format!(
             r"    // A split is one tile.
     for (int tile = 0; tile < 1; ++tile) {{
@@ -226,8 +217,8 @@ impl SplitAttend {
 {store}        }}
         sync_block();
 ",
-            position(self.visible.sink_position("sink")),
-            position("max(0, recent - origin)".to_owned())
+            self.visible.place_sink(Phase::Decode, "at", "sink"),
+            self.visible.place_recent("at", "recent")
         )
     }
 }

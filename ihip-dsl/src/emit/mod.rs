@@ -3,6 +3,7 @@
 mod append;
 mod attend;
 mod decode;
+mod extend;
 mod functions;
 pub mod launch;
 pub mod model;

@@ -13,7 +13,7 @@ use super::scoring::{Operand, Stride, strides};
 use super::select::Select;
 use super::summarise::Summarise;
 use super::writer::snake_case;
-use crate::rope::{Branch, ScanDistance};
+use crate::rope::{Branch, Extension, ScanDistance};
 use crate::{AttendRope, LayerPlan, Plan, PrunedLayer};
 
 /// The CUDA side of a [`Plan`]: its kernels, what they run over, and in which order.
@@ -125,19 +125,18 @@ impl Program {
     }
 
     /// Positions that [`Buffer::RopeTable`] must cover: those of scan and attention, which stay small however long
-    /// the sequence is, except that `chunk_indexed` needs one a chunk.
+    /// the sequence is, except that `chunk_indexed` needs one a chunk and `self_extend` one for 16 tokens.
     #[must_use]
     pub fn rope_positions(&self, extent: Extent) -> usize {
+        let trained = self.plan.geometry().trained as usize;
+        let extended = |extension: Extension, block| extension.positions(block, extent.tokens, trained);
         let positions = self.pruned().map(|layer| {
             let stages = 0..layer.stages.len();
             let scan = stages.map(|stage| {
                 match layer.scan_distance(layer.stages[stage].rope, Branch::Left, layer.chunks(stage, extent.tokens)) {
                     ScanDistance::None => 0,
+                    ScanDistance::Extended(extension) => extended(extension, layer.stages[stage].query_block),
                     ScanDistance::Constant(position) | ScanDistance::Indexed(position) => position + 1,
-                    ScanDistance::Extended(extension) => {
-                        let stage = &layer.stages[stage];
-                        extension.positions(stage.query_block, extent.tokens, self.plan.geometry().trained as usize)
-                    }
                 }
             });
             let scan = scan.max().unwrap_or(0);
@@ -145,8 +144,13 @@ impl Program {
                 AttendRope::Streaming => layer.budget() + layer.query_block,
                 AttendRope::Infllm => layer.window + layer.query_block,
                 AttendRope::None => 0,
-                AttendRope::DynamicExtend | AttendRope::SelfExtend => {
-                    unreachable!("no word of the language leads here yet")
+                AttendRope::DynamicExtend => {
+                    let packed = layer.budget() + layer.query_block;
+                    packed.max(extended(Extension::DynamicExtend, layer.query_block))
+                }
+                AttendRope::SelfExtend => {
+                    let window = layer.window + layer.query_block;
+                    window.max(extended(Extension::SelfExtend, layer.query_block))
                 }
             };
             scan.max(attend)

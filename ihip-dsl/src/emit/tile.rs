@@ -42,6 +42,23 @@ store_quad(&{to}[slot * STRIDE + element], batch[i]);"
 
     /// Copies the rows, each turned by the angle of its rotary position.
     pub(crate) fn load_turned(&self) -> String {
+        self.load_rotated(
+            "const float2* const angles = &rope_table[slot_position[slot] * HALF + element];
+for (int e = 0; e < 4; ++e) rotate(x[i].at[e], y[i].at[e], angles[e]);",
+        )
+    }
+
+    /// Copies the rows, each turned by a blend of the angles of two positions.
+    pub(crate) fn load_blended(&self) -> String {
+        self.load_rotated(
+            "const float2* const angles = &rope_table[slot_position[slot] * HALF + element];
+const float2* const extended = &rope_table[slot_extended[slot] * HALF + element];
+for (int e = 0; e < 4; ++e) rotate(x[i].at[e], y[i].at[e], blend(angles[e], extended[e]));",
+        )
+    }
+
+    /// Copies the rows; `turn` turns four pairs of one.
+    fn load_rotated(&self, turn: &str) -> String {
         let (rows, _) = self.rows;
         let (from, to) = (self.from, self.to);
         self.batches(
@@ -57,8 +74,7 @@ y[i] = load_quad(&{from}[row * HEAD_DIM + element + HALF]);"
             ),
             &format!(
                 "const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
-const float2* const angles = &rope_table[slot_position[slot] * HALF + element];
-for (int e = 0; e < 4; ++e) rotate(x[i].at[e], y[i].at[e], angles[e]);
+{turn}
 store_quad(&{to}[slot * STRIDE + element], x[i]);
 store_quad(&{to}[slot * STRIDE + element + HALF], y[i]);"
             ),

@@ -1,10 +1,13 @@
 //! Which keys an attention kernel goes through, and at which rotary positions: the part in which pruned and dense
 //! layers differ.
 
-use super::functions::{self, Shape};
+use super::extend;
+use super::functions::{self, ROTATE, Shape};
 use super::launch::Element;
+use super::tile::Tile;
 use super::writer::Writer;
 use super::{Argument, ArgumentKind};
+use crate::rope::Extension;
 use crate::{AttendRope, LayerPlan, Ranking};
 
 /// The keys of a layer, by the constants that an attention kernel depends on.
@@ -33,6 +36,16 @@ pub(crate) enum Phase {
     Decode,
 }
 
+impl Phase {
+    /// Positions of a block's first query and behind its last one, as arguments.
+    const fn queries(self) -> &'static str {
+        match self {
+            Self::Prefill => "first_position, end_position",
+            Self::Decode => "position, position + 1",
+        }
+    }
+}
+
 impl Visible {
     pub(crate) fn new(kind: &LayerPlan) -> Self {
         match kind {
@@ -52,12 +65,54 @@ impl Visible {
 
     /// Rotary positions, where kernels rotate at all.
     pub(crate) fn rotates(&self) -> bool {
-        matches!(self, Self::Pruned { rope: AttendRope::Streaming | AttendRope::Infllm, .. })
+        matches!(self, Self::Pruned { rope, .. } if *rope != AttendRope::None)
+    }
+
+    /// How far keys are brought back, where they are.
+    fn extension(&self) -> Option<Extension> {
+        match self {
+            Self::Pruned { rope: AttendRope::DynamicExtend, .. } => Some(Extension::DynamicExtend),
+            Self::Pruned { rope: AttendRope::SelfExtend, .. } => Some(Extension::SelfExtend),
+            Self::All | Self::Pruned { .. } => None,
+        }
+    }
+
+    /// Whether a key has two rotary positions, whose cosines and sines are blended.
+    fn blends(&self) -> bool {
+        self.extension() == Some(Extension::DynamicExtend)
     }
 
     /// Declares the rotary positions of a tile's slots, where there are any.
     pub(crate) fn position_array(&self) -> &'static str {
-        if self.rotates() { "    SHARED(int, slot_position, TILE_KEYS);\n" } else { "" }
+        match (self.rotates(), self.blends()) {
+            (false, _) => "",
+            (true, false) => "    SHARED(int, slot_position, TILE_KEYS);\n",
+            (true, true) => {
+                "    SHARED(int, slot_position, TILE_KEYS);  // packed\n    SHARED(int, slot_extended, TILE_KEYS);  // drawn together\n"
+            }
+        }
+    }
+
+    /// Copies a tile of keys, rotated to the positions of their slots.
+    pub(crate) fn load_keys(&self, keys: &Tile) -> String {
+        match (self.rotates(), self.blends()) {
+            (false, _) => keys.load_plain(),
+            (true, false) => keys.load_turned(),
+            (true, true) => keys.load_blended(),
+        }
+    }
+
+    /// Device functions for rotary positions.
+    pub(crate) fn functions(&self, writer: &mut Writer) {
+        if self.rotates() {
+            writer.text(ROTATE);
+        }
+        if let Some(extension) = self.extension() {
+            extend::functions(writer, extension);
+        }
+        if self.blends() {
+            extend::blend(writer);
+        }
     }
 
     pub(crate) fn has_list(&self) -> bool {
@@ -107,6 +162,14 @@ impl Visible {
                     "entries of a list; beyond its count they are not read",
                 );
             }
+            self.extension_constants(writer, shape);
+        }
+    }
+
+    /// Constants of the positions that keys are brought back to.
+    pub(crate) fn extension_constants(&self, writer: &mut Writer, shape: Shape) {
+        if let Some(extension) = self.extension() {
+            extend::constants(writer, shape, extension);
         }
     }
 
@@ -165,7 +228,11 @@ impl Visible {
                 "{declared}    const int* const list = {list};\n    const int count = counts[{row}];\n"
             ));
         }
-        let first_position = if phase == Phase::Prefill { "first_position" } else { "position" };
+        let queries = phase.queries();
+        let (first_position, end) = match phase {
+            Phase::Prefill => ("first_position", END_POSITION.trim_start_matches('\n')),
+            Phase::Decode => ("position", ""),
+        };
         let listed = if self.has_list() { " - count * BLOCK" } else { "" };
         match rope {
             AttendRope::Streaming => text.push_str(&format!(
@@ -177,29 +244,80 @@ impl Visible {
                 "    // Sinks and kept keys all stand at the window's distance; positions are counted from there.\n\
                  \x20   const int origin = max(0, {first_position} - WINDOW);\n"
             )),
-            AttendRope::DynamicExtend | AttendRope::SelfExtend => {
-                unreachable!("no word of the language leads here yet")
-            }
+            AttendRope::DynamicExtend => text.push_str(&format!(
+                "{end}    // Kept keys are packed to end one window before the block's first query, sinks right before them, and drawn\n\
+                 \x20   // together besides. All positions are counted from the least of them: the table stays short.\n\
+                 \x20   const int packed = {first_position} - WINDOW - SINK{listed} + 1;\n\
+                 \x20   const int origin = max(0, min(packed, extension_origin({queries})));\n"
+            )),
+            AttendRope::SelfExtend => text.push_str(&format!(
+                "{end}    // Positions are counted from the least of any key, in the window or before it: the table stays short.\n\
+                 \x20   const int origin = max(0, min({first_position} - WINDOW + 1, extension_origin({queries})));\n"
+            )),
             AttendRope::None => {}
         }
         text
     }
 
-    /// Rotary position of the `slot`-th token of the list, as an expression.
-    pub(crate) fn listed_position(&self, slot: &str) -> String {
-        match self {
-            Self::Pruned { rope: AttendRope::Streaming, .. } => {
-                format!("max(0, SINK + {slot} + packed) - origin")
-            }
-            _ => "0".to_owned(),
+    /// Declares `variable`, which holds a slot's rotary position, behind another integer.
+    pub(crate) fn declare(&self, variable: &str) -> String {
+        match (self.rotates(), self.blends()) {
+            (false, _) => String::new(),
+            (true, false) => format!(", {variable} = 0"),
+            (true, true) => format!(", {variable} = 0, extended = 0"),
         }
     }
 
-    /// Rotary position of the sink `token`, as an expression.
-    pub(crate) fn sink_position(&self, token: &str) -> String {
-        match self {
-            Self::Pruned { rope: AttendRope::Streaming, .. } => format!("max(0, {token} + packed) - origin"),
-            _ => "0".to_owned(),
+    /// Sets `variable` to the rotary position of `token`, the `slot`-th of the list.
+    pub(crate) fn place_listed(&self, phase: Phase, variable: &str, slot: &str) -> String {
+        self.place(phase, variable, &format!("SINK + {slot}"), "token")
+    }
+
+    /// The same of the sink `token`.
+    pub(crate) fn place_sink(&self, phase: Phase, variable: &str, token: &str) -> String {
+        self.place(phase, variable, token, token)
+    }
+
+    /// The same of `token` in the window.
+    pub(crate) fn place_recent(&self, variable: &str, token: &str) -> String {
+        let both = if self.blends() { " = extended" } else { "" };
+        self.statement(&format!("{variable}{both} = max(0, {token} - origin)"))
+    }
+
+    /// The same of `token`, the one with number `packed` among sinks and listed tokens.
+    fn place(&self, phase: Phase, variable: &str, packed: &str, token: &str) -> String {
+        let Self::Pruned { rope, .. } = self else { return String::new() };
+        let queries = phase.queries();
+        let packed = format!("max(0, {packed} + packed) - origin");
+        let extended = format!("extended_position({token}, {queries}) - origin");
+        match rope {
+            AttendRope::None => String::new(),
+            AttendRope::Infllm => self.statement(&format!("{variable} = 0")),
+            AttendRope::Streaming => self.statement(&format!("{variable} = {packed}")),
+            AttendRope::SelfExtend => self.statement(&format!("{variable} = {extended}")),
+            AttendRope::DynamicExtend => {
+                self.statement(&format!("{variable} = {packed}")) + &self.statement(&format!("extended = {extended}"))
+            }
         }
     }
+
+    fn statement(&self, statement: &str) -> String {
+        if self.rotates() { format!("\n                {statement};") } else { String::new() }
+    }
+
+    /// Stores `variable` as the position of a thread's slot.
+    pub(crate) fn store(&self, variable: &str) -> String {
+        let mut text = String::new();
+        if self.rotates() {
+            text.push_str(&format!("            slot_position[thread] = token == NOWHERE ? 0 : {variable};\n"));
+        }
+        if self.blends() {
+            text.push_str("            slot_extended[thread] = token == NOWHERE ? 0 : extended;\n");
+        }
+        text
+    }
 }
+
+const END_POSITION: &str = r"
+    const int end_position = first_position + min(QUERY_BLOCK, rows - block * QUERY_BLOCK);
+";
