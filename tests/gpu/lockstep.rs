@@ -100,7 +100,9 @@ impl<S: Device> Lockstep<S> {
         }
         self.keys[layer].extend(qkv.chunks(row).flat_map(|row| &row[query..query + key]));
 
-        let pruning = Paper3k::pipeline().layer(layer as u32);
+        let phases = Paper3k::pipeline().layer(layer as u32);
+        let attention = if self.step.phase == Phase::Prefill { &phases.prefill } else { &phases.decode };
+        let pruning = attention.pruned().expect("every layer is pruned");
         for (number, rows) in blocks(self.step.rows, pruning.query_block as usize).enumerate() {
             let call = Call {
                 queries: qkv[rows.start * row..rows.end * row]

@@ -124,7 +124,7 @@ struct BelowTheWindow;
 
 impl Check for BelowTheWindow {
     fn on<D: Device>(&self, model: &mut Loaded<D>) {
-        let window = Paper3k::pipeline().base().window as usize;
+        let window = Paper3k::pipeline().base().decode.pruned().expect("Paper3k prunes").window as usize;
         let mut ids = smollm2().tokenizer().unwrap().encode(&book(), Special::Parse).unwrap();
         ids.truncate(window);
         let mut dense = Vec::new();
