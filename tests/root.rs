@@ -10,6 +10,7 @@ mod golden;
 mod gpu;
 mod language;
 mod model;
+mod mutants;
 mod nvrtc;
 mod reference;
 mod weights;

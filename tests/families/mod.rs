@@ -24,6 +24,8 @@ mod select;
 mod text;
 mod whole;
 
+pub(crate) use scoring::scored_layers;
+
 /// Rows of the largest call.
 const ROWS: usize = 160;
 /// Largest `Tmax`.
@@ -31,7 +33,7 @@ const TOKENS: usize = 640;
 
 /// A layer to test: `(query heads, key-value heads, head dimension)`, element type, page, stages and the rest.
 #[derive(Clone, Debug)]
-struct Layer {
+pub(crate) struct Layer {
     heads: (u32, u32, u32),
     kv_type: KvType,
     page: u32,
@@ -67,7 +69,7 @@ fn layer(
 }
 
 /// Layers that differ in everything that changes a kernel's text.
-fn layers() -> Vec<Layer> {
+pub(crate) fn layers() -> Vec<Layer> {
     use {AttendRope as A, KvType as T, ScanRope as S};
     vec![
         layer(
@@ -119,7 +121,7 @@ impl Layer {
         (0..head_dim / 2).map(|pair| 10_000_f64.powf(-2.0 * f64::from(pair) / f64::from(head_dim))).collect()
     }
 
-    fn plan(&self) -> Plan {
+    pub(crate) fn plan(&self) -> Plan {
         let name = Cow::Borrowed("Families");
         let pipeline = Pipeline::from_checked(
             name,

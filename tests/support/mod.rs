@@ -11,5 +11,6 @@ pub mod golden;
 pub mod host;
 pub mod layer;
 pub mod model;
+pub mod mutant;
 pub mod nvrtc;
 pub mod sample;
