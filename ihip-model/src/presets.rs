@@ -65,20 +65,22 @@ crate::pruning! {
         layers 0..=2 { rope { scan chunk_indexed } }
     }
 
-    /// StreamingLLM: sink and window, nothing in between (arXiv 2309.17453, 4 and 1,020 tokens).
+    /// StreamingLLM: sink and window, nothing in between (arXiv 2309.17453, table 1: 4 and 1,020 tokens).
     ///
-    /// Positions count within what is kept, as the paper has it. No difference is known.
+    /// Positions count within what is kept (section 3.2). Differs: while a prompt is read, the queries of a block share
+    /// the positions of the sinks, which stand up to 63 farther from the last of them.
     pub StreamingLlm {
-        sink 4; window 1_020;
+        query_block 64; sink 4; window 1_020;
         rope { attend streaming }
     }
 
     /// HiP: chunks halved again and again, the better half of them kept each time (arXiv 2406.09827).
     ///
     /// 256 chunks enter every stage and are cut in two, as in an iteration of the paper; 512 tokens are left, in blocks
-    /// of 2. Differs: chunks start at 128 tokens whatever the length, where the paper cuts the whole context into 256; a
-    /// stage looks for a chunk's best token by descent, where the paper takes one; no layer is dense, where the paper
-    /// leaves the first three or four. Keys stand at true positions: nothing reaches beyond the trained length.
+    /// of 2, every head for itself. Differs: chunks start at 128 tokens whatever the length, where the paper cuts the
+    /// whole context into 256; a stage looks for a chunk's best token by descent, where the paper takes one; no layer is
+    /// dense, where the paper leaves the first three or four. Keys stand at true positions, as in the paper: nothing
+    /// reaches beyond the trained length.
     pub Hip {
         query_block 32; sink 16; window 256;
 
@@ -95,11 +97,11 @@ crate::pruning! {
         rope { scan none, attend none }
     }
 
-    /// InfLLM: 16 blocks of 128 tokens besides 128 sinks and a window of 4,096 (arXiv 2402.04617).
+    /// InfLLM: 16 blocks of 128 tokens besides 128 sinks and a window of 4,096 (arXiv 2402.04617; the authors' settings).
     ///
-    /// All kept keys stand at one distance, as in the paper. Differs: a block is represented by the mean of its keys,
-    /// where the paper takes the four tokens that the window attended to most; the head that wants a block most decides,
-    /// where the paper adds the heads up; 64 queries share a list.
+    /// One lookup for all heads, all kept keys at one distance, as in the paper. Differs: the mean of its keys stands for
+    /// a block, where the paper takes the four tokens that its window attended to most; the head that wants a block most
+    /// decides, where the paper adds the heads up; 64 queries share a list, where the authors' code takes 512.
     pub InfLlm {
         query_block 64; sink 128; window 4_096;
 
@@ -109,13 +111,13 @@ crate::pruning! {
         rope { scan infllm, attend infllm }
     }
 
-    /// Quest: pages of 16 tokens by the bound of their least and greatest key elements (arXiv 2406.10774).
+    /// Quest: pages of 16 tokens by the bound of their least and greatest key elements (arXiv 2406.10774, section 3.3).
     ///
-    /// Every head ranks for itself, at every step, 2,048 tokens. Differs: the prompt is pruned as well and no layer is
-    /// dense, where the paper prunes decoding alone, from the third layer; the last 32 tokens are always seen. Keys stand
-    /// at true positions.
+    /// Every head ranks for itself, at every step, 2,048 tokens: one of the budgets of section 4. Differs: the prompt is
+    /// pruned as well and no layer is dense, where the paper prunes decoding alone and not in the first two layers; the
+    /// last 32 tokens are always seen. Keys stand at true positions, as in the paper.
     pub Quest {
-        query_block 64; sink 0; window 32;
+        query_block 16; sink 0; window 32;
 
         stage { chunk 16, representative min_max }
         attend { keep 2_048 }
@@ -124,15 +126,16 @@ crate::pruning! {
         rope { scan none, attend none }
     }
 
-    /// MoBA-like: three blocks of 512 tokens by their mean key, every head for itself (arXiv 2502.13189).
+    /// MoBA-like: three blocks of 512 tokens by their mean key, every head for itself (arXiv 2502.13189, section 3.1).
     ///
-    /// Differs: 64 queries share a list, where the paper gates each; a window of 1,024 stands for the query's own block;
-    /// and the paper trains the model with it. Keys stand at true positions.
+    /// One of the three is the query's own, as in the paper; here it is a window of 1,024. Differs: 64 queries share a
+    /// list, where the paper gates each; a window is no block; and the paper trains the model with it. Keys stand at true
+    /// positions, as in the paper.
     pub MobaLike {
         query_block 64; sink 0; window 1_024;
 
         stage { chunk 512, representative mean }
-        attend { keep 1_536 }
+        attend { keep 1_024 }
 
         ranking each;
         rope { scan none, attend none }
@@ -145,7 +148,7 @@ crate::pruning! {
     /// too much to read, so Quest's bound, which never ranks a chunk below its best key, chooses what is read: an upper
     /// bound over 32 tokens is loose, and so 16,384 of them pass. The layers are those of [`Paper3k`].
     pub BoundThenExact {
-        query_block 64; sink 256; window 1_024;
+        query_block 32; sink 256; window 1_024;
 
         stage {              chunk 32, representative min_max, refresh 16 }
         stage { keep 16_384, chunk  8, representative exact,   refresh  4 }

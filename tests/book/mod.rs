@@ -9,6 +9,8 @@ use std::process::Command;
 
 use blocks::{Block, blocks, pages, root};
 use ihip_dsl::parse_str;
+use ihip_model::Pruning;
+use ihip_model::presets::Paper3k;
 use proc_macro2::{TokenStream, TokenTree};
 
 use ihip_tests::support::command::run;
@@ -51,21 +53,34 @@ fn every_declaration_is_right_where_it_is_not_said_to_be_wrong() {
 #[test]
 fn every_message_is_what_the_declaration_above_it_raises() {
     let blocks = blocks();
-    let mut wrong = 0;
-    for pair in blocks.windows(2) {
-        if pair[0].kind != "rust,compile_fail" {
-            continue;
-        }
-        assert_eq!(pair[1].kind, "text", "{}: a wrong declaration is followed by its messages", pair[0].page);
-        let mut messages = String::new();
+    let (mut said, mut raised, mut wrong) = (String::new(), String::new(), 0);
+    for pair in blocks.windows(2).filter(|pair| pair[0].kind == "rust,compile_fail") {
+        let Block { page, kind, text } = &pair[1];
+        assert_eq!(kind, "text", "{page}: a wrong declaration is followed by its messages");
+        write!(said, "{page}\n{text}").unwrap();
+        writeln!(raised, "{page}").unwrap();
         for declaration in declared(&pair[0]) {
-            let errors = parse_str(&declaration.to_string()).expect_err(&pair[0].page);
-            errors.iter().for_each(|error| writeln!(messages, "error: {}", error.rule).unwrap());
+            let errors = parse_str(&declaration.to_string()).expect_err(page);
+            errors.iter().for_each(|error| writeln!(raised, "error: {}", error.rule).unwrap());
         }
-        assert_eq!(pair[1].text, messages, "{}", pair[0].page);
         wrong += 1;
     }
+    assert_eq!(said, raised);
     assert_eq!(wrong, blocks.iter().filter(|block| block.kind == "rust,compile_fail").count());
+}
+
+#[test]
+fn every_pipeline_in_toml_is_the_one_in_rust_above_it() {
+    let blocks = blocks();
+    let mut files = 0;
+    for pair in blocks.windows(2).filter(|pair| pair[1].kind == "toml") {
+        let page = &pair[1].page;
+        let table: toml::Table = pair[1].text.parse().unwrap_or_else(|error| panic!("{page}: {error}"));
+        let name = table["name"].as_str().unwrap();
+        assert!(pair[0].text.contains(&format!("pub {name} {{")), "{page}: {name}");
+        files += 1;
+    }
+    assert_eq!(files, blocks.iter().filter(|block| block.kind == "toml").count());
 }
 
 #[test]
@@ -106,6 +121,24 @@ fn every_command_is_one_that_the_command_line_takes() {
 }
 
 #[test]
+fn every_part_of_a_declaration_stands_in_a_whole_one_of_its_page() {
+    let blocks = blocks();
+    for part in blocks.iter().filter(|block| block.kind == "rust,part") {
+        let mut wholes = blocks.iter().filter(|block| block.kind == "rust" && block.page == part.page);
+        assert!(wholes.any(|whole| whole.text.contains(part.text.trim())), "{}: {}", part.page, part.text);
+    }
+}
+
+#[test]
+fn the_kernels_of_the_book_are_those_of_the_declaration_beside_them() {
+    let page = "docs/src/stage-to-kernel.md";
+    let block = blocks().into_iter().find(|block| block.kind == "rust" && block.page == page).unwrap();
+    let [declaration] = declared(&block).try_into().expect("one declaration");
+    let pipelines = parse_str(&declaration.to_string()).unwrap();
+    assert_eq!(pipelines[0].base(), Paper3k::pipeline().base());
+}
+
+#[test]
 fn every_excerpt_of_a_kernel_stands_in_the_gallery() {
     let folder = root().join("kernels-generated/paper3k");
     let kernels = folder.read_dir().unwrap().map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap());
@@ -120,7 +153,7 @@ fn every_excerpt_of_a_kernel_stands_in_the_gallery() {
 #[test]
 fn every_fence_is_of_a_kind_that_is_tested() {
     for block in blocks() {
-        let known = ["rust", "rust,compile_fail", "text", "sh", "cuda"];
+        let known = ["rust", "rust,part", "rust,compile_fail", "toml", "text", "sh", "cuda"];
         assert!(known.contains(&block.kind.as_str()), "{}: a block of `{}`", block.page, block.kind);
     }
 }

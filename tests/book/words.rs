@@ -66,12 +66,15 @@ fn every_mode_has_a_heading_on_the_page_of_its_word_and_every_heading_a_mode() {
 }
 
 #[test]
-fn every_page_says_the_limits_and_shows_a_declaration_a_message_and_a_picture() {
+fn every_page_has_its_sections_and_says_the_limits() {
     let pages = word_pages();
     for (_, word) in words() {
         let page = &pages[word.name];
         let picture = format!("](../pictures/{}.svg)", word.name);
-        for part in ["```rust\n", "```rust,compile_fail\n", "```text\nerror: ", "## Where it comes from", &picture] {
+        let blocks = ["```rust\n", "```toml\n", "```rust,compile_fail\n", "```text\nerror: "];
+        let sections = ["Formula", "In Rust and in TOML", "Limits", "Cost", "Good for", "Where it comes from"];
+        let sections = sections.map(|section| format!("\n## {section}\n\n"));
+        for part in blocks.into_iter().chain(sections.iter().map(String::as_str)).chain([picture.as_str()]) {
             assert!(page.contains(part), "`{}` has no {part}", word.name);
         }
         if let Takes::Number { least, most } = word.takes {
