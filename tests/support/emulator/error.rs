@@ -84,7 +84,7 @@ pub enum EmulatorError {
         /// Name of the kernel.
         kernel: String,
         /// Where in its text.
-        line: Line,
+        line: Box<Line>,
         /// Index of the block.
         block: [u32; 3],
         /// Thread of the block.

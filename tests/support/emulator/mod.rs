@@ -149,7 +149,7 @@ impl Emulator {
                 let [x, y, z] = position(number, grid);
                 if let Err(Failed { thread, failure: found, caller }) = block.run([x, y, z]) {
                     taken.store(count, Ordering::Relaxed);
-                    let line = kernel.line(caller).unwrap_or_default();
+                    let line = Box::new(kernel.line(caller).unwrap_or_default());
                     let kernel = kernel.name.clone();
                     let error = EmulatorError::Failed { kernel, line, block: [x, y, z], thread, failure: found };
                     failure.lock().expect("nothing panics here").get_or_insert(error);
