@@ -7,6 +7,7 @@ mod cli;
 mod cpu;
 mod emulator;
 mod families;
+mod fuzz;
 mod golden;
 mod gpu;
 mod language;
@@ -15,3 +16,8 @@ mod mutants;
 mod nvrtc;
 mod reference;
 mod weights;
+
+use ihip_tests::support::allocation::Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
