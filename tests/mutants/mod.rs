@@ -94,6 +94,7 @@ fn run(mutant: &Mutant) -> Result<End, String> {
 }
 
 /// Runs mutants and prints how each ended.
+#[expect(clippy::print_stdout, reason = "a table of who killed what is what this is run for")]
 fn kill(mutants: &[Mutant]) {
     let mut survivors = Vec::new();
     for mutant in mutants {
