@@ -1,6 +1,7 @@
 //! The book: its blocks compile, its commands parse, its messages are produced, its words are those of the language.
 
 mod blocks;
+mod presets;
 mod words;
 
 use std::fmt::Write;

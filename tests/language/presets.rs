@@ -53,7 +53,7 @@ fn every_preset_says_where_it_comes_from_and_plans_for_every_known_model() {
     assert!(presets.len() > 9, "{}", presets.len());
     for pipeline in presets {
         let first = pipeline.doc().lines().next().unwrap_or_default();
-        let sources = ["(arXiv ", "(paper, appendix F", "Our own"];
+        let sources = ["(arXiv ", "Our own"];
         assert!(sources.iter().any(|source| first.contains(source)), "{}: {first}", pipeline.name());
         for shape in KNOWN_SHAPES {
             let planned = Plan::new(pipeline, shape.geometry(KvType::Bf16), shape.frequencies(), shape.layers);
