@@ -8,7 +8,9 @@ mod copies;
 mod failures;
 mod matrices;
 mod prelude;
+mod primitives;
 mod threads;
+mod wide;
 
 use std::env;
 
