@@ -76,7 +76,6 @@ fn kernels_that_score_otherwise_compile_without_spills() {
         for architecture in Architecture::TESTED {
             let compiled = nvrtc().compile(&kernel.name, &kernel.text, architecture);
             let resources = compiled.unwrap_or_else(|error| panic!("{error}")).resources;
-            println!("{} on {architecture}: {} registers", kernel.name, resources.registers);
             assert_eq!(resources.spill_store_bytes, 0, "{} on {architecture}: {resources:?}", kernel.name);
             assert_eq!(resources.stack_bytes, 0, "{} on {architecture}: {resources:?}", kernel.name);
             let registers = resources.registers * kernel.threads;
