@@ -10,6 +10,7 @@ use thiserror::Error as ThisError;
 
 use super::prompt::Source;
 use super::pruning::Nearest;
+use crate::export::ExportError;
 use crate::gallery::GalleryError;
 use crate::registry::DuplicateName;
 use crate::shapes::KNOWN_SHAPES;
@@ -32,6 +33,9 @@ pub(super) enum Error {
     /// Kernels that cannot be shown.
     #[error(transparent)]
     Gallery(#[from] GalleryError),
+    /// Kernels that cannot be exported.
+    #[error(transparent)]
+    Export(#[from] ExportError),
     /// Pipelines that share a name.
     #[error(transparent)]
     DuplicateName(#[from] DuplicateName),
@@ -201,6 +205,7 @@ impl Error {
             Self::Model(crate::Error::Runtime(Runtime::Jit(error))) if is_refusal(error) => REFUSED,
             Self::Model(crate::Error::Runtime(_))
             | Self::Gallery(_)
+            | Self::Export(ExportError::Jit(_) | ExportError::Write { .. } | ExportError::NearTies { .. })
             | Self::DoNotCompile { .. }
             | Self::Signal(_)
             | Self::Output(_)

@@ -26,6 +26,7 @@ enum Command {
     Explain(explain::Explain),
     Check(check::Check),
     Export(export::Export),
+    Gallery(gallery::Gallery),
 }
 
 impl Kernels {
@@ -40,6 +41,7 @@ impl Kernels {
             Command::Explain(explain) => explain.run(),
             Command::Check(check) => check.run(),
             Command::Export(export) => export.run(),
+            Command::Gallery(gallery) => gallery.run(),
         }
     }
 }
