@@ -153,7 +153,8 @@ fn run_vectors(folder: &Path, kernels: &[Kernel]) {
                 assert_eq!(host.read(buffers[&lists.counts], 0, counts.len()), counts, "{place}");
                 let blocks = content(folder, &lists.expected_blocks);
                 let got = host.read(buffers[&lists.blocks], 0, blocks.len());
-                let rows = counts.as_chunks().0.iter().zip(blocks.chunks(4 * lists.width)).zip(got.chunks(4 * lists.width));
+                let rows =
+                    counts.as_chunks().0.iter().zip(blocks.chunks(4 * lists.width)).zip(got.chunks(4 * lists.width));
                 for ((&count, expected), got) in rows {
                     let bytes = 4 * i32::from_le_bytes(count) as usize;
                     assert_eq!(got[..bytes], expected[..bytes], "{place}");

@@ -6,3 +6,4 @@ mod gallery;
 mod library;
 mod model;
 mod scoring;
+mod store;

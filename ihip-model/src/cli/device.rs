@@ -102,7 +102,9 @@ impl DeviceArguments {
     pub(super) fn run<W: Work>(&self, work: W) -> Result<W::Output> {
         match self.device {
             Choice::Cpu => self.run_on_cpu(work),
-            Choice::Cuda(ordinal) => self.run_on_cuda(work, CudaDevice::watched(ordinal, self.precision, progress::compilation())?),
+            Choice::Cuda(ordinal) => {
+                self.run_on_cuda(work, CudaDevice::watched(ordinal, self.precision, progress::compilation())?)
+            }
             Choice::Auto => match CudaDevice::watched(0, self.precision, progress::compilation()) {
                 Ok(device) => self.run_on_cuda(work, device),
                 Err(ihip_runtime::Error::NoSuchDevice { .. }) => self.run_on_cpu(work),

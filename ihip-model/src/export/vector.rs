@@ -10,7 +10,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 use ihip_dsl::emit::{Activation, Buffer, Extent, Family, Program, Value, step};
 use ihip_dsl::reference::{self, BlockList, Decode, Problem, StageOutcome};
-use ihip_dsl::{Attention, AttendRope, KvType, LayerPlan, LayerPruning, Pipeline, Ranking, Rope, ScanRope};
+use ihip_dsl::{AttendRope, Attention, KvType, LayerPlan, LayerPruning, Pipeline, Ranking, Rope, ScanRope};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
@@ -320,8 +320,7 @@ impl<'a> Subject<'a> {
     fn cached(&self, rows: &[f32], table: &[u32], rotated: bool) -> Vec<u8> {
         let plan = self.program.plan();
         let geometry = plan.geometry();
-        let (page, heads, head_dim) =
-            (geometry.page as usize, geometry.kv_heads as usize, geometry.head_dim as usize);
+        let (page, heads, head_dim) = (geometry.page as usize, geometry.kv_heads as usize, geometry.head_dim as usize);
         let mut cache = vec![0.0; table.len() * page * heads * head_dim];
         for (position, row) in rows.chunks_exact(heads * head_dim).enumerate().take(self.start) {
             for (head, values) in row.chunks_exact(head_dim).enumerate() {
