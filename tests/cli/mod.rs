@@ -4,6 +4,7 @@ mod cache;
 mod help;
 mod kernels;
 mod masks;
+mod pipelines;
 mod refusals;
 mod score;
 mod text;
