@@ -39,7 +39,8 @@ impl ScanKeysRow {
 
     pub(super) fn operands(&self, parents: impl Fn(usize) -> Buffer) -> Vec<scoring::Operand> {
         let output = if scoring::soft(self.plan()) { Output::RowScores } else { Output::Scores };
-        scoring::operands(self.shape, &self.layer, self.stage, self.source(), output, parents)
+        let operands = scoring::operands(self.shape, &self.layer, self.stage, self.source(), output, parents);
+        self.row().named(operands)
     }
 
     fn plan(&self) -> &StagePlan {

@@ -5,6 +5,7 @@
 //! refused before any work; 130 interrupted.
 
 mod arguments;
+mod cache;
 mod device;
 mod error;
 mod generate;
@@ -39,6 +40,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Cache(cache::Cache),
     Generate(generate::Generate),
     Kernels(kernels::Kernels),
     Pipelines(pipelines::Pipelines),
@@ -58,6 +60,7 @@ pub fn main() -> ExitCode {
         }
     };
     let outcome = match arguments.command {
+        Command::Cache(command) => command.run(),
         Command::Generate(command) => command.run(),
         Command::Kernels(command) => command.run(),
         Command::Pipelines(command) => command.run(),

@@ -42,7 +42,7 @@ impl KernelRunner {
     pub fn new(ordinal: usize) -> Result<Self> {
         let context = driver::open(ordinal)?;
         let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
-        let compiler = Compiler::from_environment(architecture(&context)?)?;
+        let compiler = Compiler::from_environment(architecture(&context)?)?.for_gpu();
         Ok(Self { stream, loader: Loader::new(context, compiler) })
     }
 
