@@ -18,6 +18,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRu
 mod append;
 mod attend;
 mod decode;
+mod methods;
 mod scan;
 mod scoring;
 mod select;
