@@ -118,6 +118,7 @@ impl<const W: usize> Panels<W> {
         T: Fn(usize) -> usize,
     {
         let Vectors { data, depth, ref range, rope, .. } = *vectors;
+        let Products { count, columns, .. } = *products;
         let mut rotated = Vec::new();
         for first in range.clone().step_by(BATCH) {
             let batch = first..(first + BATCH).min(range.end);
@@ -138,10 +139,10 @@ impl<const W: usize> Panels<W> {
                         range: batch.clone(),
                         start: |row| if rope.is_some() { (row - first) * depth } else { (vectors.start)(row) },
                     };
-                    let target = |row: usize| head * products.count + (vectors.target)(row);
-                    if products.columns == 0 {
+                    if columns == 0 {
+                        let reduced = &mut products.reduced[head * count..][..count];
                         let merge = |row: usize, score: f32| {
-                            let best = &mut products.reduced[target(row)];
+                            let best = &mut reduced[(vectors.target)(row)];
                             *best = best.max(score);
                         };
                         match W {
@@ -149,9 +150,9 @@ impl<const W: usize> Panels<W> {
                             _ => row_max::<W, _, _>(arch, rows, panel, merge),
                         }
                     } else {
-                        let columns = products.columns;
+                        let products = &mut products.rows[head * count * columns..][..count * columns];
                         let mut merge = |row: usize, scores: &[f32]| {
-                            let best = &mut products.rows[target(row) * columns + number * W..][..W];
+                            let best = &mut products[(vectors.target)(row) * columns + number * W..][..W];
                             best.iter_mut().zip(scores).for_each(|(best, score)| *best = best.max(*score));
                         };
                         match W {
@@ -186,6 +187,7 @@ pub(super) struct Vectors<'a, S, P, T> {
 /// What some query heads make of numbered chunks or keys.
 #[derive(Default)]
 pub(super) struct Products {
+    heads: usize,
     /// Chunks or keys.
     pub(super) count: usize,
     /// `[heads][count]`: of all rows.
@@ -199,6 +201,7 @@ pub(super) struct Products {
 impl Products {
     /// Nothing yet, for so many heads, of `count` chunks or keys; `columns` as in the field.
     pub(super) fn clear(&mut self, heads: usize, count: usize, columns: usize) {
+        self.heads = heads;
         self.count = count;
         self.columns = columns;
         self.reduced.clear();
@@ -215,8 +218,8 @@ impl Products {
 
     /// The largest of what any head made of chunk or key `number`.
     pub(super) fn largest(&self, number: usize) -> f32 {
-        let scores = self.reduced[number..].iter().step_by(self.count);
-        scores.copied().fold(f32::NEG_INFINITY, f32::max)
+        let others = 1..self.heads;
+        others.fold(self.reduced[number], |largest, head| largest.max(self.reduced[head * self.count + number]))
     }
 
     /// Makes what a head made of something in `from`, both numbered, part of the score that a head gives a chunk here:
@@ -229,14 +232,17 @@ impl Products {
         chunk_score: ChunkScore,
     ) {
         let (to, from_number) = (head * self.count + chunk, from_head * from.count + number);
-        let columns = self.columns;
-        let rows = self.rows[to * columns..][..columns].iter_mut();
-        let taken = std::iter::once((&mut self.reduced[to], &from.reduced[from_number]));
-        for (score, taken) in taken.chain(rows.zip(&from.rows[from_number * columns..][..columns])) {
+        let take = |score: &mut f32, taken: f32| {
             *score = match chunk_score {
-                ChunkScore::RunningMax => score.max(*taken),
-                ChunkScore::Last => *taken,
+                ChunkScore::RunningMax => score.max(taken),
+                ChunkScore::Last => taken,
             };
+        };
+        take(&mut self.reduced[to], from.reduced[from_number]);
+        let columns = self.columns;
+        if columns > 0 {
+            let rows = self.rows[to * columns..][..columns].iter_mut();
+            rows.zip(&from.rows[from_number * columns..][..columns]).for_each(|(score, taken)| take(score, *taken));
         }
     }
 
