@@ -49,44 +49,48 @@ impl<const W: usize> Panels<W> {
         let depth = if form.parts { 2 * head_dim } else { head_dim };
         let count = if form.mean { 1 } else { bases().count() };
         let mut values = vec![0.0; heads.len() * count.next_multiple_of(W) * depth];
-        let mut averaged = vec![0.0; head_dim];
+        let mut averaged = vec![0.0; depth];
         for (head, panels) in heads.clone().zip(values.chunks_exact_mut(count.next_multiple_of(W) * depth)) {
-            let mut row = |base: usize, add: &mut dyn FnMut(usize, f32)| {
+            let mut average = |base: usize, add: &mut dyn FnMut(&[f32])| {
                 let neighbours = base..(base + stride).min(rows.end);
-                averaged.copy_from_slice(queries.head(base, head));
+                let (mean, negative) = averaged.split_at_mut(head_dim);
+                mean.copy_from_slice(queries.head(base, head));
                 for neighbour in base + 1..neighbours.end {
-                    for (mean, value) in averaged.iter_mut().zip(queries.head(neighbour, head)) {
+                    for (mean, value) in mean.iter_mut().zip(queries.head(neighbour, head)) {
                         *mean += value;
                     }
                 }
                 let share = 1.0 / neighbours.len() as f32;
-                averaged.iter_mut().for_each(|mean| *mean *= share);
+                mean.iter_mut().for_each(|mean| *mean *= share);
                 // All neighbours turn by the same angle, so that rotating their mean is the same.
                 if let Some(position) = position(queries.position(base)) {
-                    queries.rope().rotate(&mut averaged, position);
+                    queries.rope().rotate(mean, position);
                 }
-                for (element, value) in averaged.iter().enumerate() {
-                    if form.parts {
-                        add(element, value.max(0.0));
-                        add(head_dim + element, value.min(0.0));
-                    } else {
-                        add(element, *value);
-                    }
+                // Without parts there is nowhere to put the negative ones.
+                for (positive, negative) in mean.iter_mut().zip(negative) {
+                    *negative = positive.min(0.0);
+                    *positive = positive.max(0.0);
                 }
+                add(&averaged);
             };
             if form.mean {
-                for base in bases() {
-                    row(base, &mut |element, value| panels[element * W] += value);
-                }
+                // One row is one column: what is left of the panel repeats it.
                 let share = 1.0 / bases().count() as f32;
-                for columns in panels.chunks_exact_mut(W) {
-                    let mean = columns[0] * share;
-                    columns.fill(mean);
+                for base in bases() {
+                    average(base, &mut |row| {
+                        for (columns, value) in panels.chunks_exact_mut(W).zip(row) {
+                            columns.iter_mut().for_each(|sum| *sum += value * share);
+                        }
+                    });
                 }
             } else {
                 for (column, base) in (0..count.next_multiple_of(W)).zip(bases().chain(std::iter::repeat(rows.start))) {
                     let panel = &mut panels[column / W * W * depth..];
-                    row(base, &mut |element, value| panel[element * W + column % W] = value);
+                    average(base, &mut |row| {
+                        for (element, value) in row.iter().enumerate() {
+                            panel[element * W + column % W] = *value;
+                        }
+                    });
                 }
             }
         }
@@ -187,7 +191,6 @@ pub(super) struct Vectors<'a, S, P, T> {
 /// What some query heads make of numbered chunks or keys.
 #[derive(Default)]
 pub(super) struct Products {
-    heads: usize,
     /// Chunks or keys.
     pub(super) count: usize,
     /// `[heads][count]`: of all rows.
@@ -201,7 +204,6 @@ pub(super) struct Products {
 impl Products {
     /// Nothing yet, for so many heads, of `count` chunks or keys; `columns` as in the field.
     pub(super) fn clear(&mut self, heads: usize, count: usize, columns: usize) {
-        self.heads = heads;
         self.count = count;
         self.columns = columns;
         self.reduced.clear();
@@ -216,33 +218,43 @@ impl Products {
         &self.rows[head * length..][..length]
     }
 
-    /// The largest of what any head made of chunk or key `number`.
-    pub(super) fn largest(&self, number: usize) -> f32 {
-        let others = 1..self.heads;
-        others.fold(self.reduced[number], |largest, head| largest.max(self.reduced[head * self.count + number]))
+    /// The largest of what any head made of each.
+    pub(super) fn largest(&self, largest: &mut Vec<f32>) {
+        largest.clear();
+        largest.extend_from_slice(&self.reduced[..self.count]);
+        for scores in self.reduced[self.count..].chunks_exact(self.count.max(1)) {
+            largest.iter_mut().zip(scores).for_each(|(largest, score)| *largest = largest.max(*score));
+        }
     }
 
-    /// Makes what a head made of something in `from`, both numbered, part of the score that a head gives a chunk here:
-    /// the largest that it took, or the last.
+    /// Makes what head `of` made of the halves taken part of its scores of whole chunks, as head `head` here: the largest
+    /// that it took, or the last. `taken` has for every half the number of its chunk and whether the left one was taken.
     pub(super) fn take(
         &mut self,
-        (head, chunk): (usize, usize),
-        from: &Self,
-        (from_head, number): (usize, usize),
+        head: usize,
+        (left, right, of): (&Self, &Self, usize),
+        taken: &[(usize, bool)],
         chunk_score: ChunkScore,
     ) {
-        let (to, from_number) = (head * self.count + chunk, from_head * from.count + number);
-        let take = |score: &mut f32, taken: f32| {
+        let merge = |score: &mut f32, taken: f32| {
             *score = match chunk_score {
                 ChunkScore::RunningMax => score.max(taken),
                 ChunkScore::Last => taken,
             };
         };
-        take(&mut self.reduced[to], from.reduced[from_number]);
-        let columns = self.columns;
-        if columns > 0 {
-            let rows = self.rows[to * columns..][..columns].iter_mut();
-            rows.zip(&from.rows[from_number * columns..][..columns]).for_each(|(score, taken)| take(score, *taken));
+        let scores = &mut self.reduced[head * self.count..][..self.count];
+        let halves = left.reduced[of * left.count..].iter().zip(&right.reduced[of * right.count..]);
+        for ((chunk, left_taken), (left, right)) in taken.iter().zip(halves) {
+            merge(&mut scores[*chunk], if *left_taken { *left } else { *right });
+        }
+        if self.columns > 0 {
+            let scores = &mut self.rows[head * self.count * self.columns..][..self.count * self.columns];
+            let halves =
+                left.head_rows(of).chunks_exact(left.columns).zip(right.head_rows(of).chunks_exact(right.columns));
+            for ((chunk, left_taken), (left, right)) in taken.iter().zip(halves) {
+                let scores = scores[chunk * self.columns..][..self.columns].iter_mut();
+                scores.zip(if *left_taken { left } else { right }).for_each(|(score, taken)| merge(score, *taken));
+            }
         }
     }
 
