@@ -23,7 +23,7 @@ const NEAR_TIE: f64 = 1e-5;
 fn declared((query_heads, kv_heads): (u32, u32), words: &str) -> Layer {
     let pipeline = parse_str(&format!("pub Method {{ {words} }}")).expect("a valid pipeline").remove(0);
     let pruning: LayerPruning = pipeline.base().prefill.pruned().expect("it prunes").clone();
-    Layer { heads: (query_heads, kv_heads, 32), kv_type: KvType::F32, page: 16, pruning }
+    Layer { heads: (query_heads, kv_heads, 32), kv_type: KvType::F32, page: 16, trained: 8192, pruning }
 }
 
 /// What one implementation makes of a call.
