@@ -36,7 +36,8 @@ impl<L> Checked<L> {
     /// The same with other locations.
     pub(crate) fn locate<M>(self, at: impl Fn(L) -> M) -> Checked<M> {
         let Self { declared, pipeline, warnings } = self;
-        let warnings = warnings.into_iter().map(|warning| Located { value: warning.value, at: at(warning.at) }).collect();
+        let warnings =
+            warnings.into_iter().map(|warning| Located { value: warning.value, at: at(warning.at) }).collect();
         Checked { declared, pipeline, warnings }
     }
 }

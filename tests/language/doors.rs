@@ -15,15 +15,8 @@ use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 /// Declarations where nobody says how many.
 const DECLARATIONS: u32 = 4_000;
 
-const PLACES: [Place; 7] = [
-    Place::Pipeline,
-    Place::Layers,
-    Place::Prefill,
-    Place::Decode,
-    Place::Stage,
-    Place::Attend,
-    Place::Rope,
-];
+const PLACES: [Place; 7] =
+    [Place::Pipeline, Place::Layers, Place::Prefill, Place::Decode, Place::Stage, Place::Attend, Place::Rope];
 
 fn located<T>(value: T) -> Located<T, ()> {
     Located { value, at: () }
@@ -45,9 +38,7 @@ fn value(word: &'static Word, depth: u32) -> BoxedStrategy<Value<()>> {
             let numbers = vec![least, least.saturating_sub(1), least + 1, most - 1, most, most + 1, 16, 64, 256, 1_024];
             select(numbers).prop_map(|number| scalar(Scalar::Number(number))).boxed()
         }
-        Takes::Mode(modes) => {
-            select(modes).prop_map(|choice: &str| scalar(Scalar::Word(choice.to_owned()))).boxed()
-        }
+        Takes::Mode(modes) => select(modes).prop_map(|choice: &str| scalar(Scalar::Word(choice.to_owned()))).boxed(),
         Takes::Nothing => Just(Value::Missing).boxed(),
         Takes::Block(inner) => items(inner, depth).prop_map(Value::Block).boxed(),
         Takes::Layers(inner) => (layer(), layer(), items(inner, depth))
@@ -68,9 +59,8 @@ fn layer() -> impl Strategy<Value = Scalar> {
 fn items(place: Place, depth: u32) -> BoxedStrategy<Vec<Item<()>>> {
     let leaf = |word: &&Word| depth > 0 || matches!(word.takes, Takes::Number { .. } | Takes::Mode(_) | Takes::Nothing);
     let words: Vec<&'static Word> = place.words().iter().filter(leaf).collect();
-    let one = select(words).prop_flat_map(move |word| {
-        value(word, depth.saturating_sub(1)).prop_map(move |value| item(word.name, value))
-    });
+    let one = select(words)
+        .prop_flat_map(move |word| value(word, depth.saturating_sub(1)).prop_map(move |value| item(word.name, value)));
     prop::collection::vec(one, 0..4).boxed()
 }
 
