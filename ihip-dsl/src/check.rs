@@ -32,6 +32,16 @@ pub struct Checked<L> {
     pub warnings: Vec<Located<Warning, L>>,
 }
 
+impl<L> Checked<L> {
+    /// The same with other locations.
+    pub(crate) fn locate<M>(self, at: impl Fn(L) -> M) -> Checked<M> {
+        let Self { declared, pipeline, warnings } = self;
+        let warnings =
+            warnings.into_iter().map(|warning| Located { value: warning.value, at: at(warning.at) }).collect();
+        Checked { declared, pipeline, warnings }
+    }
+}
+
 /// Pipelines that a text may inherit from, by their names.
 pub type Known<'k> = [(&'k str, &'k Declared)];
 

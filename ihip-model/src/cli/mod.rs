@@ -13,6 +13,7 @@ mod kernels;
 mod masks;
 mod model;
 mod output;
+mod pipelines;
 mod progress;
 mod prompt;
 mod pruning;
@@ -39,6 +40,7 @@ struct Arguments {
 enum Command {
     Generate(generate::Generate),
     Kernels(kernels::Kernels),
+    Pipelines(pipelines::Pipelines),
     Score(score::Score),
     Tokenize(tokenize::Tokenize),
 }
@@ -57,6 +59,7 @@ pub fn main() -> ExitCode {
     let outcome = match arguments.command {
         Command::Generate(command) => command.run(),
         Command::Kernels(command) => command.run(),
+        Command::Pipelines(command) => command.run(),
         Command::Score(command) => command.run(),
         Command::Tokenize(command) => command.run(),
     };
