@@ -105,6 +105,13 @@ pub enum Rule {
         known: Vec<String>,
     },
 
+    /// A pipeline that inherits from itself.
+    #[error("`{name}` inherits from itself: name another pipeline, or none")]
+    ParentOfItself {
+        /// The name.
+        name: String,
+    },
+
     // Words.
     /// A word that stands nowhere in the language.
     #[error("{place} has no word `{word}`: {}", suggestion(*.nearest, .known))]
@@ -211,6 +218,7 @@ impl Rule {
             | Self::ReservedName { name: text }
             | Self::RepeatedName { name: text }
             | Self::UnknownParent { name: text, .. }
+            | Self::ParentOfItself { name: text }
             | Self::UnknownWord { word: text, .. }
             | Self::NotANumber { found: text, .. }
             | Self::UnknownMode { mode: text, .. } => Some(text),
