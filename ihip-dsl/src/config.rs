@@ -73,7 +73,7 @@ pub fn parse_toml_among(text: &str, known: &Known<'_>) -> Result<Checked<Region>
         errors.push(key, Rule::Toml { problem: format!("a key of more than {NAMES} names") });
         return Err(errors.locate(|bytes| lines.region(&bytes)));
     }
-    let refused: Vec<Error<Bytes>> = DeTable::parse_recoverable(text).1.into_iter().map(refusal).collect();
+    let refused: Vec<Error<Bytes>> = DeTable::parse_recoverable(text).1.iter().map(refusal).collect();
     if let Some(Tree { declaration, wrong, unquoted, errors: found }) = events.and_then(|events| tree(text, &events)) {
         errors.append(found);
         // A value that TOML refuses is one error, whatever the rules make of it.
@@ -95,7 +95,7 @@ pub fn parse_toml_among(text: &str, known: &Known<'_>) -> Result<Checked<Region>
     Err(errors.locate(|bytes| lines.region(&bytes)))
 }
 
-fn refusal(error: toml::de::Error) -> Error<Bytes> {
+fn refusal(error: &toml::de::Error) -> Error<Bytes> {
     Error { at: error.span().unwrap_or(0..0), rule: Rule::Toml { problem: error.message().to_owned() } }
 }
 
@@ -249,7 +249,7 @@ impl Reader<'_> {
         let (at, _) = self.follows()?;
         match text {
             Some(name) if key == NAME && !NO_TYPES.contains(&name.as_str()) => {
-                self.name = Some(Located { value: name, at })
+                self.name = Some(Located { value: name, at });
             }
             Some(name) if key == INHERIT => self.parent = Some(Located { value: name, at }),
             Some(text) if key == DOC => self.doc = ast::doc(&text),
@@ -410,7 +410,7 @@ impl Reader<'_> {
     /// The layers in the quotes of `text`, which stands at `at`.
     fn quoted_range(&mut self, text: &str, at: &Bytes) -> Option<(Located<Scalar, Bytes>, Located<Scalar, Bytes>)> {
         let inner = text.get(1..text.len().checked_sub(1)?)?;
-        let (first, last, errors) = parse::layers(inner)?;
+        let ((first, last), errors) = parse::layers(inner)?;
         let start = at.start + 1;
         // What is missing at the end is missing where the closing quote stands.
         let moved = |span: Span| match span.byte_range() {

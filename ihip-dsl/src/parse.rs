@@ -109,8 +109,11 @@ pub fn parse_str_among(text: &str, known: &Known<'_>) -> Result<Vec<Pipeline>, E
     errors.locate(position).or(checked.into_iter().map(|checked| checked.pipeline).collect())
 }
 
+/// First and last layer.
+type Range = (Located<Scalar, Span>, Located<Scalar, Span>);
+
 /// Reads the layers in `text`, which stands in quotes, such as `2` or `0..=2`; `None` where nothing in it can be one.
-pub(crate) fn layers(text: &str) -> Option<(Located<Scalar, Span>, Located<Scalar, Span>, Errors<Span>)> {
+pub(crate) fn layers(text: &str) -> Option<(Range, Errors<Span>)> {
     let mut reader = Reader { errors: Errors::new() };
     let range = |input: ParseStream<'_>| {
         let first = scalar(input)?;
@@ -121,8 +124,8 @@ pub(crate) fn layers(text: &str) -> Option<(Located<Scalar, Span>, Located<Scala
         }
         Ok((first, last))
     };
-    let (first, last) = range.parse_str(text).ok()?;
-    Some((first, last, reader.errors))
+    let range = range.parse_str(text).ok()?;
+    Some((range, reader.errors))
 }
 
 /// The one item in `text`, a piece of the language in a message; `None` where it is none.

@@ -24,6 +24,7 @@ impl Report {
     /// What is wrong with `file`, whose content is `text`.
     #[must_use]
     pub fn new(file: &str, text: &str, errors: &Errors<Region>) -> Self {
+        let file = &printable(file);
         let shown = errors.iter().take(MOST_ERRORS).map(|error| excerpt(file, text, error));
         let mut shown: Vec<_> = shown.collect();
         let more = errors.iter().count().saturating_sub(MOST_ERRORS);

@@ -296,7 +296,7 @@ fn both_doors_agree_on_every_verdict() {
     let (right, wrong) = (right.get(), wrong.into_inner());
     assert!(right > cases / 10 && right < cases / 2, "{right} of {cases} are right");
     assert!(wrong.len() > 20, "random declarations break many rules: {wrong:?}");
-    println!("{cases} declarations: {right} right, the others break {} rules: {wrong:?}", wrong.len());
+    eprintln!("{cases} declarations: {right} right, the others break {} rules: {wrong:?}", wrong.len());
 }
 
 /// Name of the rule in its debug form.
