@@ -11,7 +11,9 @@
 
 pub mod ast;
 pub mod check;
+pub mod clash;
 pub mod cost;
+pub mod declared;
 mod draft;
 pub mod emit;
 pub mod error;
@@ -21,15 +23,22 @@ pub mod parse;
 pub mod pipeline;
 pub mod plan;
 pub mod reference;
+mod resolve;
 pub mod rope;
+pub mod text;
+pub mod warning;
 pub mod words;
 mod write;
 
+pub use check::Clashes;
+pub use clash::Clash;
+pub use declared::Declared;
 pub use error::{Errors, Position, Rule};
 pub use geometry::{Geometry, KvType};
-pub use parse::parse_str;
+pub use parse::{parse_str, parse_str_among};
 pub use pipeline::{
     AttendRope, Attention, ChunkScore, Descent, Halving, LayerPruning, LayerRange, Phases, Pipeline, Probe, Pruning,
     QueryReduction, Ranking, Refresh, Representative, Rope, ScanRope, Scores, Scoring, Stage,
 };
 pub use plan::{LayerPlan, Plan, PlanError, PrunedLayer, StagePlan};
+pub use warning::Warning;

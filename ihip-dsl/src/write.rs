@@ -14,18 +14,21 @@ impl fmt::Display for Pipeline {
         if self.refresh() == Refresh::Staggered {
             writeln!(f, "    refresh staggered;")?;
         }
-        phases(f, self.base(), "    ")?;
+        let split = self.base().prefill != self.base().decode;
+        phases(f, self.base(), split, "    ")?;
         for LayerRange { first, last, phases: of_layers } in self.overrides() {
             writeln!(f, "\n    layers {first}..={last} {{")?;
-            phases(f, of_layers, "        ")?;
+            phases(f, of_layers, split, "        ")?;
             writeln!(f, "    }}")?;
         }
         writeln!(f, "}}")
     }
 }
 
-fn phases(f: &mut fmt::Formatter<'_>, Phases { prefill, decode }: &Phases, indent: &str) -> fmt::Result {
-    if prefill == decode {
+/// Both phases, apart where they differ or where they are `split` in the rest of the pipeline: what that says of a phase
+/// would go before what is said of layers in both.
+fn phases(f: &mut fmt::Formatter<'_>, Phases { prefill, decode }: &Phases, split: bool, indent: &str) -> fmt::Result {
+    if prefill == decode && (!split || *prefill == Attention::Dense) {
         return attention(f, prefill, indent);
     }
     for (word, phase) in [("prefill", prefill), ("decode", decode)] {
