@@ -10,7 +10,7 @@ use crate::clash::Clash;
 use crate::declared::{Block, Declared, Field, Given, Phase, Range, Slot, StageSlot, StageWords, Token, Words, slice};
 use crate::draft::{Door, Draft};
 use crate::error::{Errors, Rule};
-use crate::text::Ways;
+use crate::text::{Text, Ways};
 use crate::words::{
     ATTEND_AT, CHUNK, CUT, KEEP, MOST_TOKENS, Mode, POSITIONS, Place, QUERY_BLOCK, SCAN, SEGMENT, SINK, WINDOW, Word,
 };
@@ -30,6 +30,16 @@ pub struct Checked<L> {
     pub pipeline: Pipeline,
     /// What is legal in it and unwise.
     pub warnings: Vec<Located<Warning, L>>,
+}
+
+impl<L> Checked<L> {
+    /// The same with other locations.
+    pub(crate) fn locate<M>(self, at: impl Fn(L) -> M) -> Checked<M> {
+        let Self { declared, pipeline, warnings } = self;
+        let warnings =
+            warnings.into_iter().map(|warning| Located { value: warning.value, at: at(warning.at) }).collect();
+        Checked { declared, pipeline, warnings }
+    }
 }
 
 /// Pipelines that a text may inherit from, by their names.
@@ -133,14 +143,18 @@ impl Clashes {
     /// Where it did.
     #[track_caller]
     pub const fn refuse(&self, index: u32) {
+        let mut said = Text::new("", &[]);
         let mut at = 0;
         while at < self.count {
             if let Some((clash, token)) = &self.found[at]
                 && token.index == index
             {
-                panic!("{}", clash.message().as_str());
+                said.line(&clash.message());
             }
             at += 1;
+        }
+        if !said.as_str().is_empty() {
+            panic!("{}", said.as_str());
         }
     }
 
@@ -511,10 +525,12 @@ const fn is_rotated(mode: Given) -> bool {
     matches!(AttendRope::ALL[mode.value as usize], AttendRope::None)
 }
 
-/// Queries of a block of `stage`, of its own or those of the pipeline.
+/// Queries of a block of `stage`, of its own or those of the pipeline, unless they are in error already.
 pub(crate) const fn block_of(words: &Words, stage: &StageWords) -> Option<Given> {
-    match (stage.get(StageSlot::QueryBlock), words.get(Slot::QueryBlock)) {
-        (Field::Absent, Field::Absent) => Some(Given { value: QUERY_BLOCK, token: Token::ELSEWHERE }),
-        (Field::Absent, field) | (field, _) => field.given(),
-    }
+    let block = match (stage.get(StageSlot::QueryBlock), words.get(Slot::QueryBlock)) {
+        (Field::Absent, Field::Absent) => Given { value: QUERY_BLOCK, token: Token::ELSEWHERE },
+        (Field::Absent, Field::Given(block)) | (Field::Given(block), _) => block,
+        _ => return None,
+    };
+    if SEGMENT.is_multiple_of(block.value) { Some(block) } else { None }
 }

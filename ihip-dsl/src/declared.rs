@@ -261,6 +261,11 @@ impl Token {
 }
 
 impl Slot {
+    /// Whether all it says is that a word stands there.
+    const fn is_presence(self) -> bool {
+        matches!(self, Self::Attend | Self::Rope)
+    }
+
     /// How it is spelled.
     pub(crate) const fn word(self) -> &'static str {
         match self {
@@ -337,8 +342,9 @@ impl Block {
     const fn opinion(&self, depth: u8) -> Opinion {
         match self.dense {
             Field::Given(Given { token, .. }) => Opinion::Dense(token.at(depth)),
-            _ if slice(&self.fields).is_empty() && slice(&self.stages).is_empty() => Opinion::None,
-            _ => Opinion::Pruned(self.here.at(depth)),
+            Field::Wrong | Field::Later(_) => Opinion::Dense(self.here.at(depth)),
+            Field::Absent if slice(&self.fields).is_empty() && slice(&self.stages).is_empty() => Opinion::None,
+            Field::Absent => Opinion::Pruned(self.here.at(depth)),
         }
     }
 }
@@ -449,7 +455,11 @@ impl Words {
         let fields = slice(&block.fields);
         let mut at = 0;
         while at < fields.len() {
-            self.set(fields[at].0, fields[at].1.at(depth));
+            let (slot, field) = fields[at];
+            // What lacks in the braces of these words lacks where they stand first.
+            if !(slot.is_presence() && matches!(self.get(slot), Field::Given(_))) {
+                self.set(slot, field.at(depth));
+            }
             at += 1;
         }
         let stages = slice(&block.stages);

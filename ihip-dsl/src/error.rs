@@ -29,6 +29,15 @@ pub struct Position {
     pub column: usize,
 }
 
+/// From where to where something stands in a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Region {
+    /// Its first character.
+    pub start: Position,
+    /// What follows its last character.
+    pub end: Position,
+}
+
 /// A rule of the language and the numbers that broke it.
 ///
 /// Every message says what is wrong, within which limit, and what to write instead.
@@ -60,6 +69,13 @@ pub enum Rule {
         example: &'static str,
     },
 
+    /// A file that is no TOML.
+    #[error("this is no TOML: {problem}")]
+    Toml {
+        /// What the parser says.
+        problem: String,
+    },
+
     // Names.
     /// A name that kernels cannot bear.
     #[error("`{name}` becomes part of kernel names: use ASCII letters, digits and `_`, a letter first")]
@@ -87,6 +103,13 @@ pub enum Rule {
         name: String,
         /// Names of those that are there.
         known: Vec<String>,
+    },
+
+    /// A pipeline that inherits from itself.
+    #[error("`{name}` inherits from itself: name another pipeline, or none")]
+    ParentOfItself {
+        /// The name.
+        name: String,
     },
 
     // Words.
@@ -184,6 +207,26 @@ pub enum Rule {
     Clash(Clash),
 }
 
+impl Rule {
+    /// What of the message was written by a person, or said by another parser.
+    pub(crate) fn written(&mut self) -> Option<&mut String> {
+        match self {
+            Self::Unexpected { found: text, .. }
+            | Self::MissingSeparator { after: text, .. }
+            | Self::Toml { problem: text }
+            | Self::InvalidName { name: text }
+            | Self::ReservedName { name: text }
+            | Self::RepeatedName { name: text }
+            | Self::UnknownParent { name: text, .. }
+            | Self::ParentOfItself { name: text }
+            | Self::UnknownWord { word: text, .. }
+            | Self::NotANumber { found: text, .. }
+            | Self::UnknownMode { mode: text, .. } => Some(text),
+            _ => None,
+        }
+    }
+}
+
 fn suggestion(nearest: Option<&str>, known: &[&str]) -> String {
     match nearest {
         Some(nearest) => format!("did you mean `{nearest}`?"),
@@ -257,6 +300,12 @@ impl<L> Default for Errors<L> {
     }
 }
 
+impl<L> Extend<Error<L>> for Errors<L> {
+    fn extend<I: IntoIterator<Item = Error<L>>>(&mut self, errors: I) {
+        self.0.extend(errors);
+    }
+}
+
 impl<L> IntoIterator for Errors<L> {
     type Item = Error<L>;
     type IntoIter = std::vec::IntoIter<Error<L>>;
@@ -290,5 +339,11 @@ impl<L: fmt::Debug + fmt::Display> std::error::Error for Errors<L> {}
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.line, self.column)
+    }
+}
+
+impl fmt::Display for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.start.fmt(f)
     }
 }

@@ -1,8 +1,8 @@
 //! The language of ihip: what a pruning pipeline is, what makes one valid, and what becomes of it.
 //!
 //! ```text
-//! pruning! { … }  ─► ast ─► check ─► Pipeline ─► Plan ─► CUDA text
-//!                                       └─► reference (plain loops, its own arithmetic)
+//! pruning! { … }  ─┬► ast ─► check ─► Pipeline ─► Plan ─► CUDA text
+//! pipeline.toml   ─┘                     └─► reference (plain loops, its own arithmetic)
 //! ```
 //!
 //! One direction, no way back: a [`Pipeline`] exists only once every rule of [`check`] has passed, and
@@ -12,6 +12,7 @@
 pub mod ast;
 pub mod check;
 pub mod clash;
+pub mod config;
 pub mod cost;
 pub mod declared;
 mod draft;
@@ -19,10 +20,13 @@ pub mod emit;
 pub mod error;
 pub mod geometry;
 pub mod macro_support;
+mod message;
 pub mod parse;
 pub mod pipeline;
 pub mod plan;
+mod print;
 pub mod reference;
+pub mod report;
 mod resolve;
 pub mod rope;
 pub mod text;
@@ -32,8 +36,9 @@ mod write;
 
 pub use check::Clashes;
 pub use clash::Clash;
+pub use config::{parse_toml, parse_toml_among};
 pub use declared::Declared;
-pub use error::{Errors, Position, Rule};
+pub use error::{Errors, Position, Region, Rule};
 pub use geometry::{Geometry, KvType};
 pub use parse::{parse_str, parse_str_among};
 pub use pipeline::{
@@ -41,4 +46,5 @@ pub use pipeline::{
     QueryReduction, Ranking, Refresh, Representative, Rope, ScanRope, Scores, Scoring, Stage,
 };
 pub use plan::{LayerPlan, Plan, PlanError, PrunedLayer, StagePlan};
+pub use report::Report;
 pub use warning::Warning;

@@ -28,12 +28,12 @@ pub fn expand(tokens: TokenStream) -> TokenStream {
     let mut names = BTreeSet::new();
     let mut types = TokenStream::new();
     for mut written in declarations {
-        errors.append(std::mem::take(&mut written.errors));
+        let mut found = std::mem::take(&mut written.errors);
         let mut draft = Draft::new(&written.declaration, Door::Rust);
         if written.parent.is_none() {
             draft.check();
         }
-        let found = std::mem::take(&mut draft.errors);
+        found.append(std::mem::take(&mut draft.errors));
         let draft = Some(draft).filter(|_| found.is_empty());
         errors.append(found);
         if names.insert(written.declaration.name.value.clone()) {
@@ -67,6 +67,8 @@ fn pruning_type(written: &Written, draft: Option<&Draft<Span>>) -> TokenStream {
             }
         }
     });
+    let has_constants = draft.is_some_and(|draft| !draft.constants.is_empty());
+    let lint = has_constants.then(|| quote! { #[allow(clippy::identity_op)] });
     let checks = draft.map(|draft| checks(written, draft));
     let warnings = draft.filter(|_| parent.is_none()).map(|draft| warnings(attributes, draft));
     quote! {
@@ -76,6 +78,7 @@ fn pruning_type(written: &Written, draft: Option<&Draft<Span>>) -> TokenStream {
 
         #(#conditions)*
         impl ::ihip_model::Pruning for #ident {
+            #lint
             const DECLARED: &'static #private::declared::Declared = &#declared;
 
             fn pipeline() -> &'static ::ihip_model::Pipeline {
@@ -104,7 +107,7 @@ fn checks(written: &Written, draft: &Draft<Span>) -> TokenStream {
         let Constant { word, least, most, .. } = constant;
         let span = draft.tokens[constant.token.index as usize];
         let number = number(constant, span);
-        let check = quote_spanned! {span=> #private::Clash::refuse(#word, #least, #most, #number) };
+        let check = quote_spanned! {span=> ::ihip_model::__private::Clash::refuse(#word, #least, #most, #number) };
         quote! {
             #(#conditions)*
             #[allow(clippy::identity_op)]
@@ -153,7 +156,7 @@ fn number(constant: &Constant, span: Span) -> TokenStream {
         Scalar::Path(path) => path.0.clone(),
         scalar => Ident::new(&scalar.to_string(), span).into_token_stream(),
     };
-    quote! { (#path | 0) as i128 }
+    quote_spanned! {span=> (#path | 0) as i128 }
 }
 
 fn declared(draft: &Draft<Span>, parent: Option<&syn::Path>) -> TokenStream {

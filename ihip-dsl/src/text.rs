@@ -1,7 +1,7 @@
 //! Messages as text that a constant can hold: where only a constant knows the numbers, the compiler shows it.
 
-/// Bytes of a message at most; the longest is far below.
-const MOST: usize = 640;
+/// Bytes of a text at most: several messages.
+const MOST: usize = 1024;
 
 /// A message.
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +105,14 @@ impl Text {
             at += 1;
         }
         self.length == other.length && at == self.length
+    }
+
+    /// Adds another message on a line of its own.
+    pub(crate) const fn line(&mut self, message: &Self) {
+        if self.length > 0 {
+            self.byte(b'\n');
+        }
+        self.word(message.as_str());
     }
 
     const fn argument(&mut self, argument: Argument) {

@@ -184,6 +184,16 @@ impl Place {
     pub fn home(name: &str) -> Option<(Self, &'static Word)> {
         Self::ALL.into_iter().find_map(|place| Some((place, place.word(name)?)))
     }
+
+    /// What ends a number or a word within the braces of `word`; `None` where nothing says that it has braces.
+    #[must_use]
+    pub fn separator(word: &str) -> Option<char> {
+        match Self::home(word)?.1.takes {
+            Takes::Block(Self::Prefill | Self::Decode) | Takes::Layers(_) => Some(';'),
+            Takes::Block(_) => Some(','),
+            Takes::Number { .. } | Takes::Mode(_) | Takes::Nothing => None,
+        }
+    }
 }
 
 impl Place {
@@ -272,6 +282,14 @@ impl Mode for Representative {
             Self::Exact => "exact",
         }
     }
+}
+
+/// Whether some word takes `choice`.
+pub(crate) fn is_choice(choice: &str) -> bool {
+    Place::ALL.iter().flat_map(|place| place.words()).any(|word| match word.takes {
+        Takes::Mode(modes) => modes.contains(&choice),
+        _ => false,
+    })
 }
 
 /// The one of `known` that `word` was probably meant to be: at most one edit in three letters away, case aside.

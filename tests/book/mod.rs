@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use blocks::{Block, blocks, pages, root};
-use ihip_dsl::parse_str;
+use ihip_dsl::{parse_str, parse_toml};
 use ihip_model::Pruning;
 use ihip_model::presets::Paper3k;
 use proc_macro2::{TokenStream, TokenTree};
@@ -64,9 +64,12 @@ fn every_pipeline_in_toml_is_the_one_in_rust_above_it() {
     let mut files = 0;
     for pair in blocks.windows(2).filter(|pair| pair[1].kind == "toml") {
         let page = &pair[1].page;
-        let table: toml::Table = pair[1].text.parse().unwrap_or_else(|error| panic!("{page}: {error}"));
-        let name = table["name"].as_str().unwrap();
-        assert!(pair[0].text.contains(&format!("pub {name} {{")), "{page}: {name}");
+        let pipeline = parse_toml(&pair[1].text).unwrap_or_else(|errors| panic!("{page}: {errors}"));
+        let declared = declared(&pair[0]);
+        let mut declared = declared.iter().flat_map(|tokens| parse_str(&tokens.to_string()).unwrap());
+        let declared = declared.find(|declared| declared.name() == pipeline.name()).expect(page);
+        assert_eq!((declared.refresh(), declared.base()), (pipeline.refresh(), pipeline.base()), "{page}");
+        assert_eq!(declared.overrides(), pipeline.overrides(), "{page}");
         files += 1;
     }
     assert_eq!(files, blocks.iter().filter(|block| block.kind == "toml").count());

@@ -2,9 +2,9 @@ use ihip_model::pruning;
 
 pruning! {
     pub Parent {
-        sink 32; window 1_024;
+        sink 64; window 1_024;
         rope { attend streaming }
-        layers 0..=2 { stage { chunk 32 } attend { keep 64 } rope { scan relative } }
+        layers 0..=2 { stage { chunk 64 } attend { keep 128 } rope { scan relative } }
     }
 
     pub Mine: Parent {
