@@ -2,6 +2,8 @@
 
 mod config;
 mod doors;
+mod inheritance;
+mod phases;
 mod presets;
 mod properties;
 mod rules;
