@@ -276,7 +276,7 @@ impl Clashes {
 
     const fn one_cache(&mut self, rotated: &Words, name: &'static str, other: &Words, other_name: &'static str) {
         let token = match (rotated.dense, rotated.get(Slot::AttendRope)) {
-            (Some(token), _) => token,
+            (Some(token), _) if token.index != Token::WRONG.index => token,
             (None, Field::Given(mode)) if is_rotated(mode) => mode.token,
             _ => return,
         };
