@@ -6,6 +6,7 @@ mod decode;
 mod extend;
 mod functions;
 pub mod launch;
+pub mod measure;
 pub mod model;
 mod normalise;
 mod program;
@@ -60,6 +61,8 @@ pub enum Family {
     Merge,
     /// Everything of the model that is not attention: norms, embedding, activation, sampling.
     Model,
+    /// What only measurements run.
+    Measure,
 }
 
 impl Family {
@@ -74,6 +77,7 @@ impl Family {
             Self::Dense => "dense",
             Self::Merge => "merge",
             Self::Model => "model",
+            Self::Measure => "measure",
         }
     }
 }

@@ -5,6 +5,7 @@
 //! refused before any work; 130 interrupted.
 
 mod arguments;
+mod bench;
 mod device;
 mod error;
 mod generate;
@@ -37,6 +38,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Bench(bench::Bench),
     Generate(generate::Generate),
     Kernels(kernels::Kernels),
     Score(score::Score),
@@ -55,6 +57,7 @@ pub fn main() -> ExitCode {
         }
     };
     let outcome = match arguments.command {
+        Command::Bench(command) => command.run(),
         Command::Generate(command) => command.run(),
         Command::Kernels(command) => command.run(),
         Command::Score(command) => command.run(),
