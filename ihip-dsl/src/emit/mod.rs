@@ -13,6 +13,7 @@ mod program;
 mod row;
 mod rows;
 mod scan;
+mod scan_columns;
 mod scan_keys;
 mod scan_keys_row;
 mod scan_row;

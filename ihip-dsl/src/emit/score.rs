@@ -4,6 +4,7 @@ use super::functions::Shape;
 use super::launch::Buffer;
 use super::normalise::Normalise;
 use super::scan::Scan;
+use super::scan_columns::ScanColumns;
 use super::scan_keys::ScanKeys;
 use super::scan_keys_row::ScanKeysRow;
 use super::scan_row::ScanRow;
@@ -18,6 +19,8 @@ pub(super) enum Score {
     Scan(Scan),
     /// Prefill: goes through the keys of chunks, or through those that the halving took.
     ScanKeys(ScanKeys),
+    /// Decoding: halves chunks on tensor cores.
+    ScanColumns(ScanColumns),
     /// Decoding: halves chunks.
     ScanRow(ScanRow),
     /// Decoding: goes through the keys of chunks.
@@ -44,7 +47,10 @@ impl Score {
     /// Those of a decoding step.
     pub(super) fn decode(shape: Shape, layer: &PrunedLayer, stage: usize) -> Vec<Self> {
         let scan = match scoring::halving(&layer.stages[stage]) {
-            Some(halving) => Self::ScanRow(ScanRow::new(shape, layer, stage, halving)),
+            Some(halving) => match ScanColumns::new(shape, layer, stage, halving) {
+                Some(scan) => Self::ScanColumns(scan),
+                None => Self::ScanRow(ScanRow::new(shape, layer, stage, halving)),
+            },
             None => Self::ScanKeysRow(ScanKeysRow::new(shape, layer, stage)),
         };
         std::iter::once(scan).chain(normalise(shape, layer, stage)).collect()
@@ -54,6 +60,7 @@ impl Score {
         match self {
             Self::Scan(score) => score.stem(pipeline),
             Self::ScanKeys(score) => score.stem(pipeline),
+            Self::ScanColumns(score) => score.stem(pipeline),
             Self::ScanRow(score) => score.stem(pipeline),
             Self::ScanKeysRow(score) => score.stem(pipeline),
             Self::Normalise(score) => score.stem(pipeline),
@@ -64,6 +71,7 @@ impl Score {
         match self {
             Self::Scan(score) => score.emit(pipeline, name),
             Self::ScanKeys(score) => score.emit(pipeline, name),
+            Self::ScanColumns(score) => score.emit(pipeline, name),
             Self::ScanRow(score) => score.emit(pipeline, name),
             Self::ScanKeysRow(score) => score.emit(pipeline, name),
             Self::Normalise(score) => score.emit(pipeline, name),
@@ -75,6 +83,7 @@ impl Score {
         match self {
             Self::Scan(score) => score.grid(rows, chunks),
             Self::ScanKeys(score) => score.grid(rows, chunks),
+            Self::ScanColumns(score) => score.grid(),
             Self::ScanRow(score) => score.grid(),
             Self::ScanKeysRow(score) => score.grid(),
             Self::Normalise(score) => score.grid(rows),
@@ -86,6 +95,7 @@ impl Score {
         match self {
             Self::Scan(score) => score.operands(parents),
             Self::ScanKeys(score) => score.operands(parents),
+            Self::ScanColumns(score) => score.operands(parents),
             Self::ScanRow(score) => score.operands(parents),
             Self::ScanKeysRow(score) => score.operands(parents),
             Self::Normalise(score) => score.operands(parents),
