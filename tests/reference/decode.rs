@@ -1,22 +1,8 @@
 //! Decoding, and masks that are reused.
 
-use ihip_dsl::reference::{self, Decode, Problem};
-use ihip_tests::support::sample::{HEAD_DIM, Sample, samples};
+use ihip_dsl::reference::{self, Decode};
+use ihip_tests::support::sample::samples;
 use proptest::prelude::*;
-
-/// One query of a sample, with the keys that are there by then.
-fn step(sample: &Sample, row: usize) -> Problem<'_> {
-    let (query, key) = (sample.query_heads * HEAD_DIM, sample.kv_heads * HEAD_DIM);
-    let position = sample.first_position + row;
-    Problem {
-        queries: &sample.queries[row * query..(row + 1) * query],
-        keys: &sample.keys[..(position + 1) * key],
-        values: &sample.values[..(position + 1) * key],
-        first_position: position,
-        t_max: position + 1,
-        ..sample.problem()
-    }
-}
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
@@ -27,7 +13,7 @@ proptest! {
         sample.pruning.stages.to_mut().iter_mut().for_each(|stage| stage.refresh = 1);
         let mut decode = Decode::new();
         for row in 0..sample.query_count() {
-            let problem = step(&sample, row);
+            let problem = sample.step(row);
             let decoded = decode.step(&problem);
             let called = reference::prefill(&problem);
             prop_assert_eq!(decoded.restart, (!sample.pruning.stages.is_empty()).then_some(0));
@@ -45,7 +31,7 @@ proptest! {
         let mut lists = None;
         let mut inputs = vec![Vec::new(); intervals.len()];
         for row in 0..sample.query_count() {
-            let decoded = decode.step(&step(&sample, row));
+            let decoded = decode.step(&sample.step(row));
             match decoded.restart {
                 None => {
                     prop_assert!(intervals.iter().all(|interval| !row.is_multiple_of(*interval)));

@@ -1,7 +1,7 @@
 //! Where pruned attention is the same as something simpler.
 
+use ihip_dsl::ScanRope;
 use ihip_dsl::reference::{self, Tensors};
-use ihip_dsl::{AttendRope, Rope, ScanRope};
 use ihip_tests::support::sample::{HEAD_DIM, Sample, prunings, samples, shapes};
 use proptest::prelude::*;
 
@@ -25,8 +25,8 @@ proptest! {
 
     /// Without packed positions, a list that leaves nothing out is dense attention at every length.
     #[test]
-    fn everything_selected_is_dense(mut sample in samples(200)) {
-        sample.pruning.rope = Rope { scan: ScanRope::None, attend: AttendRope::None };
+    fn everything_selected_is_dense(sample in samples(200)) {
+        let mut sample = sample.with_rotated_cache();
         keep_everything(&mut sample);
         // No stages keep nothing: sinks have to cover what the window does not.
         if sample.pruning.stages.is_empty() {
@@ -40,8 +40,8 @@ proptest! {
     /// Without packed positions, attention is a softmax over the set of sinks, listed blocks and window: no key is
     /// counted twice and none that is listed is left out.
     #[test]
-    fn attends_to_the_union_of_sinks_blocks_and_window(mut sample in samples(200)) {
-        sample.pruning.rope = Rope { scan: ScanRope::None, attend: AttendRope::None };
+    fn attends_to_the_union_of_sinks_blocks_and_window(sample in samples(200)) {
+        let sample = sample.with_rotated_cache();
         let outcome = reference::prefill(&sample.problem());
         let expected = attention_over_union(&sample, &outcome);
         prop_assert!(difference(&outcome.out, &expected) < 1e-5);
@@ -67,8 +67,8 @@ proptest! {
             let outcome = reference::prefill(&changed.problem());
             let read = (row + 1) * sample.query_heads * HEAD_DIM;
             // A block that lies partly above the row has a list all the same: from its first query alone.
-            let blocks = row / sample.pruning.query_block as usize + 1;
-            prop_assert_eq!(&before.lists[..blocks], &outcome.lists[..blocks]);
+            let lists = (row / sample.pruning.query_block as usize + 1) * sample.problem().rankings();
+            prop_assert_eq!(&before.lists[..lists], &outcome.lists[..lists]);
             prop_assert_eq!(&before.out[..read], &outcome.out[..read]);
         }
     }
@@ -81,18 +81,24 @@ proptest! {
         mut sample in samples(300),
         larger in 1_usize..400,
     ) {
-        if sample.pruning.rope.scan == ScanRope::ChunkIndexed {
-            sample.pruning.rope.scan = ScanRope::Relative;
-        }
+        let uncounted = |rope: &mut ScanRope| {
+            if *rope == ScanRope::ChunkIndexed {
+                *rope = ScanRope::Relative;
+            }
+        };
+        uncounted(&mut sample.pruning.rope.scan);
+        sample.pruning.stages.to_mut().iter_mut().filter_map(|stage| stage.rope.as_mut()).for_each(uncounted);
         sample.t_max += sample.pruning.stages.first().map_or(0, |first| first.chunk as usize);
         let small = reference::prefill(&sample.problem());
         sample.t_max += larger;
         let large = reference::prefill(&sample.problem());
         let rows = sample.pruning.query_block as usize * sample.query_heads * HEAD_DIM;
         let (small_out, large_out) = (small.out.chunks(rows), large.out.chunks(rows));
+        let rankings = sample.problem().rankings();
         for (block, (small_out, large_out)) in small_out.zip(large_out).enumerate() {
-            if only_scored(&small, block) && only_scored(&large, block) {
-                prop_assert_eq!(&small.lists[block], &large.lists[block]);
+            let lists = block * rankings..(block + 1) * rankings;
+            if lists.clone().all(|list| only_scored(&small, list, rankings) && only_scored(&large, list, rankings)) {
+                prop_assert_eq!(&small.lists[lists.clone()], &large.lists[lists]);
                 prop_assert_eq!(small_out, large_out);
             }
         }
@@ -128,13 +134,17 @@ fn keep_everything(sample: &mut Sample) {
     }
 }
 
-/// Whether all that the cuts kept for the attention's query block `block` had been scored, in every stage.
-fn only_scored(outcome: &reference::Outcome, block: usize) -> bool {
-    let children = outcome.lists.len();
+/// Whether all that the cuts kept for list `list` of the attention had been scored, in every stage; query blocks have
+/// `rankings` lists.
+fn only_scored(outcome: &reference::Outcome, list: usize, rankings: usize) -> bool {
+    let (block, ranking) = (list / rankings, list % rankings);
+    let children = outcome.lists.len() / rankings;
     outcome.stages.iter().all(|stage| {
         // The stage's block that holds this one, or the one it may have been given by a ragged end.
-        let ratio = children.div_ceil(stage.cuts.len());
-        [block / ratio, (block / ratio + 1).min(stage.cuts.len() - 1)].into_iter().all(|at| {
+        let parents = stage.cuts.len() / rankings;
+        let ratio = children.div_ceil(parents);
+        [block / ratio, (block / ratio + 1).min(parents - 1)].into_iter().all(|block| {
+            let at = block * rankings + ranking;
             let (cut, scores) = (&stage.cuts[at], &stage.scores[at]);
             let input = &stage.input[at];
             let scored = |chunk: &usize| {
@@ -155,16 +165,17 @@ fn attention_over_union(sample: &Sample, outcome: &reference::Outcome) -> Vec<f3
     let mut out = Vec::new();
     for row in 0..sample.query_count() {
         let position = sample.first_position + row;
-        let list = &outcome.lists[row / pruning.query_block as usize];
-        let listed = |token: usize| {
-            list.blocks[..list.count].iter().any(|&start| (start..start + block_tokens).contains(&token))
-        };
-        let tokens: Vec<usize> = (0..=position)
-            .filter(|&token| {
-                token < pruning.sink as usize || position - token < pruning.window as usize || listed(token)
-            })
-            .collect();
+        let block = row / pruning.query_block as usize;
         for head in 0..sample.query_heads {
+            let list = &outcome.lists[block * problem.rankings() + problem.ranking(head)];
+            let listed = |token: usize| {
+                list.blocks[..list.count].iter().any(|&start| (start..start + block_tokens).contains(&token))
+            };
+            let tokens: Vec<usize> = (0..=position)
+                .filter(|&token| {
+                    token < pruning.sink as usize || position - token < pruning.window as usize || listed(token)
+                })
+                .collect();
             let kv_head = head / (sample.query_heads / sample.kv_heads);
             let weights: Vec<f64> = tokens
                 .iter()

@@ -24,11 +24,12 @@ proptest! {
         let pruning = &sample.pruning;
         let queries = sample.query_count();
         prop_assert_eq!(outcome.stages.len(), pruning.stages.len());
-        prop_assert_eq!(outcome.lists.len(), queries.div_ceil(pruning.query_block as usize));
+        let rankings = sample.problem().rankings();
+        prop_assert_eq!(outcome.lists.len(), queries.div_ceil(pruning.query_block as usize) * rankings);
         prop_assert_eq!(outcome.out.len(), queries * sample.query_heads * HEAD_DIM);
         prop_assert!(outcome.out.iter().all(|x| x.is_finite()));
         for (stage, ran) in pruning.stages.iter().zip(&outcome.stages) {
-            prop_assert_eq!(ran.input.len(), queries.div_ceil(stage.query_block as usize));
+            prop_assert_eq!(ran.input.len(), queries.div_ceil(stage.query_block as usize) * rankings);
             for chunks in &ran.input {
                 prop_assert!(chunks.is_sorted_by(|a, b| a + stage.chunk as usize <= *b));
                 prop_assert!(chunks.iter().all(|&start| start >= pruning.sink as usize));
@@ -37,11 +38,11 @@ proptest! {
         let Some((last, ran)) = pruning.stages.last().zip(outcome.stages.last()) else {
             return Ok(());
         };
-        for (block, list) in outcome.lists.iter().enumerate() {
+        for (entry, list) in outcome.lists.iter().enumerate() {
             let budget = (pruning.keep / last.chunk) as usize;
-            prop_assert_eq!(list.blocks.len(), budget.min(ran.input[block].len()));
+            prop_assert_eq!(list.blocks.len(), budget.min(ran.input[entry].len()));
             prop_assert!(list.blocks.is_sorted_by(|a, b| a < b));
-            let end = sample.first_position + (block + 1) * pruning.query_block as usize;
+            let end = sample.first_position + (entry / rankings + 1) * pruning.query_block as usize;
             prop_assert!(list.blocks[..list.count].iter().all(|&start| start < end));
             prop_assert!(list.blocks[list.count..].iter().all(|&start| start >= end));
         }
@@ -52,7 +53,8 @@ proptest! {
     fn what_is_scored_is_what_is_visible(sample in samples(250)) {
         let outcome = reference::prefill(&sample.problem());
         for (stage, ran) in sample.pruning.stages.iter().zip(&outcome.stages) {
-            for (block, (chunks, scores)) in ran.input.iter().zip(&ran.scores).enumerate() {
+            for (entry, (chunks, scores)) in ran.input.iter().zip(&ran.scores).enumerate() {
+                let block = entry / sample.problem().rankings();
                 let first = sample.first_position + block * stage.query_block as usize;
                 for (&start, &score) in chunks.iter().zip(&scores.scores) {
                     let visible = start + scan::scan_window(&sample.pruning) <= first;
@@ -87,9 +89,10 @@ proptest! {
 
         let outcome = reference::prefill(&sample.problem());
         let ran = outcome.stages.last().expect("there is a stage");
-        for row in 0..sample.query_count() {
-            let block = row / sample.pruning.query_block as usize;
-            let (chunks, scores) = (&ran.input[block], &ran.scores[block].scores);
+        let rankings = sample.problem().rankings();
+        for (row, ranking) in (0..sample.query_count()).flat_map(|row| (0..rankings).map(move |ranking| (row, ranking))) {
+            let entry = row / sample.pruning.query_block as usize * rankings + ranking;
+            let (chunks, scores) = (&ran.input[entry], &ran.scores[entry].scores);
             let scored: Vec<usize> = chunks.iter().zip(scores)
                 .filter(|(_, score)| **score > NEVER_SCORED)
                 .map(|(start, _)| *start)

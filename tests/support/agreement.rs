@@ -2,13 +2,17 @@
 
 use ihip_dsl::reference::scan::NEVER_SCORED;
 use ihip_dsl::reference::{self, BlockList, Decode, StageOutcome};
+use ihip_dsl::{Scores, Stage};
 
 use super::declaration::declare;
 use super::golden::{Case, Kind};
 use super::sample::{HEAD_DIM, Sample};
 
 /// Scores that are closer than this may come out in another order where sums are f32.
-const NEAR_TIE: f32 = 2e-6;
+const NEAR_TIE: f32 = 5e-6;
+
+/// The same for scores that are logarithms of a softmax.
+const NEAR_TIE_SOFT: f32 = 2e-5;
 
 /// A sample, computed by the reference.
 pub struct Agreement {
@@ -27,7 +31,7 @@ pub fn cases(sample: &Sample) -> Agreement {
 
     let mut call = blank(&scaled, Kind::Call);
     let outcome = reference::prefill(&call.problem());
-    let mut close = near_tie(&outcome.stages);
+    let mut close = near_tie(&sample.pruning.stages, &outcome.stages);
     call.stage_inputs =
         outcome.stages.iter().map(|stage| Some(stage.input.iter().map(|l| integers(l)).collect())).collect();
     call.lists = outcome.lists.iter().map(counted).collect();
@@ -39,7 +43,7 @@ pub fn cases(sample: &Sample) -> Agreement {
     let mut decode = Decode::new();
     for row in 0..sample.query_count() {
         let step = decode.step(&steps.step(row));
-        close |= near_tie(&step.stages);
+        close |= near_tie(&sample.pruning.stages, &step.stages);
         restart.push(step.restart);
         steps.lists.extend(step.lists.iter().map(counted));
         steps.out.extend(step.out);
@@ -72,14 +76,20 @@ fn blank(sample: &Sample, kind: Kind) -> Case {
     }
 }
 
-/// Whether any descent or cut was decided by less than [`NEAR_TIE`].
-fn near_tie(stages: &[StageOutcome]) -> bool {
-    stages.iter().any(|stage| {
+/// Whether any descent or cut was decided by less than rounding may make of it; `stages` are the last of `declared`.
+#[must_use]
+pub fn near_tie(declared: &[Stage], stages: &[StageOutcome]) -> bool {
+    let declared = &declared[declared.len() - stages.len()..];
+    stages.iter().zip(declared).any(|(stage, declared)| {
+        let near = match declared.scoring.scores {
+            Scores::Raw => NEAR_TIE,
+            Scores::Soft => NEAR_TIE_SOFT,
+        };
         stage.cuts.iter().zip(&stage.scores).any(|(cut, scores)| {
             let descended_closely = scores.closest.iter().any(|&difference| difference < NEAR_TIE);
             // Chunks that were never scored tie as well, in the same order everywhere.
             let scored = scores.scores.iter().filter(|&&score| score > NEVER_SCORED).count();
-            let cut_closely = scored > cut.kept.len() && cut.margin.is_some_and(|margin| margin < NEAR_TIE);
+            let cut_closely = scored > cut.kept.len() && cut.margin.is_some_and(|margin| margin < near);
             descended_closely || cut_closely
         })
     })

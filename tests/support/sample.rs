@@ -1,8 +1,12 @@
 //! Random small problems: any valid description, any head ratio, unit-variance queries, keys and values.
 
 use ihip_dsl::reference::Problem;
-use ihip_dsl::{AttendRope, LayerPruning, Ranking, Rope, ScanRope, Scoring, Stage};
+use ihip_dsl::{
+    AttendRope, ChunkScore, Descent, Halving, LayerPruning, Probe, QueryReduction, Ranking, Representative, Rope,
+    ScanRope, Scores, Scoring, Stage,
+};
 use proptest::prelude::*;
+use proptest::sample::select;
 
 /// Elements of a head in every sample.
 pub const HEAD_DIM: usize = 8;
@@ -96,6 +100,29 @@ impl Sample {
         self.queries.len() / (self.query_heads * HEAD_DIM)
     }
 
+    /// One query, as a decoding step of the reference: with the keys that are there by then.
+    #[must_use]
+    pub fn step(&self, row: usize) -> Problem<'_> {
+        let (query, key) = (self.query_heads * HEAD_DIM, self.kv_heads * HEAD_DIM);
+        let position = self.first_position + row;
+        Problem {
+            queries: &self.queries[row * query..(row + 1) * query],
+            keys: &self.keys[..(position + 1) * key],
+            values: &self.values[..(position + 1) * key],
+            first_position: position,
+            t_max: position + 1,
+            ..self.problem()
+        }
+    }
+
+    /// The sample with keys that are rotated at their true positions when they are cached, and nowhere else.
+    #[must_use]
+    pub fn with_rotated_cache(mut self) -> Self {
+        self.pruning.rope = Rope { scan: ScanRope::None, attend: AttendRope::None };
+        self.pruning.stages.to_mut().iter_mut().for_each(|stage| stage.rope = None);
+        self
+    }
+
     /// The queries `rows` alone, as a later call of the same request.
     #[must_use]
     pub fn rows(&self, rows: std::ops::Range<usize>) -> Self {
@@ -145,26 +172,75 @@ impl Random {
 
 /// Every way to place rotary positions that the language allows.
 pub fn ropes() -> impl Strategy<Value = Rope> {
-    let scan = [ScanRope::Relative, ScanRope::ChunkIndexed, ScanRope::Infllm, ScanRope::None];
-    let attend = [AttendRope::Streaming, AttendRope::Infllm];
+    let scan = [
+        ScanRope::Relative,
+        ScanRope::ChunkIndexed,
+        ScanRope::Infllm,
+        ScanRope::DynamicExtend,
+        ScanRope::SelfExtend,
+        ScanRope::None,
+    ];
+    let attend = [AttendRope::Streaming, AttendRope::Infllm, AttendRope::DynamicExtend, AttendRope::SelfExtend];
     let mut ropes = vec![Rope { scan: ScanRope::None, attend: AttendRope::None }];
     for scan in scan {
         ropes.extend(attend.map(|attend| Rope { scan, attend }));
     }
-    prop::sample::select(ropes)
+    select(ropes)
 }
 
-/// Valid descriptions: up to three stages, query blocks that shrink or not, chunks that are powers of two or not.
+/// Every way to score a chunk; by halving half of the time.
+pub fn scorings() -> impl Strategy<Value = Scoring> {
+    let probe = select(vec![Probe::Middle, Probe::First]);
+    let chunk_score = select(vec![ChunkScore::RunningMax, ChunkScore::Last]);
+    let descent = select(vec![Descent::Each, Descent::KvGroup]);
+    let halving = (probe, chunk_score, descent)
+        .prop_map(|(probe, chunk_score, descent)| Halving { probe, chunk_score, descent })
+        .prop_map(Representative::Halving);
+    let whole = select(vec![Representative::Mean, Representative::MinMax, Representative::Exact]);
+    let query_reduction = select(vec![QueryReduction::Max, QueryReduction::Mean]);
+    let scores = select(vec![Scores::Raw, Scores::Soft]);
+    (prop_oneof![halving, whole], query_reduction, scores)
+        .prop_map(|(representative, query_reduction, scores)| Scoring { representative, query_reduction, scores })
+}
+
+/// Valid descriptions in every word of the language: up to three stages, query blocks that shrink or not, chunks that
+/// are powers of two or not.
 pub fn prunings() -> impl Strategy<Value = LayerPruning> {
-    let last_chunk = prop::sample::select(vec![1_u32, 2, 4]);
-    let ratios = prop::collection::vec(prop::sample::select(vec![2_u32, 3, 4]), 2);
-    let query_blocks = prop::sample::select(vec![[8_u32, 8, 8], [16, 16, 8], [16, 8, 4], [4, 4, 4]]);
-    let strides = prop::sample::select(vec![[1_u32, 1, 1], [4, 2, 1], [2, 4, 4]]);
-    let refresh = prop::sample::select(vec![[1_u32, 1, 1], [4, 2, 1], [8, 4, 2], [6, 6, 3]]);
+    let ranking = select(vec![Ranking::All, Ranking::KvGroup, Ranking::Each]);
+    let words = prop::collection::vec((scorings(), prop::option::weighted(0.3, ropes())), 3);
+    (published_prunings(), ropes(), ranking, words).prop_map(|(mut pruning, rope, ranking, words)| {
+        pruning.rope.attend = rope.attend;
+        if !pruning.stages.is_empty() {
+            pruning.ranking = ranking;
+            pruning.rope.scan = rope.scan;
+        }
+        for (stage, (scoring, of_stage)) in pruning.stages.to_mut().iter_mut().zip(words) {
+            stage.scoring = scoring;
+            stage.rope = of_stage.map(|rope| rope.scan);
+            if rope.rotated_cache() {
+                stage.rope = stage.rope.map(|_| ScanRope::None);
+            } else if matches!(scoring.representative, Representative::Mean | Representative::MinMax)
+                && matches!(stage.rope.unwrap_or(rope.scan), ScanRope::DynamicExtend | ScanRope::SelfExtend)
+            {
+                // No summary stands for keys that move against each other.
+                stage.rope = Some(ScanRope::ChunkIndexed);
+            }
+        }
+        pruning
+    })
+}
+
+/// Valid descriptions that score and rank as the authors' code does, at positions that it has.
+pub fn published_prunings() -> impl Strategy<Value = LayerPruning> {
+    let last_chunk = select(vec![1_u32, 2, 4]);
+    let ratios = prop::collection::vec(select(vec![2_u32, 3, 4]), 2);
+    let query_blocks = select(vec![[8_u32, 8, 8], [16, 16, 8], [16, 8, 4], [4, 4, 4]]);
+    let strides = select(vec![[1_u32, 1, 1], [4, 2, 1], [2, 4, 4]]);
+    let refresh = select(vec![[1_u32, 1, 1], [4, 2, 1], [8, 4, 2], [6, 6, 3]]);
     let budgets = (1_u32..6, 2_u32..8, 2_u32..8);
     let ends = (0_u32..5, 0_u32..10);
     let shape = (0_usize..=3, last_chunk, ratios, query_blocks, strides, refresh);
-    (shape, budgets, ends, ropes()).prop_map(|(shape, budgets, ends, rope)| {
+    (shape, budgets, ends, published_ropes()).prop_map(|(shape, budgets, ends, rope)| {
         let (count, last_chunk, ratios, query_blocks, strides, refresh) = shape;
         let (keep_last, keep_second, keep_third) = budgets;
         let (sinks, beyond) = ends;
@@ -194,14 +270,31 @@ pub fn prunings() -> impl Strategy<Value = LayerPruning> {
     })
 }
 
-/// Random problems over [`prunings`], up to `keys` keys and 40 queries.
+/// The positions that golden files have.
+fn published_ropes() -> impl Strategy<Value = Rope> {
+    let mut ropes = vec![Rope { scan: ScanRope::None, attend: AttendRope::None }];
+    for scan in [ScanRope::Relative, ScanRope::ChunkIndexed, ScanRope::Infllm, ScanRope::None] {
+        ropes.extend([AttendRope::Streaming, AttendRope::Infllm].map(|attend| Rope { scan, attend }));
+    }
+    select(ropes)
+}
+
+/// Random problems over [`prunings`], up to `keys` keys and 40 queries, of models that were trained on more positions
+/// or on less.
 pub fn samples(keys: usize) -> impl Strategy<Value = Sample> {
-    (prunings(), shapes(keys)).prop_map(|(pruning, shape)| Sample::new(pruning, shape))
+    let trained = select(vec![TRAINED, 40, 96, 150]);
+    (prunings(), shapes(keys), trained)
+        .prop_map(|(pruning, shape, trained)| Sample { trained, ..Sample::new(pruning, shape) })
+}
+
+/// Random problems over [`published_prunings`].
+pub fn published_samples(keys: usize) -> impl Strategy<Value = Sample> {
+    (published_prunings(), shapes(keys)).prop_map(|(pruning, shape)| Sample::new(pruning, shape))
 }
 
 /// Shapes of up to `keys` keys and 40 queries.
 pub fn shapes(keys: usize) -> impl Strategy<Value = Shape> {
-    let heads = prop::sample::select(vec![(1_usize, 1_usize), (1, 3), (2, 2), (3, 1)]);
+    let heads = select(vec![(1_usize, 1_usize), (1, 3), (2, 2), (3, 1)]);
     (heads, 1..=keys, 1_usize..=40, any::<u64>()).prop_map(|((kv_heads, group), keys, queries, seed)| {
         let queries = queries.min(keys);
         Shape { kv_heads, group, first_position: keys - queries, queries, seed }

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use ihip_dsl::rope::RopeTable;
-use ihip_dsl::{Geometry, LayerPlan, Plan};
+use ihip_dsl::{LayerPlan, Plan, PrunedLayer, StagePlan};
 
 use super::select::{BlockList, ChunkList};
+use super::summaries::Summaries;
 use crate::Step;
 use crate::session::SEGMENT;
 
@@ -40,11 +41,12 @@ pub(super) struct Masks {
     pub(super) recorded: Vec<BlockList>,
 }
 
-/// Keys and values of a layer, each `[kv_heads][positions][head_dim]`.
+/// Keys and values of a layer, each `[kv_heads][positions][head_dim]`, and what its stages read in place of keys.
 #[derive(Debug)]
 pub(super) struct Store {
     keys: Vec<f32>,
     values: Vec<f32>,
+    summaries: Vec<Summaries>,
     kv_heads: usize,
     head_dim: usize,
 }
@@ -55,10 +57,12 @@ impl CpuCache {
             .map(|layer| {
                 let (stages, rankings) = match plan.decode(layer) {
                     LayerPlan::Dense => (0, 0),
-                    LayerPlan::Pruned(layer) => (layer.stages.len(), plan.geometry().rankings(layer.ranking) as usize),
+                    LayerPlan::Pruned(pruned) => {
+                        (pruned.stages.len(), plan.geometry().rankings(pruned.ranking) as usize)
+                    }
                 };
                 LayerCache {
-                    store: Store::new(plan.geometry(), capacity),
+                    store: Store::new(plan, layer, capacity),
                     masks: Masks {
                         inputs: vec![Vec::new(); stages],
                         lists: vec![BlockList::default(); rankings],
@@ -75,7 +79,9 @@ impl CpuCache {
     pub(super) fn bytes(plan: &Plan, capacity: usize) -> u64 {
         let geometry = plan.geometry();
         let (heads, head_dim) = (geometry.query_heads as usize, geometry.head_dim as usize);
-        let store = 2 * geometry.kv_heads as usize * capacity * head_dim * size_of::<f32>();
+        let keys_and_values = 2 * geometry.kv_heads as usize * capacity * head_dim;
+        let store = |layer| (keys_and_values + Summaries::elements(plan, layer, capacity)) * size_of::<f32>();
+        let stores: usize = (0..plan.layers()).map(store).sum();
         let lists = |layer: &LayerPlan| match layer {
             LayerPlan::Dense => 0,
             LayerPlan::Pruned(layer) => {
@@ -89,7 +95,7 @@ impl CpuCache {
         let rows = capacity.min(SEGMENT);
         let workspace = 2 * rows * heads * head_dim * size_of::<f32>()
             + (0..plan.layers()).map(|layer| lists(plan.prefill(layer)) * rows.div_ceil(16)).max().unwrap_or(0);
-        (plan.layers() * store + rope + masks + workspace) as u64
+        (stores + rope + masks + workspace) as u64
     }
 }
 
@@ -103,11 +109,13 @@ fn scan_positions(plan: &Plan) -> usize {
 }
 
 impl Store {
-    fn new(geometry: &Geometry, positions: usize) -> Self {
+    fn new(plan: &Plan, layer: usize, positions: usize) -> Self {
+        let geometry = plan.geometry();
         let (kv_heads, head_dim) = (geometry.kv_heads as usize, geometry.head_dim as usize);
         // Zeros come straight from the kernel and take no memory before they are written.
         let zeros = || vec![0.0; kv_heads * positions * head_dim];
-        Self { keys: zeros(), values: zeros(), kv_heads, head_dim }
+        let summaries = Summaries::of_layer(plan, layer, positions);
+        Self { keys: zeros(), values: zeros(), summaries, kv_heads, head_dim }
     }
 
     /// Query heads that share a key-value head.
@@ -127,8 +135,16 @@ impl Store {
         &self.values[kv_head * length..][..length]
     }
 
+    /// What a stage of `layer` reads in place of keys.
+    ///
+    /// # Panics
+    /// Where it reads keys.
+    pub(super) fn summaries(&self, layer: &PrunedLayer, stage: &StagePlan) -> &Summaries {
+        Summaries::of_stage(&self.summaries, layer, stage).expect("a cache has what the stages of its plan read")
+    }
+
     /// Writes the keys and values of `qkv`, whose rows have `columns` elements and end in keys and values, from
-    /// `first` on; keys are rotated at their positions where `rope` is given.
+    /// `first` on; keys are rotated at their positions where `rope` is given. Chunks that they complete are summarised.
     pub(super) fn append(&mut self, qkv: &[f32], columns: usize, first: usize, rope: Option<&RopeTable>) {
         let width = self.kv_heads * self.head_dim;
         let length = self.keys.len() / self.kv_heads;
@@ -145,6 +161,11 @@ impl Store {
                     rope.rotate(&mut self.keys[slot], position);
                 }
             }
+        }
+        let appended = first..first + qkv.len() / columns;
+        for summaries in &mut self.summaries {
+            let keys = |head: usize| &self.keys[head * length..][..length];
+            summaries.append(keys, self.head_dim, appended.clone());
         }
     }
 }

@@ -5,6 +5,9 @@
 //! | `product` | the one product everything is made of |
 //! | `linear` | linear maps, norm, activation |
 //! | `queries`, `cache` | what a call brings, what a request keeps |
+//! | `summaries` | what stands for a chunk's keys |
+//! | `panels` | the queries of a block, what they make of keys |
+//! | `halving`, `whole`, `soft` | a chunk's score by descent, as a whole, as a probability |
 //! | `scan`, `select`, `masks` | one stage's scores, its cut, all stages of a call |
 //! | `attend` | attention, dense or over the kept blocks |
 //! | `sample`, `memory` | tokens from logits, free memory |
@@ -13,14 +16,19 @@
 
 mod attend;
 mod cache;
+mod halving;
 mod linear;
 mod masks;
 mod memory;
+mod panels;
 mod product;
 mod queries;
 mod sample;
 mod scan;
 mod select;
+mod soft;
+mod summaries;
+mod whole;
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -1,20 +1,18 @@
-//! The scan of one stage: every chunk is halved down to a token, and scores what its best probe scored (paper §3.1,
-//! Algorithm 3; probes at the middle of each half, as the authors' code does).
+//! The scan of one stage: what the queries of a block make of every chunk (paper §3.1, Algorithm 3).
 
 use std::ops::Range;
 
-use ihip_dsl::rope::{Branch, ExtendedPositions, ScanDistance};
-use ihip_dsl::{Geometry, PrunedLayer, StagePlan};
+use ihip_dsl::rope::{Branch, ExtendedPositions, RopeTable, ScanDistance};
+use ihip_dsl::{Descent, Geometry, Halving, PrunedLayer, QueryReduction, Representative, Scores, StagePlan};
 use pulp::Arch;
 use rayon::prelude::*;
 
 use super::cache::Store;
-use super::product::{NARROW, Rows, WIDE, dots, row_max};
+use super::panels::{Form, Panels, Products};
+use super::product::{NARROW, WIDE};
 use super::queries::Queries;
 use super::select::NEVER_SCORED;
-
-/// Probes that are scored together: few enough that their keys stay in the first cache while all panels pass by.
-const BATCH: usize = 96;
+use super::soft;
 
 /// One stage of one layer.
 pub(super) struct Scan<'a> {
@@ -31,22 +29,32 @@ impl Scan<'_> {
     /// the largest over its query heads.
     pub(super) fn scores(&self, rows: Range<usize>, ranking: usize, chunks: &[usize]) -> Vec<f32> {
         // Causality is tested on left edges against the first query. The language demands a window of two chunks less
-        // one, so that no probe then reads a key after that query.
+        // one, so that no key that is then read, and no chunk that is read whole, lies after that query.
         let Some(limit) = self.queries.position(rows.start).checked_sub(self.layer.scan_window) else {
             return vec![NEVER_SCORED; chunks.len()];
         };
         let visible = chunks.partition_point(|left| *left <= limit);
         let shared = self.geometry.ranking_heads(self.layer.ranking) as usize;
-        let mut scores = (ranking * shared..(ranking + 1) * shared)
+        let ranked = ranking * shared..(ranking + 1) * shared;
+        let together = match self.stage.scoring.representative {
+            Representative::Halving(Halving { descent: Descent::KvGroup, .. }) => self.geometry.group() as usize,
+            _ => 1,
+        };
+        // A ranking has several groups of heads that descend together, or some heads of one.
+        let groups = ranked.start / together..ranked.end.div_ceil(together);
+        let mut scores = groups
             .into_par_iter()
-            .map(|head| {
-                let positions = self.queries.position(rows.start)..self.queries.position(rows.end);
-                let head = HeadScan { scan: self, head, chunks: chunks.len(), positions, limit };
-                match rows.len().div_ceil(self.stage.query_stride) {
-                    1 => head.descend::<1>(rows.clone(), &chunks[..visible]),
-                    2..=NARROW => head.descend::<NARROW>(rows.clone(), &chunks[..visible]),
-                    _ => head.descend::<WIDE>(rows.clone(), &chunks[..visible]),
-                }
+            .map(|group| {
+                let heads = group * together..(group + 1) * together;
+                let head = HeadScan {
+                    scan: self,
+                    scored: heads.start.max(ranked.start)..heads.end.min(ranked.end),
+                    heads,
+                    rows: rows.clone(),
+                    chunks: chunks.len(),
+                    limit,
+                };
+                head.scores(&chunks[..visible])
             })
             .reduce_with(|mut largest, scores| {
                 for (largest, score) in largest.iter_mut().zip(scores) {
@@ -60,143 +68,146 @@ impl Scan<'_> {
     }
 }
 
-/// The scan as one query head sees it.
-struct HeadScan<'a> {
-    scan: &'a Scan<'a>,
-    head: usize,
+/// The scan as the query heads see it that descend together.
+pub(super) struct HeadScan<'a> {
+    pub(super) scan: &'a Scan<'a>,
+    /// Heads that decide where a descent goes.
+    pub(super) heads: Range<usize>,
+    /// Those of them whose scores are wanted.
+    pub(super) scored: Range<usize>,
+    /// Queries of the block.
+    rows: Range<usize>,
     /// Chunks in the list, visible or not.
     chunks: usize,
-    /// Positions of the queries.
-    positions: Range<usize>,
-    /// Largest position at which a half may begin.
-    limit: usize,
-}
-
-/// A chunk on its way down.
-struct Descent {
-    index: usize,
-    left: usize,
-    right: usize,
+    /// Largest position at which a chunk, or a half of one, may begin.
+    pub(super) limit: usize,
 }
 
 impl HeadScan<'_> {
-    fn descend<const W: usize>(&self, rows: Range<usize>, visible: &[usize]) -> Vec<f32> {
-        let mut scores = vec![NEVER_SCORED; visible.len()];
-        let length = self.scan.stage.chunk;
-        let mut descents: Vec<Descent> =
-            visible.iter().enumerate().map(|(index, &left)| Descent { index, left, right: left + length }).collect();
-
-        let distances = [Branch::Left, Branch::Right]
-            .map(|branch| self.scan.layer.scan_distance(self.scan.stage.rope, branch, self.chunks));
-        let left_rows = self.panels::<W>(rows.clone(), distances[0]);
-        let other_rows = (distances[0] != distances[1]).then(|| self.panels::<W>(rows, distances[1]));
-        let right_rows = other_rows.as_ref().unwrap_or(&left_rows);
-        let mut left_scores = Vec::new();
-        let mut right_scores = Vec::new();
-
-        for _ in 0..self.scan.stage.halvings {
-            descents.retain(|chunk| chunk.left < chunk.right && chunk.left <= self.limit);
-            let middle = |chunk: &Descent| (chunk.left + chunk.right) / 2;
-            let left = |chunk: &Descent| (chunk.left + middle(chunk)) / 2;
-            let right = |chunk: &Descent| (middle(chunk) + chunk.right) / 2;
-            self.probe::<W>(&descents, left, distances[0], &left_rows, &mut left_scores);
-            self.probe::<W>(&descents, right, distances[1], right_rows, &mut right_scores);
-            for (chunk, (left, right)) in descents.iter_mut().zip(left_scores.iter().zip(&right_scores)) {
-                let middle = (chunk.left + chunk.right) / 2;
-                let best = if left > right {
-                    chunk.right = middle;
-                    *left
-                } else {
-                    chunk.left = middle;
-                    *right
-                };
-                scores[chunk.index] = scores[chunk.index].max(best);
-            }
+    fn scores(&self, visible: &[usize]) -> Vec<f32> {
+        match if self.rows_become_one() { 1 } else { self.averaged_rows() } {
+            1 => self.scores_of_panels::<1>(visible),
+            2..=NARROW => self.scores_of_panels::<NARROW>(visible),
+            _ => self.scores_of_panels::<WIDE>(visible),
         }
-        scores
     }
 
-    /// The averaged queries as panels, `[panel][head_dim][W]`: neighbours are rotated at the position of the first of
-    /// them, then averaged over those that are there. Columns that are left over repeat the first row, which changes
-    /// no maximum.
-    fn panels<const W: usize>(&self, rows: Range<usize>, distance: ScanDistance) -> Vec<f32> {
-        let queries = self.scan.queries;
-        let (stride, head_dim) = (self.scan.stage.query_stride, queries.head_dim());
-        let count = rows.len().div_ceil(stride);
-        let mut panels = vec![0.0; count.div_ceil(W) * W * head_dim];
-        let mut mean = vec![0.0; head_dim];
-        for row in 0..panels.len() / head_dim {
-            let base = rows.start + if row < count { row * stride } else { 0 };
-            let neighbours = base..(base + stride).min(rows.end);
-            mean.copy_from_slice(queries.head(base, self.head));
-            for neighbour in base + 1..neighbours.end {
-                for (mean, value) in mean.iter_mut().zip(queries.head(neighbour, self.head)) {
-                    *mean += value;
-                }
-            }
-            let share = 1.0 / neighbours.len() as f32;
-            mean.iter_mut().for_each(|mean| *mean *= share);
-            // All neighbours turn by the same angle, so that rotating their mean is the same.
-            match distance {
-                ScanDistance::None => {}
-                ScanDistance::Constant(position) => queries.rope().rotate(&mut mean, position),
-                ScanDistance::Extended(_) => queries.rope().rotate(&mut mean, queries.position(base)),
-                ScanDistance::Indexed(last) => queries.rope().rotate(&mut mean, queries.position(base).min(last)),
-            }
-            let panel = &mut panels[row / W * W * head_dim..];
-            for (element, mean) in mean.iter().enumerate() {
-                panel[element * W + row % W] = *mean;
-            }
-        }
-        panels
-    }
-
-    /// Scores of the keys at `position` of every chunk against the queries in `panels`.
-    fn probe<const W: usize>(
-        &self,
-        descents: &[Descent],
-        position: impl Fn(&Descent) -> usize,
-        distance: ScanDistance,
-        panels: &[f32],
-        scores: &mut Vec<f32>,
-    ) {
-        let queries = self.scan.queries;
-        let head_dim = queries.head_dim();
-        let keys = self.scan.store.keys(self.head / self.scan.store.group(queries.heads()));
-        let mut rotated = Vec::new();
-        let extended = match distance {
-            ScanDistance::Extended(extension) => {
-                Some(ExtendedPositions::new(extension, &self.positions, self.scan.geometry.trained as usize))
-            }
-            _ => None,
+    fn scores_of_panels<const W: usize>(&self, visible: &[usize]) -> Vec<f32> {
+        let mut products = match self.scan.stage.scoring.representative {
+            Representative::Halving(halving) => self.descend::<W>(halving, visible),
+            Representative::Mean => self.means::<W>(visible),
+            Representative::MinMax => self.bounds::<W>(visible),
+            Representative::Exact => self.exact::<W>(visible),
         };
-        scores.clear();
-        scores.resize(descents.len(), f32::NEG_INFINITY);
-        for (descents, scores) in descents.chunks(BATCH).zip(scores.chunks_mut(BATCH)) {
-            let indexed = matches!(distance, ScanDistance::Indexed(_) | ScanDistance::Extended(_));
-            if indexed {
-                rotated.clear();
-                for chunk in descents {
-                    let (start, key) = (rotated.len(), position(chunk));
-                    rotated.extend_from_slice(&keys[key * head_dim..][..head_dim]);
-                    let place = extended.map_or(chunk.index, |extended| extended.of(key));
-                    queries.rope().rotate(&mut rotated[start..], place);
-                }
+        if self.rows_keep_scores() {
+            let (rows, reduction) = (self.averaged_rows(), self.scan.stage.scoring.query_reduction);
+            for head in 0..self.scored.len() {
+                let scores = soft::scores(self.scan.arch, products.head_rows(head), products.columns, rows, reduction);
+                products.reduced[head * visible.len()..][..visible.len()].copy_from_slice(&scores);
             }
-            for panel in panels.chunks_exact(W * head_dim) {
-                let rows = Rows {
-                    data: if indexed { rotated.as_slice() } else { keys },
-                    step: 1,
-                    depth: head_dim,
-                    range: 0..descents.len(),
-                    start: |row| if indexed { row * head_dim } else { position(&descents[row]) * head_dim },
-                };
-                let merge = |row: usize, score: f32| scores[row] = scores[row].max(score);
-                match W {
-                    1 => dots(self.scan.arch, rows, panel, merge),
-                    _ => row_max::<W, _, _>(self.scan.arch, rows, panel, merge),
-                }
+        }
+        let (largest, others) = products.reduced.split_at_mut(visible.len());
+        for scores in others.chunks_exact(visible.len().max(1)) {
+            for (largest, score) in largest.iter_mut().zip(scores) {
+                *largest = largest.max(*score);
             }
+        }
+        products.reduced.truncate(visible.len());
+        products.reduced
+    }
+
+    /// Rows of averaged queries that a head has.
+    pub(super) fn averaged_rows(&self) -> usize {
+        self.rows.len().div_ceil(self.scan.stage.query_stride)
+    }
+
+    /// Whether every row's own scores are needed, for a softmax of each.
+    pub(super) fn rows_keep_scores(&self) -> bool {
+        self.scan.stage.scoring.scores == Scores::Soft
+    }
+
+    /// Whether the mean of the rows' products is all that is asked for, which is the product with the mean of the rows.
+    pub(super) fn rows_become_one(&self) -> bool {
+        let scoring = self.scan.stage.scoring;
+        // Bounds of chunks that are each at a distance of their own are no product of rows that could be averaged once.
+        let turned = scoring.representative == Representative::MinMax && self.placing(Branch::Right).rope().is_some();
+        scoring.query_reduction == QueryReduction::Mean && !self.rows_keep_scores() && !turned
+    }
+
+    /// Keys of the heads, `[positions][head_dim]`.
+    pub(super) fn keys(&self) -> &[f32] {
+        self.scan.store.keys(self.kv_head())
+    }
+
+    /// The key-value head of the heads.
+    pub(super) fn kv_head(&self) -> usize {
+        self.heads.start / self.scan.store.group(self.scan.queries.heads())
+    }
+
+    /// How far the queries are from the keys of a branch.
+    pub(super) fn distance(&self, branch: Branch) -> ScanDistance {
+        self.scan.layer.scan_distance(self.scan.stage.rope, branch, self.chunks)
+    }
+
+    /// The rows of the heads, where `distance` has the queries.
+    pub(super) fn panels<const W: usize>(&self, distance: ScanDistance, form: Form) -> Panels<W> {
+        let rows = (self.rows.clone(), self.scan.stage.query_stride);
+        Panels::new(self.scan.queries, rows, self.heads.clone(), form, |position| match distance {
+            ScanDistance::None => None,
+            ScanDistance::Constant(distance) => Some(distance),
+            ScanDistance::Extended(_) => Some(position),
+            ScanDistance::Indexed(last) => Some(position.min(last)),
+        })
+    }
+
+    /// Where the keys of a branch are rotated to.
+    pub(super) fn placing(&self, branch: Branch) -> Placing<'_> {
+        let queries = self.scan.queries;
+        match self.distance(branch) {
+            ScanDistance::None | ScanDistance::Constant(_) => Placing::AsCached,
+            ScanDistance::Indexed(_) => Placing::Indexed(queries.rope()),
+            ScanDistance::Extended(extension) => {
+                let positions = queries.position(self.rows.start)..queries.position(self.rows.end);
+                let trained = self.scan.geometry.trained as usize;
+                Placing::Extended(queries.rope(), ExtendedPositions::new(extension, &positions, trained))
+            }
+        }
+    }
+
+    /// An empty result for `count` chunks or keys and so many heads, with a place for every column of `panels` where
+    /// rows keep their scores.
+    pub(super) fn products<const W: usize>(&self, heads: usize, count: usize, panels: &Panels<W>) -> Products {
+        let mut products = Products::default();
+        products.clear(heads, count, if self.rows_keep_scores() { panels.columns() } else { 0 });
+        products
+    }
+}
+
+/// Where keys are rotated to while they are scanned.
+#[derive(Clone, Copy)]
+pub(super) enum Placing<'a> {
+    /// They stay as they are cached: the queries are turned by the distance.
+    AsCached,
+    /// To the index of their chunk.
+    Indexed(&'a RopeTable),
+    /// To extended positions.
+    Extended(&'a RopeTable, ExtendedPositions),
+}
+
+impl<'a> Placing<'a> {
+    /// What rotates them, if they are rotated.
+    pub(super) fn rope(&self) -> Option<&'a RopeTable> {
+        match self {
+            Self::AsCached => None,
+            Self::Indexed(rope) | Self::Extended(rope, _) => Some(rope),
+        }
+    }
+
+    /// The position of the key at `position` of chunk `index`, where it has one.
+    pub(super) fn of(&self, index: usize, position: usize) -> usize {
+        match self {
+            Self::AsCached | Self::Indexed(_) => index,
+            Self::Extended(_, extended) => extended.of(position),
         }
     }
 }

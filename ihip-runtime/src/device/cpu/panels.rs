@@ -1,0 +1,253 @@
+//! The queries of a block as right operands, and what they make of keys, or of what stands for keys.
+
+use std::ops::Range;
+
+use ihip_dsl::rope::RopeTable;
+use ihip_dsl::{ChunkScore, QueryReduction};
+use pulp::Arch;
+
+use super::product::{Rows, dots, product, row_max};
+use super::queries::Queries;
+
+/// Vectors that are multiplied together: few enough that they stay in the first cache while all panels pass by.
+const BATCH: usize = 96;
+
+/// The rows of some query heads, neighbouring queries averaged.
+pub(super) struct Panels<const W: usize> {
+    /// `[heads][panels][depth][W]`. Columns that are left over repeat the first row of the head, which changes no
+    /// maximum.
+    values: Vec<f32>,
+    heads: usize,
+    /// Rows of a head.
+    rows: usize,
+    /// Elements of a row.
+    depth: usize,
+}
+
+/// What becomes of a row before it is multiplied.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Form {
+    /// Its positive elements, then its negative ones: the product with the greatest and the least elements of a chunk's
+    /// keys is then the bound of its product with any of them.
+    pub(super) parts: bool,
+    /// All rows are averaged into one, whose product is the mean of theirs.
+    pub(super) mean: bool,
+}
+
+impl<const W: usize> Panels<W> {
+    /// The queries `rows` of `heads`: groups of `stride` neighbours are averaged over those that are there, then rotated
+    /// where `position` has the first of them, by its true position; `None` leaves them as they are.
+    pub(super) fn new(
+        queries: &Queries<'_>,
+        (rows, stride): (Range<usize>, usize),
+        heads: Range<usize>,
+        form: Form,
+        position: impl Fn(usize) -> Option<usize>,
+    ) -> Self {
+        let head_dim = queries.head_dim();
+        let bases = || rows.clone().step_by(stride);
+        let depth = if form.parts { 2 * head_dim } else { head_dim };
+        let count = if form.mean { 1 } else { bases().count() };
+        let mut values = vec![0.0; heads.len() * count.next_multiple_of(W) * depth];
+        let mut averaged = vec![0.0; head_dim];
+        for (head, panels) in heads.clone().zip(values.chunks_exact_mut(count.next_multiple_of(W) * depth)) {
+            let mut row = |base: usize, add: &mut dyn FnMut(usize, f32)| {
+                let neighbours = base..(base + stride).min(rows.end);
+                averaged.copy_from_slice(queries.head(base, head));
+                for neighbour in base + 1..neighbours.end {
+                    for (mean, value) in averaged.iter_mut().zip(queries.head(neighbour, head)) {
+                        *mean += value;
+                    }
+                }
+                let share = 1.0 / neighbours.len() as f32;
+                averaged.iter_mut().for_each(|mean| *mean *= share);
+                // All neighbours turn by the same angle, so that rotating their mean is the same.
+                if let Some(position) = position(queries.position(base)) {
+                    queries.rope().rotate(&mut averaged, position);
+                }
+                for (element, value) in averaged.iter().enumerate() {
+                    if form.parts {
+                        add(element, value.max(0.0));
+                        add(head_dim + element, value.min(0.0));
+                    } else {
+                        add(element, *value);
+                    }
+                }
+            };
+            if form.mean {
+                for base in bases() {
+                    row(base, &mut |element, value| panels[element * W] += value);
+                }
+                let share = 1.0 / bases().count() as f32;
+                for columns in panels.chunks_exact_mut(W) {
+                    let mean = columns[0] * share;
+                    columns.fill(mean);
+                }
+            } else {
+                for (column, base) in (0..count.next_multiple_of(W)).zip(bases().chain(std::iter::repeat(rows.start))) {
+                    let panel = &mut panels[column / W * W * depth..];
+                    row(base, &mut |element, value| panel[element * W + column % W] = value);
+                }
+            }
+        }
+        Self { values, heads: heads.len(), rows: count, depth }
+    }
+
+    /// Rows of a head.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns of a head's panels.
+    pub(super) fn columns(&self) -> usize {
+        self.rows.next_multiple_of(W)
+    }
+
+    /// Panels of a head, one after the other.
+    pub(super) fn head(&self, head: usize) -> impl ExactSizeIterator<Item = &[f32]> {
+        let length = self.columns() * self.depth;
+        self.values[head * length..][..length].chunks_exact(W * self.depth)
+    }
+
+    /// Multiplies `vectors` with the rows of every head. Of the products of several vectors with the same target the
+    /// largest stays, for every row or for all of them.
+    pub(super) fn multiply<S, P, T>(&self, arch: Arch, vectors: &Vectors<'_, S, P, T>, products: &mut Products)
+    where
+        S: Fn(usize) -> usize,
+        P: Fn(usize) -> usize,
+        T: Fn(usize) -> usize,
+    {
+        let Vectors { data, depth, ref range, rope, .. } = *vectors;
+        let mut rotated = Vec::new();
+        for first in range.clone().step_by(BATCH) {
+            let batch = first..(first + BATCH).min(range.end);
+            if let Some(rope) = rope {
+                rotated.clear();
+                for vector in batch.clone() {
+                    let start = rotated.len();
+                    rotated.extend_from_slice(&data[(vectors.start)(vector)..][..depth]);
+                    rope.rotate(&mut rotated[start..], (vectors.place)(vector));
+                }
+            }
+            for head in 0..self.heads {
+                for (number, panel) in self.head(head).enumerate() {
+                    let rows = Rows {
+                        data: if rope.is_some() { rotated.as_slice() } else { data },
+                        step: 1,
+                        depth,
+                        range: batch.clone(),
+                        start: |row| if rope.is_some() { (row - first) * depth } else { (vectors.start)(row) },
+                    };
+                    let target = |row: usize| head * products.count + (vectors.target)(row);
+                    if products.columns == 0 {
+                        let merge = |row: usize, score: f32| {
+                            let best = &mut products.reduced[target(row)];
+                            *best = best.max(score);
+                        };
+                        match W {
+                            1 => dots(arch, rows, panel, merge),
+                            _ => row_max::<W, _, _>(arch, rows, panel, merge),
+                        }
+                    } else {
+                        let columns = products.columns;
+                        let mut merge = |row: usize, scores: &[f32]| {
+                            let best = &mut products.rows[target(row) * columns + number * W..][..W];
+                            best.iter_mut().zip(scores).for_each(|(best, score)| *best = best.max(*score));
+                        };
+                        match W {
+                            1 => dots(arch, rows, panel, |row, score| merge(row, &[score])),
+                            _ => product::<W, _, _>(arch, rows, panel, |row, scores| merge(row, scores)),
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Vectors in memory, numbered.
+pub(super) struct Vectors<'a, S, P, T> {
+    /// What they lie in.
+    pub(super) data: &'a [f32],
+    /// Elements of one.
+    pub(super) depth: usize,
+    /// Which ones.
+    pub(super) range: Range<usize>,
+    /// Where one starts.
+    pub(super) start: S,
+    /// What turns them, where they are turned.
+    pub(super) rope: Option<&'a RopeTable>,
+    /// Where one is rotated to.
+    pub(super) place: P,
+    /// Whose score its product makes.
+    pub(super) target: T,
+}
+
+/// What some query heads make of numbered chunks or keys.
+#[derive(Default)]
+pub(super) struct Products {
+    /// Chunks or keys.
+    pub(super) count: usize,
+    /// `[heads][count]`: of all rows.
+    pub(super) reduced: Vec<f32>,
+    /// Columns of a head where its rows keep what they made of each; 0 where they do not.
+    pub(super) columns: usize,
+    /// `[heads][count][columns]`.
+    pub(super) rows: Vec<f32>,
+}
+
+impl Products {
+    /// Nothing yet, for so many heads, of `count` chunks or keys; `columns` as in the field.
+    pub(super) fn clear(&mut self, heads: usize, count: usize, columns: usize) {
+        self.count = count;
+        self.columns = columns;
+        self.reduced.clear();
+        self.reduced.resize(heads * count, f32::NEG_INFINITY);
+        self.rows.clear();
+        self.rows.resize(heads * count * columns, f32::NEG_INFINITY);
+    }
+
+    /// What one head's rows made of each, `[count][columns]`.
+    pub(super) fn head_rows(&self, head: usize) -> &[f32] {
+        let length = self.count * self.columns;
+        &self.rows[head * length..][..length]
+    }
+
+    /// The largest of what any head made of chunk or key `number`.
+    pub(super) fn largest(&self, number: usize) -> f32 {
+        let scores = self.reduced[number..].iter().step_by(self.count);
+        scores.copied().fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    /// Makes what a head made of something in `from`, both numbered, part of the score that a head gives a chunk here:
+    /// the largest that it took, or the last.
+    pub(super) fn take(
+        &mut self,
+        (head, chunk): (usize, usize),
+        from: &Self,
+        (from_head, number): (usize, usize),
+        chunk_score: ChunkScore,
+    ) {
+        let (to, from_number) = (head * self.count + chunk, from_head * from.count + number);
+        let columns = self.columns;
+        let rows = self.rows[to * columns..][..columns].iter_mut();
+        let taken = std::iter::once((&mut self.reduced[to], &from.reduced[from_number]));
+        for (score, taken) in taken.chain(rows.zip(&from.rows[from_number * columns..][..columns])) {
+            *score = match chunk_score {
+                ChunkScore::RunningMax => score.max(*taken),
+                ChunkScore::Last => *taken,
+            };
+        }
+    }
+
+    /// Reduces what the first `rows` columns, those that are no repetition, made of each.
+    pub(super) fn reduce(&mut self, rows: usize, reduction: QueryReduction) {
+        for (reduced, columns) in self.reduced.iter_mut().zip(self.rows.chunks_exact(self.columns)) {
+            let rows = &columns[..rows];
+            *reduced = match reduction {
+                QueryReduction::Max => rows.iter().copied().fold(f32::NEG_INFINITY, f32::max),
+                QueryReduction::Mean => rows.iter().sum::<f32>() / rows.len() as f32,
+            };
+        }
+    }
+}
