@@ -2,7 +2,9 @@
 
 mod append;
 mod attend;
+mod attend_row;
 mod decode;
+mod dense_row;
 mod extend;
 mod functions;
 pub mod launch;
@@ -17,6 +19,7 @@ mod scan_columns;
 mod scan_keys;
 mod scan_keys_row;
 mod scan_row;
+mod scan_tiles;
 mod score;
 mod scoring;
 mod select;

@@ -35,10 +35,8 @@ impl ScanColumns {
     /// The kernel for a stage, where one product has room for the heads of a group.
     pub(crate) fn new(shape: Shape, layer: &PrunedLayer, stage: usize, halving: Halving) -> Option<Self> {
         let scan = Self { shape, layer: row_constants(layer, stage), stage, halving };
-        let rope = matches!(
-            scan.plan().rope,
-            ScanRope::Relative | ScanRope::Infllm | ScanRope::ChunkIndexed | ScanRope::None
-        );
+        let rope =
+            matches!(scan.plan().rope, ScanRope::Relative | ScanRope::Infllm | ScanRope::ChunkIndexed | ScanRope::None);
         let fits = shape.kv() != KvType::F32 && scan.copies() * shape.group() <= ROWS && scan.probes() <= COLUMNS;
         (rope && fits && layer.ranking != Ranking::Each && !scoring::soft(scan.plan())).then_some(scan)
     }
@@ -147,7 +145,8 @@ impl ScanColumns {
     /// Everything after the queries are in shared memory.
     fn body(&self) -> String {
         let start = if self.stage == 0 { "chunk_start(" } else { "chunk_start(kept, " };
-        let clamp = if self.stage == 0 { "min(start + CHUNK, step[STEP_T_MAX] - SCAN_WINDOW)" } else { "start + CHUNK" };
+        let clamp =
+            if self.stage == 0 { "min(start + CHUNK, step[STEP_T_MAX] - SCAN_WINDOW)" } else { "start + CHUNK" };
         let factor = |load: &str, indent: &str| {
             let text = FACTOR.replace("$LOAD\n", load.trim_start_matches('\n'));
             text.trim_start_matches('\n').lines().map(|line| format!("{indent}{line}\n")).collect::<String>()
@@ -187,7 +186,7 @@ impl ScanColumns {
 }
 
 /// What a lane loads of a key.
-const PAIRS: &str = r"
+pub(super) const PAIRS: &str = r"
 // Eight neighbouring elements of a key as pairs: one load.
 struct alignas(16) Pairs {
     unsigned at[4];

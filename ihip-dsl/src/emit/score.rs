@@ -8,6 +8,7 @@ use super::scan_columns::ScanColumns;
 use super::scan_keys::ScanKeys;
 use super::scan_keys_row::ScanKeysRow;
 use super::scan_row::ScanRow;
+use super::scan_tiles::ScanTiles;
 use super::scoring::{self, Operand};
 use super::{Extent, Kernel};
 use crate::{PrunedLayer, StagePlan};
@@ -15,6 +16,8 @@ use crate::{PrunedLayer, StagePlan};
 /// One of them.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Score {
+    /// Prefill: halves chunks on tensor cores.
+    ScanTiles(ScanTiles),
     /// Prefill: halves chunks.
     Scan(Scan),
     /// Prefill: goes through the keys of chunks, or through those that the halving took.
@@ -35,7 +38,10 @@ impl Score {
         let plan = &layer.stages[stage];
         let mut scores = Vec::new();
         if let Some(halving) = scoring::halving(plan) {
-            scores.push(Self::Scan(Scan::new(shape, layer, stage, halving)));
+            scores.push(match ScanTiles::new(shape, layer, stage, halving) {
+                Some(scan) => Self::ScanTiles(scan),
+                None => Self::Scan(Scan::new(shape, layer, stage, halving)),
+            });
         }
         if scores.is_empty() || scoring::soft(plan) {
             scores.push(Self::ScanKeys(ScanKeys::new(shape, layer, stage)));
@@ -58,6 +64,7 @@ impl Score {
 
     pub(super) fn stem(&self, pipeline: &str) -> String {
         match self {
+            Self::ScanTiles(score) => score.stem(pipeline),
             Self::Scan(score) => score.stem(pipeline),
             Self::ScanKeys(score) => score.stem(pipeline),
             Self::ScanColumns(score) => score.stem(pipeline),
@@ -69,6 +76,7 @@ impl Score {
 
     pub(super) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
         match self {
+            Self::ScanTiles(score) => score.emit(pipeline, name),
             Self::Scan(score) => score.emit(pipeline, name),
             Self::ScanKeys(score) => score.emit(pipeline, name),
             Self::ScanColumns(score) => score.emit(pipeline, name),
@@ -81,6 +89,7 @@ impl Score {
     /// Blocks of threads for `rows` queries and lists of `chunks` chunks.
     pub(super) fn grid(&self, rows: usize, chunks: usize) -> [u32; 3] {
         match self {
+            Self::ScanTiles(score) => score.grid(rows, chunks),
             Self::Scan(score) => score.grid(rows, chunks),
             Self::ScanKeys(score) => score.grid(rows, chunks),
             Self::ScanColumns(score) => score.grid(),
@@ -93,6 +102,7 @@ impl Score {
     /// What a launch passes before the strides; `parents` names the lists of the stage before.
     pub(super) fn operands(&self, parents: impl Fn(usize) -> Buffer) -> Vec<Operand> {
         match self {
+            Self::ScanTiles(score) => score.operands(parents),
             Self::Scan(score) => score.operands(parents),
             Self::ScanKeys(score) => score.operands(parents),
             Self::ScanColumns(score) => score.operands(parents),
