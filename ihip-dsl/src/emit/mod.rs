@@ -3,6 +3,7 @@
 mod append;
 mod attend;
 mod attend_row;
+mod attend_tiles;
 mod decode;
 mod dense_row;
 mod extend;

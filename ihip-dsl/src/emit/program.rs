@@ -6,6 +6,7 @@ use super::Kernel;
 use super::append::Append;
 use super::attend::Attend;
 use super::attend_row::AttendRow;
+use super::attend_tiles::AttendTiles;
 use super::decode::{Merge, SplitDense};
 use super::dense_row::DenseRow;
 use super::functions::Shape;
@@ -36,6 +37,7 @@ enum Unit {
     Score(Score),
     Select(Select),
     Attend(Attend),
+    AttendTiles(AttendTiles),
     AttendRow(AttendRow),
     DenseRow(DenseRow),
     SplitDense(SplitDense),
@@ -50,6 +52,7 @@ impl Unit {
             Self::Score(unit) => unit.stem(pipeline),
             Self::Select(unit) => unit.stem(pipeline),
             Self::Attend(unit) => unit.stem(pipeline),
+            Self::AttendTiles(unit) => unit.stem(pipeline),
             Self::AttendRow(unit) => unit.stem(pipeline),
             Self::DenseRow(unit) => unit.stem(pipeline),
             Self::SplitDense(unit) => unit.stem(pipeline),
@@ -64,6 +67,7 @@ impl Unit {
             Self::Score(unit) => unit.emit(pipeline, name),
             Self::Select(unit) => unit.emit(pipeline, name),
             Self::Attend(unit) => unit.emit(pipeline, name),
+            Self::AttendTiles(unit) => unit.emit(pipeline, name),
             Self::AttendRow(unit) => unit.emit(pipeline, name),
             Self::DenseRow(unit) => unit.emit(pipeline, name),
             Self::SplitDense(unit) => unit.emit(pipeline, name),
@@ -258,9 +262,8 @@ impl Program {
         let mut launches = self.append(layer, rows);
         let kind = self.plan.prefill(layer);
         let LayerPlan::Pruned(layer) = kind else {
-            let attend = Attend::new(self.shape, kind);
-            let grid = attend.grid(rows);
-            launches.push(self.launch(&Unit::Attend(attend), grid, dense_arguments()));
+            let (attend, grid) = attend_of(self.shape, kind, rows);
+            launches.push(self.launch(&attend, grid, dense_arguments()));
             return launches;
         };
         for stage in 0..layer.stages.len() {
@@ -272,10 +275,9 @@ impl Program {
             let blocks = rows.div_ceil(layer.stages[stage].query_block);
             launches.push(self.select(layer, stage, blocks, parents, [Buffer::Blocks, Buffer::Counts], extent));
         }
-        let attend = Attend::new(self.shape, kind);
-        let grid = attend.grid(rows);
+        let (attend, grid) = attend_of(self.shape, kind, rows);
         let arguments = attend_arguments(layer, [Buffer::Blocks, Buffer::Counts], &[Buffer::Out]);
-        launches.push(self.launch(&Unit::Attend(attend), grid, arguments));
+        launches.push(self.launch(&attend, grid, arguments));
         launches
     }
 
@@ -431,6 +433,17 @@ impl Program {
     }
 }
 
+/// The kernel that attends in prefill, and its blocks of threads for `rows` rows.
+fn attend_of(shape: Shape, kind: &LayerPlan, rows: usize) -> (Unit, [u32; 3]) {
+    if let Some(attend) = AttendTiles::new(shape, kind) {
+        let grid = attend.grid(rows);
+        return (Unit::AttendTiles(attend), grid);
+    }
+    let attend = Attend::new(shape, kind);
+    let grid = attend.grid(rows);
+    (Unit::Attend(attend), grid)
+}
+
 /// Kernels that a layer of `kind` needs in the phases in which there is one, in the order in which it launches them.
 fn units_of(shape: Shape, kind: &LayerPlan, [prefill, decode]: [bool; 2]) -> Vec<Unit> {
     let mut units = vec![Unit::Append(Append::new(shape, kind.rotated_cache()))];
@@ -442,7 +455,7 @@ fn units_of(shape: Shape, kind: &LayerPlan, [prefill, decode]: [bool; 2]) -> Vec
             units.push(Unit::Select(Select::new(shape, layer, stage)));
         }
     }
-    units.extend(prefill.then(|| Unit::Attend(Attend::new(shape, kind))));
+    units.extend(prefill.then(|| attend_of(shape, kind, 1).0));
     if decode {
         match kind {
             LayerPlan::Pruned(layer) => units.push(Unit::AttendRow(AttendRow::new(shape, layer))),

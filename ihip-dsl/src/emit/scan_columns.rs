@@ -16,7 +16,7 @@ use crate::{ChunkScore, Descent, Halving, KvType, PrunedLayer, Ranking, ScanRope
 /// Threads of a block.
 const THREADS: usize = 128;
 /// Warps of a launch, over all key-value heads: as many as a large chip runs at a time.
-const WARPS: usize = 3168;
+const WARPS: usize = 6336;
 /// Rows of a product that hold queries; as many hold what rounding took from them.
 const ROWS: usize = 8;
 /// Columns of a product.
@@ -74,9 +74,19 @@ impl ScanColumns {
         if self.together() { 2 } else { 2 * self.shape.group() }
     }
 
-    /// Chunks of a warp: one where the query is turned by the distance of its chunk.
+    /// Whether queries are turned anew for every chunk.
+    fn indexed(&self) -> bool {
+        self.plan().rope == ScanRope::ChunkIndexed
+    }
+
+    /// Whether all keys of a chunk are columns of one product: then a chunk is loaded once, not once a halving.
+    fn whole(&self) -> bool {
+        self.plan().chunk <= COLUMNS
+    }
+
+    /// Chunks of a warp.
     fn chunks(&self) -> usize {
-        if self.plan().rope == ScanRope::ChunkIndexed { 1 } else { COLUMNS / self.probes() }
+        if self.indexed() || self.whole() { 1 } else { COLUMNS / self.probes() }
     }
 
     /// Whether the lanes that share a chunk have room for all pages that it may lie in.
@@ -147,13 +157,11 @@ impl ScanColumns {
         let start = if self.stage == 0 { "chunk_start(" } else { "chunk_start(kept, " };
         let clamp =
             if self.stage == 0 { "min(start + CHUNK, step[STEP_T_MAX] - SCAN_WINDOW)" } else { "start + CHUNK" };
-        let factor = |load: &str, indent: &str| {
-            let text = FACTOR.replace("$LOAD\n", load.trim_start_matches('\n'));
-            text.trim_start_matches('\n').lines().map(|line| format!("{indent}{line}\n")).collect::<String>()
-        };
-        let (once, each) = match self.plan().rope {
-            ScanRope::ChunkIndexed => (String::new(), factor(LOAD_TURNED, "        ")),
-            _ => (factor(LOAD, "    "), String::new()),
+        let factor = |text: &str, load: &str| text.replace("$LOAD\n", load.trim_start_matches('\n'));
+        let (once, each, left_factor) = if self.indexed() {
+            ("", factor(FACTOR_OF_CHUNK, LOAD_TURNED), ["factor[2 * load]", "factor[2 * load + 1]"])
+        } else {
+            (FACTORS, String::new(), ["factors[2 * load * 32 + lane].at", "factors[(2 * load + 1) * 32 + lane].at"])
         };
         let (token, left, right) = probe_texts(self.halving.probe, "");
         let (sentence, best) = match self.halving.chunk_score {
@@ -164,15 +172,31 @@ impl ScanColumns {
             ChunkScore::Last => ("The score is that of the half taken last.", "max(left_score, right_score)"),
         };
         let (pages, row) = if self.holds_pages() { (PAGES, ROW_OF_PAGE) } else { ("", ROW_OF_TABLE) };
-        let (head, scores, join) =
-            if self.together() { ("", GROUP_SCORES, "") } else { (HEAD, HEAD_SCORES, JOIN_HEADS) };
+        let (head, join) = if self.together() { ("", "") } else { (HEAD, JOIN_HEADS) };
+        let (body, scores) = match (self.whole(), self.together()) {
+            (false, false) => (HALVE, HEAD_SCORES),
+            (false, true) => (HALVE, GROUP_SCORES),
+            (true, false) => (HALVE_WHOLE, HEAD_PICKS),
+            (true, true) => (HALVE_WHOLE, GROUP_PICKS),
+        };
+        let (reduce, picks) = scores.split_once("$THEN\n").unwrap_or(("", scores));
+        // Where the whole chunk is loaded at once, that is outside of the loop over halvings.
+        let placed = |text: &str| {
+            let text = text.trim_start_matches('\n');
+            if self.whole() { text.strip_prefix("    ").unwrap_or(text).replace("\n    ", "\n") } else { text.to_owned() }
+        };
         let score_row = if self.layer.ranking == Ranking::All { "" } else { "kv_head * score_stride + " };
-        BODY.replace("$ONCE\n", &once)
-            .replace("$EACH\n", &each)
+        BODY.replace("$HALVE\n", body.trim_start_matches('\n'))
+            .replace("$PRODUCT\n", &placed(PRODUCT))
+            .replace("$ONCE\n", once.trim_start_matches('\n'))
+            .replace("$EACH\n", each.trim_start_matches('\n'))
+            .replace("$FACTOR", left_factor[0])
+            .replace("$OTHER_FACTOR", left_factor[1])
             .replace("$HEAD\n", head.trim_start_matches('\n'))
             .replace("$PAGES\n", pages.trim_start_matches('\n'))
-            .replace("$ROW\n", row.trim_start_matches('\n'))
-            .replace("$SCORES\n", scores.trim_start_matches('\n'))
+            .replace("$ROW\n", &placed(row))
+            .replace("$REDUCE\n", reduce.trim_start_matches('\n'))
+            .replace("$SCORES\n", picks.trim_start_matches('\n'))
             .replace("$JOIN\n", join.trim_start_matches('\n'))
             .replace("$SCORE_ROW", score_row)
             .replace("$START(", start)
@@ -193,39 +217,56 @@ struct alignas(16) Pairs {
 };
 ";
 
-const FACTOR: &str = r"
-// The left factor of the products. Rows from 8 on hold what rounding to the cache's type took from the first ones.
-// Elements come in the order in which lanes load them from a key, to which a product is indifferent.
-unsigned factor[2 * LOADS][4];
-for (int load = 0; load < LOADS; ++load)
-    for (int pair = 0; pair < 4; ++pair) {
-        float whole[2], rest[2];
-        for (int e = 0; e < 2; ++e) {
-            const int element = (load * 4 + across) * 8 + pair * 2 + e;
-$LOAD
-            whole[e] = to_float(from_float<Cached>(x));
-            rest[e] = x - whole[e];
+const FACTORS: &str = r"
+    // The left factor of the products, as lanes take it. Rows from 8 on hold what rounding to the cache's type took from
+    // the first ones. Elements come in the order in which lanes load them from a key: a product does not mind.
+    SHARED(Pairs, factors, 2 * LOADS * 32);
+    for (int item = thread; item < 2 * LOADS * 32; item += THREADS) {
+        const int row = item % 32 / 4, first = (item / 64 * 4 + item % 4) * 8 + item / 32 % 2 * 4;
+        for (int pair = 0; pair < 2; ++pair) {
+            float whole[2], rest[2];
+            for (int e = 0; e < 2; ++e) {
+                const float x = row < ROWS ? queries[row * HEAD_DIM + first + pair * 2 + e] : 0.0f;
+                whole[e] = to_float(from_float<Cached>(x));
+                rest[e] = x - whole[e];
+            }
+            factors[item].at[pair * 2] = pack<Cached>(whole[0], whole[1]);
+            factors[item].at[pair * 2 + 1] = pack<Cached>(rest[0], rest[1]);
         }
-        factor[2 * load + pair / 2][pair % 2 * 2] = pack<Cached>(whole[0], whole[1]);
-        factor[2 * load + pair / 2][pair % 2 * 2 + 1] = pack<Cached>(rest[0], rest[1]);
     }
+    sync_block();
 ";
 
-const LOAD: &str = r"
-            const float x = down < ROWS ? queries[down * HEAD_DIM + element] : 0.0f;
+const FACTOR_OF_CHUNK: &str = r"
+        // The left factor of the products. Rows from 8 on hold what rounding to the cache's type took from the first
+        // ones. Elements come in the order in which lanes load them from a key: a product does not mind.
+        unsigned factor[2 * LOADS][4];
+        for (int load = 0; load < LOADS; ++load)
+            for (int pair = 0; pair < 4; ++pair) {
+                float whole[2], rest[2];
+                for (int e = 0; e < 2; ++e) {
+                    const int element = (load * 4 + across) * 8 + pair * 2 + e;
+$LOAD
+                    whole[e] = to_float(from_float<Cached>(x));
+                    rest[e] = x - whole[e];
+                }
+                factor[2 * load + pair / 2][pair % 2 * 2] = pack<Cached>(whole[0], whole[1]);
+                factor[2 * load + pair / 2][pair % 2 * 2 + 1] = pack<Cached>(rest[0], rest[1]);
+            }
 ";
 
 const LOAD_TURNED: &str = r"
-            // A key's position is the index of its chunk. Turning the query back by it once serves all of its probes.
-            const float2 angle = rope_table[max(0, min(position, chunks + SCAN_WINDOW) - chunk) * HALF + element % HALF];
-            const float here = queries[min(down, ROWS - 1) * HEAD_DIM + element];
-            const float there = queries[min(down, ROWS - 1) * HEAD_DIM + (element + HALF) % HEAD_DIM];
-            const float x = here * angle.x + (element < HALF ? -there : there) * angle.y;
+                    // A key's position is the index of its chunk. Turning the query back by it serves all its probes.
+                    const int distance = max(0, min(position, chunks + SCAN_WINDOW) - chunk), row = min(down, ROWS - 1);
+                    const float2 angle = rope_table[distance * HALF + element % HALF];
+                    const float here = queries[row * HEAD_DIM + element];
+                    const float there = queries[row * HEAD_DIM + (element + HALF) % HEAD_DIM];
+                    const float x = here * angle.x + (element < HALF ? -there : there) * angle.y;
 ";
 
 const BODY: &str = r"
-    const int lane = thread % 32, across = lane % 4, down = lane / 4;
 $ONCE
+    const int lane = thread % 32, across = lane % 4, down = lane / 4;
     // A lane loads its part of the probe in column `down`: left probes are in even columns, right ones in odd ones.
     const int slot = min(down / PROBES, CHUNKS - 1);
 $HEAD
@@ -240,24 +281,7 @@ $PAGES
 $EACH
         int left = start, right = mine ? $CLAMP : start;
         float best = LOWEST;
-        for (int halving = 0; halving < HALVINGS; ++halving) {
-            // The $TOKEN token of each half stands for it. An inactive column is loaded and ignored.
-            const bool active = left < right && left <= limit;
-            const int middle = (left + right) / 2;
-            const int token = down % 2 == 0 ? $LEFT : $RIGHT;
-$ROW
-            const Pairs* const key = reinterpret_cast<const Pairs*>(&keys[row * HEAD_DIM]);
-            Pairs probe[LOADS];
-            for (int load = 0; load < LOADS; ++load) probe[load] = key[load * 4 + across];
-            float product[4] = {}, other[4] = {};
-            for (int load = 0; load < LOADS; ++load) {
-                mma_16x8x16<Cached>(product, factor[2 * load], {probe[load].at[0], probe[load].at[1]});
-                mma_16x8x16<Cached>(other, factor[2 * load + 1], {probe[load].at[2], probe[load].at[3]});
-            }
-            // Of row `down`: columns 2 * across and 2 * across + 1.
-            const float even = product[0] + other[0] + (product[2] + other[2]);
-            const float odd = product[1] + other[1] + (product[3] + other[3]);
-$SCORES
+$HALVE
             // A tie goes right. $SENTENCE
             if (active) {
                 if (left_score > right_score) {
@@ -273,6 +297,47 @@ $JOIN
             atomic_max(&scores[$SCORE_ROWchunk], ordered(max(best, NEVER)));
     }
 }
+";
+
+const HALVE: &str = r"
+        for (int halving = 0; halving < HALVINGS; ++halving) {
+            // The $TOKEN token of each half stands for it. An inactive column is loaded and ignored.
+            const bool active = left < right && left <= limit;
+            const int middle = (left + right) / 2;
+            const int token = down % 2 == 0 ? $LEFT : $RIGHT;
+$ROW
+$PRODUCT
+$REDUCE
+$SCORES
+";
+
+const HALVE_WHOLE: &str = r"
+        // The keys of the chunk are the columns of one product: halving only picks among them.
+        const bool active = start <= limit;
+        const int token = start + min(down, CHUNK - 1);
+$ROW
+$PRODUCT
+$REDUCE
+        for (int halving = 0; halving < HALVINGS; ++halving) {
+            // The $TOKEN token of each half stands for it.
+            const bool active = left < right && left <= limit;
+            const int middle = (left + right) / 2;
+            const int left_key = $LEFT - start, right_key = $RIGHT - start;
+$SCORES
+";
+
+const PRODUCT: &str = r"
+            const Pairs* const key = reinterpret_cast<const Pairs*>(&keys[row * HEAD_DIM]);
+            Pairs probe[LOADS];
+            for (int load = 0; load < LOADS; ++load) probe[load] = key[load * 4 + across];
+            float product[4] = {}, other[4] = {};
+            for (int load = 0; load < LOADS; ++load) {
+                mma_16x8x16<Cached>(product, $FACTOR, {probe[load].at[0], probe[load].at[1]});
+                mma_16x8x16<Cached>(other, $OTHER_FACTOR, {probe[load].at[2], probe[load].at[3]});
+            }
+            // Of row `down`: columns 2 * across and 2 * across + 1.
+            const float even = product[0] + other[0] + (product[2] + other[2]);
+            const float odd = product[1] + other[1] + (product[3] + other[3]);
 ";
 
 const HEAD: &str = r"
@@ -301,14 +366,35 @@ const HEAD_SCORES: &str = r"
 
 const GROUP_SCORES: &str = r"
             // The head that wants a half most decides for the group.
-            float left_score = down < GROUP ? even : LOWEST;
-            float right_score = down >= RIGHT_ROW && down < RIGHT_ROW + GROUP ? odd : LOWEST;
+            float left_most = down < GROUP ? even : LOWEST;
+            float right_most = down >= RIGHT_ROW && down < RIGHT_ROW + GROUP ? odd : LOWEST;
             for (int mask = 4; mask < 32; mask *= 2) {
-                left_score = max(left_score, shuffle_xor(left_score, mask));
-                right_score = max(right_score, shuffle_xor(right_score, mask));
+                left_most = max(left_most, shuffle_xor(left_most, mask));
+                right_most = max(right_most, shuffle_xor(right_most, mask));
             }
-            left_score = shuffle(left_score, down / 2);
-            right_score = shuffle(right_score, down / 2);
+            const float left_score = shuffle(left_most, down / 2), right_score = shuffle(right_most, down / 2);
+";
+
+const HEAD_PICKS: &str = r"
+            const int left_lane = head * 4 + left_key / 2, right_lane = (RIGHT_ROW + head) * 4 + right_key / 2;
+            const float left_even = shuffle(even, left_lane), left_odd = shuffle(odd, left_lane);
+            const float right_even = shuffle(even, right_lane), right_odd = shuffle(odd, right_lane);
+            const float left_score = left_key % 2 == 0 ? left_even : left_odd;
+            const float right_score = right_key % 2 == 0 ? right_even : right_odd;
+";
+
+const GROUP_PICKS: &str = r"
+        // The head that wants a half most decides for the group.
+        const bool is_left = down < GROUP, is_right = down >= RIGHT_ROW && down < RIGHT_ROW + GROUP;
+        float most[2][2] = {{is_left ? even : LOWEST, is_left ? odd : LOWEST}, {is_right ? even : LOWEST, is_right ? odd : LOWEST}};
+        for (int mask = 4; mask < 32; mask *= 2)
+            for (int side = 0; side < 2; ++side)
+                for (int e = 0; e < 2; ++e) most[side][e] = max(most[side][e], shuffle_xor(most[side][e], mask));
+$THEN
+            const float left_even = shuffle(most[0][0], left_key / 2), left_odd = shuffle(most[0][1], left_key / 2);
+            const float right_even = shuffle(most[1][0], right_key / 2), right_odd = shuffle(most[1][1], right_key / 2);
+            const float left_score = left_key % 2 == 0 ? left_even : left_odd;
+            const float right_score = right_key % 2 == 0 ? right_even : right_odd;
 ";
 
 const JOIN_HEADS: &str = r"

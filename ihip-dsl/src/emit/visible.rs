@@ -83,7 +83,7 @@ impl Visible {
     }
 
     /// Whether a key has two rotary positions, whose cosines and sines are blended.
-    fn blends(&self) -> bool {
+    pub(crate) fn blends(&self) -> bool {
         self.extension() == Some(Extension::DynamicExtend)
     }
 
