@@ -2,6 +2,7 @@
 
 #![allow(unreachable_pub)]
 
+mod book;
 mod cli;
 mod cpu;
 mod emulator;

@@ -1,7 +1,7 @@
 //! What was written, before any rule: words, values and where they stand.
 //!
 //! The tree is the same for every door into the language. `L` is how a door says where something stands: a
-//! [`proc_macro2::Span`] for `pruning!`, a [`crate::Position`] for text.
+//! [`proc_macro2::Span`] for `pruning!`, a range of bytes for TOML.
 
 use std::fmt;
 
@@ -55,7 +55,7 @@ pub enum Value<L> {
 }
 
 /// One token of a value.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scalar {
     /// A whole number that fits 64 bits.
     Number(u64),
@@ -72,4 +72,11 @@ impl fmt::Display for Scalar {
             Self::Word(text) | Self::Other(text) => text.fmt(f),
         }
     }
+}
+
+/// A doc comment as every door keeps it: no white space at the end of a line, none around the whole.
+pub(crate) fn doc(text: &str) -> String {
+    let lines = text.replace("\r\n", "\n");
+    let lines: Vec<_> = lines.split(['\r', '\n']).map(str::trim_end).collect();
+    lines.join("\n").trim().to_owned()
 }

@@ -320,7 +320,11 @@ impl<L: Clone> Reader<'_, L> {
             return None;
         };
         let mut layer = |scalar| self.bounded(word, 0, MOST_LAYER, scalar);
-        let (first, last) = (layer(first), layer(last));
+        // A layer that is named alone is both, and wrong once.
+        let (first, last) = match layer(first) {
+            Field::Wrong if first.value == last.value => (Field::Wrong, Field::Wrong),
+            one => (one, layer(last)),
+        };
         let changes = self.draft(item.word.at.clone(), items, Place::Layers);
         Some(LayersDraft { first, last, changes })
     }

@@ -28,6 +28,15 @@ pub struct Position {
     pub column: usize,
 }
 
+/// From where to where something stands in a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Region {
+    /// Its first character.
+    pub start: Position,
+    /// What follows its last character.
+    pub end: Position,
+}
+
 /// A rule of the language and the numbers that broke it.
 ///
 /// Every message says what is wrong, within which limit, and what to write instead.
@@ -57,6 +66,13 @@ pub enum Rule {
         word: &'static str,
         /// How it may look.
         example: &'static str,
+    },
+
+    /// A file that is no TOML.
+    #[error("this is no TOML: {problem}")]
+    Toml {
+        /// What the parser says.
+        problem: String,
     },
 
     // Names.
@@ -358,6 +374,24 @@ pub enum Rule {
     },
 }
 
+impl Rule {
+    /// What of the message was written by a person, or said by another parser.
+    pub(crate) fn written(&mut self) -> Option<&mut String> {
+        match self {
+            Self::Unexpected { found: text, .. }
+            | Self::MissingSeparator { after: text, .. }
+            | Self::Toml { problem: text }
+            | Self::InvalidName { name: text }
+            | Self::ReservedName { name: text }
+            | Self::RepeatedName { name: text }
+            | Self::UnknownWord { word: text, .. }
+            | Self::NotANumber { found: text, .. }
+            | Self::UnknownMode { mode: text, .. } => Some(text),
+            _ => None,
+        }
+    }
+}
+
 /// The nearest numbers on either side that would do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ways {
@@ -469,6 +503,12 @@ impl<L> Default for Errors<L> {
     }
 }
 
+impl<L> Extend<Error<L>> for Errors<L> {
+    fn extend<I: IntoIterator<Item = Error<L>>>(&mut self, errors: I) {
+        self.0.extend(errors);
+    }
+}
+
 impl<L> IntoIterator for Errors<L> {
     type Item = Error<L>;
     type IntoIter = std::vec::IntoIter<Error<L>>;
@@ -502,5 +542,11 @@ impl<L: fmt::Debug + fmt::Display> std::error::Error for Errors<L> {}
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.line, self.column)
+    }
+}
+
+impl fmt::Display for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.start.fmt(f)
     }
 }

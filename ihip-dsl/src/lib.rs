@@ -1,8 +1,8 @@
 //! The language of ihip: what a pruning pipeline is, what makes one valid, and what becomes of it.
 //!
 //! ```text
-//! pruning! { … }  ─► ast ─► check ─► Pipeline ─► Plan ─► CUDA text
-//!                                       └─► reference (plain loops, its own arithmetic)
+//! pruning! { … }  ─┬► ast ─► check ─► Pipeline ─► Plan ─► CUDA text
+//! pipeline.toml   ─┘                     └─► reference (plain loops, its own arithmetic)
 //! ```
 //!
 //! One direction, no way back: a [`Pipeline`] exists only once every rule of [`check`] has passed, and
@@ -11,21 +11,26 @@
 
 pub mod ast;
 pub mod check;
+pub mod config;
 pub mod cost;
 mod draft;
 pub mod emit;
 pub mod error;
 pub mod geometry;
 pub mod macro_support;
+mod message;
 pub mod parse;
 pub mod pipeline;
 pub mod plan;
+mod print;
 pub mod reference;
+pub mod report;
 pub mod rope;
 pub mod words;
 mod write;
 
-pub use error::{Errors, Position, Rule};
+pub use config::parse_toml;
+pub use error::{Errors, Position, Region, Rule};
 pub use geometry::{Geometry, KvType};
 pub use parse::parse_str;
 pub use pipeline::{
@@ -33,3 +38,4 @@ pub use pipeline::{
     QueryReduction, Ranking, Refresh, Representative, Rope, ScanRope, Scores, Scoring, Stage,
 };
 pub use plan::{LayerPlan, Plan, PlanError, PrunedLayer, StagePlan};
+pub use report::Report;

@@ -17,7 +17,7 @@ use syn::{Attribute, Expr, ExprLit, Ident, Lit, LitInt, Meta, Token, Visibility,
 use crate::ast::{Declaration, Item, Located, Scalar, Value};
 use crate::error::{Errors, Position, Rule};
 use crate::words::{Place, Takes};
-use crate::{Pipeline, check};
+use crate::{Pipeline, ast, check};
 
 /// What stands between the braces of `pruning!`.
 #[derive(Default)]
@@ -45,6 +45,11 @@ pub struct Written {
 /// Reads every declaration in `tokens`, past any mistake.
 #[must_use]
 pub fn declarations(tokens: TokenStream) -> Declarations {
+    if let Some(at) = too_deep(&tokens, 0) {
+        let mut declarations = Declarations::default();
+        declarations.errors.push(at, unexpected("{".to_owned(), "the words of a block, fewer blocks deep,"));
+        return declarations;
+    }
     match Parser::parse2(Declarations::parse, tokens) {
         Ok(declarations) => declarations,
         // Every mistake has a rule of its own; this one is for what only the parser library knows.
@@ -54,6 +59,18 @@ pub fn declarations(tokens: TokenStream) -> Declarations {
             declarations
         }
     }
+}
+
+/// Brackets within each other at most: far more than any declaration needs, far fewer than a stack holds.
+const DEPTH: usize = 80;
+
+/// The first bracket that stands in too many others.
+fn too_deep(tokens: &TokenStream, depth: usize) -> Option<Span> {
+    tokens.clone().into_iter().find_map(|token| match token {
+        TokenTree::Group(group) if depth == DEPTH => Some(group.span_open()),
+        TokenTree::Group(group) => too_deep(&group.stream(), depth + 1),
+        _ => None,
+    })
 }
 
 /// Reads and checks every declaration in `text`.
@@ -80,6 +97,32 @@ pub fn parse_str(text: &str) -> Result<Vec<Pipeline>, Errors<Position>> {
         }
     }
     errors.locate(position).or(pipelines)
+}
+
+/// First and last layer.
+type Range = (Located<Scalar, Span>, Located<Scalar, Span>);
+
+/// Reads the layers in `text`, which stands in quotes, such as `2` or `0..=2`; `None` where nothing in it can be one.
+pub(crate) fn layers(text: &str) -> Option<(Range, Errors<Span>)> {
+    let mut reader = Reader { errors: Errors::new() };
+    let range = |input: ParseStream<'_>| {
+        let first = scalar(input)?;
+        let last = reader.range_end(input, &first, "\"")?.unwrap_or_else(|| first.clone());
+        if !input.is_empty() {
+            reader.errors.push(input.span(), unexpected(next(input), "the end of the layers"));
+            input.parse::<TokenStream>()?;
+        }
+        Ok((first, last))
+    };
+    let range = range.parse_str(text).ok()?;
+    Some((range, reader.errors))
+}
+
+/// The one item in `text`, a piece of the language in a message; `None` where it is none.
+pub(crate) fn item(text: &str) -> Option<Item<Span>> {
+    let mut reader = Reader { errors: Errors::new() };
+    let items = (|input: ParseStream<'_>| reader.items(input, ';')).parse_str(text).ok()?;
+    <[Item<Span>; 1]>::try_from(items).ok().map(|[item]| item)
 }
 
 fn position(span: Span) -> Position {
@@ -183,7 +226,7 @@ impl Reader {
             return Ok(Value::Missing);
         }
         let first = scalar(input)?;
-        let last = self.range_end(input, &first)?;
+        let last = self.range_end(input, &first, "}")?;
         if last.is_none() && !input.peek(token::Brace) {
             return Ok(Value::Scalar(first));
         }
@@ -214,11 +257,12 @@ impl Reader {
         self.items(&content, separator)
     }
 
-    /// `..=` and the last layer, if they follow `first`.
+    /// `..=` and the last layer, if they follow `first`; `end` is what stands behind `input`.
     fn range_end(
         &mut self,
         input: ParseStream<'_>,
         first: &Located<Scalar, Span>,
+        end: &str,
     ) -> syn::Result<Option<Located<Scalar, Span>>> {
         let half_open = if input.peek(Token![..=]) {
             input.parse::<Token![..=]>()?;
@@ -230,12 +274,13 @@ impl Reader {
             return Ok(None);
         };
         if input.is_empty() || at_separator(input) || input.peek(token::Brace) {
-            self.errors.push(input.span(), unexpected(next(input), "the last layer"));
+            let found = if input.is_empty() { end.to_owned() } else { next(input) };
+            self.errors.push(input.span(), unexpected(found, "the last layer"));
             return Ok(Some(first.clone()));
         }
         let last = scalar(input)?;
-        if let (true, Scalar::Number(first), Scalar::Number(end)) = (half_open, &first.value, &last.value) {
-            self.errors.push(last.at, Rule::HalfOpenRange { first: *first, end: *end });
+        if let (true, &Scalar::Number(first), &Scalar::Number(end)) = (half_open, &first.value, &last.value) {
+            self.errors.push(last.at, Rule::HalfOpenRange { first, end });
         }
         Ok(Some(last))
     }
@@ -346,6 +391,6 @@ fn doc(attributes: &[Attribute]) -> String {
     };
     let lines: Vec<_> = attributes.iter().filter_map(line).collect();
     let lines = lines.iter().flat_map(|text| text.split('\n'));
-    let lines: Vec<_> = lines.map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end()).collect();
-    lines.join("\n").trim().to_owned()
+    let lines: Vec<_> = lines.map(|line| line.strip_prefix(' ').unwrap_or(line)).collect();
+    ast::doc(&lines.join("\n"))
 }

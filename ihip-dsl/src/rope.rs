@@ -122,7 +122,7 @@ impl Extension {
                 // apart instead: the farther, the nearer the block is to the start.
                 let room = trained - self.near(trained);
                 let far = (room + 1).saturating_sub(query_block).max(1);
-                trained.max((query_block - 1) * room / far + room + 1 - query_block)
+                trained.max(query_block).max((query_block - 1) * room / far + room + 1 - query_block)
             }
             Self::SelfExtend => trained.max(tokens / EXTENSION_GROUP + query_block),
         }

@@ -151,6 +151,16 @@ impl Place {
     pub fn home(name: &str) -> Option<(Self, &'static Word)> {
         Self::ALL.into_iter().find_map(|place| Some((place, place.word(name)?)))
     }
+
+    /// What ends a number or a word within the braces of `word`; `None` where nothing says that it has braces.
+    #[must_use]
+    pub fn separator(word: &str) -> Option<char> {
+        match Self::home(word)?.1.takes {
+            Takes::Block(_) => Some(','),
+            Takes::Layers(_) => Some(';'),
+            Takes::Number { .. } | Takes::Mode => None,
+        }
+    }
 }
 
 impl fmt::Display for Place {
@@ -292,6 +302,22 @@ impl Mode for Scores {
             Self::Soft => "soft",
         }
     }
+}
+
+/// Whether some word takes `choice`.
+pub(crate) fn is_choice(choice: &str) -> bool {
+    let choices = [
+        AttendRope::words(),
+        ChunkScore::words(),
+        Descent::words(),
+        Probe::words(),
+        QueryReduction::words(),
+        Ranking::words(),
+        Representative::words(),
+        ScanRope::words(),
+        Scores::words(),
+    ];
+    choices.iter().flatten().any(|known| *known == choice)
 }
 
 /// The one of `known` that `word` was probably meant to be: at most one edit in three letters away, case aside.

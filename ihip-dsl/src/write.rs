@@ -2,78 +2,108 @@
 
 use std::fmt;
 
+use crate::ast::{Declaration, Item, Located, Scalar, Value};
 use crate::words::Mode;
 use crate::{Attention, LayerPruning, LayerRange, Phases, Pipeline, Refresh, Representative, Stage};
 
 impl fmt::Display for Pipeline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for line in self.doc().lines() {
-            writeln!(f, "/// {line}")?;
-        }
-        writeln!(f, "pub {} {{", self.name())?;
+        self.declaration().fmt(f)
+    }
+}
+
+impl Pipeline {
+    /// The pipeline as a file: [`crate::parse_toml`] reads the same pipeline from it.
+    #[must_use]
+    pub fn toml(&self) -> String {
+        self.declaration().toml()
+    }
+
+    /// The declaration that says all of it.
+    fn declaration(&self) -> Declaration<()> {
+        let mut items = Vec::new();
         if self.refresh() == Refresh::Staggered {
-            writeln!(f, "    refresh staggered;")?;
+            items.push(word("refresh", "staggered"));
         }
-        phases(f, self.base(), "    ")?;
+        items.extend(phases(self.base()));
         for LayerRange { first, last, phases: of_layers } in self.overrides() {
-            writeln!(f, "\n    layers {first}..={last} {{")?;
-            phases(f, of_layers, "        ")?;
-            writeln!(f, "    }}")?;
+            let value = Value::Layers { first: number(*first), last: number(*last), items: phases(of_layers) };
+            items.push(Item { word: located("layers".to_owned()), value });
         }
-        writeln!(f, "}}")
+        Declaration { name: located(self.name().to_owned()), doc: self.doc().to_owned(), items }
     }
 }
 
-fn phases(f: &mut fmt::Formatter<'_>, Phases { prefill, decode }: &Phases, indent: &str) -> fmt::Result {
+fn phases(Phases { prefill, decode }: &Phases) -> Vec<Item<()>> {
     if prefill == decode {
-        return attention(f, prefill, indent);
+        return attention(prefill);
     }
-    for (word, phase) in [("prefill", prefill), ("decode", decode)] {
-        writeln!(f, "{indent}{word} {{")?;
-        attention(f, phase, &format!("{indent}    "))?;
-        writeln!(f, "{indent}}}")?;
-    }
-    Ok(())
+    vec![block("prefill", attention(prefill)), block("decode", attention(decode))]
 }
 
-fn attention(f: &mut fmt::Formatter<'_>, attention: &Attention, indent: &str) -> fmt::Result {
+fn attention(attention: &Attention) -> Vec<Item<()>> {
     match attention {
-        Attention::Dense => writeln!(f, "{indent}dense;"),
-        Attention::Pruned(pruning) => layer(f, pruning, indent),
+        Attention::Dense => vec![Item { word: located("dense".to_owned()), value: Value::Missing }],
+        Attention::Pruned(pruning) => layer(pruning),
     }
 }
 
-fn layer(f: &mut fmt::Formatter<'_>, pruning: &LayerPruning, indent: &str) -> fmt::Result {
+fn layer(pruning: &LayerPruning) -> Vec<Item<()>> {
     let LayerPruning { sink, window, query_block, keep, ranking, rope, stages } = pruning;
-    writeln!(f, "{indent}query_block {query_block}; sink {sink}; window {window};")?;
-    for stage in stages.iter() {
-        writeln!(f, "{indent}stage {{ {} }}", stage_words(stage))?;
-    }
-    let attend = rope.attend.word();
+    let mut items = vec![count("query_block", *query_block), count("sink", *sink), count("window", *window)];
+    items.extend(stages.iter().map(|stage| block("stage", stage_words(stage))));
+    let attend = choice("attend", rope.attend);
     if stages.is_empty() {
-        return writeln!(f, "{indent}rope {{ attend {attend} }}");
+        items.push(block("rope", vec![attend]));
+    } else {
+        items.push(block("attend", vec![count("keep", *keep)]));
+        items.push(choice("ranking", *ranking));
+        items.push(block("rope", vec![choice("scan", rope.scan), attend]));
     }
-    writeln!(f, "{indent}attend {{ keep {keep} }}")?;
-    writeln!(f, "{indent}ranking {};", ranking.word())?;
-    writeln!(f, "{indent}rope {{ scan {}, attend {attend} }}", rope.scan.word())
+    items
 }
 
-fn stage_words(stage: &Stage) -> String {
+fn stage_words(stage: &Stage) -> Vec<Item<()>> {
     let Stage { keep, chunk, query_block, query_stride, refresh, scoring, rope } = stage;
     let mut words = Vec::new();
-    words.extend(keep.map(|keep| format!("keep {keep}")));
-    words.push(format!("chunk {chunk}"));
-    words.push(format!("query_block {query_block}"));
-    words.push(format!("query_stride {query_stride}"));
-    words.push(format!("refresh {refresh}"));
-    words.push(format!("representative {}", scoring.representative.word()));
+    words.extend(keep.map(|keep| count("keep", keep)));
+    words.push(count("chunk", *chunk));
+    words.push(count("query_block", *query_block));
+    words.push(count("query_stride", *query_stride));
+    words.push(count("refresh", *refresh));
+    words.push(choice("representative", scoring.representative));
     if let Representative::Halving(halving) = scoring.representative {
-        words.push(format!("probe {}", halving.probe.word()));
-        words.push(format!("chunk_score {}", halving.chunk_score.word()));
-        words.push(format!("descent {}", halving.descent.word()));
+        words.push(choice("probe", halving.probe));
+        words.push(choice("chunk_score", halving.chunk_score));
+        words.push(choice("descent", halving.descent));
     }
-    words.push(format!("query_reduction {}", scoring.query_reduction.word()));
-    words.push(format!("scores {}", scoring.scores.word()));
-    words.extend(rope.map(|rope| format!("rope {}", rope.word())));
-    words.join(", ")
+    words.push(choice("query_reduction", scoring.query_reduction));
+    words.push(choice("scores", scoring.scores));
+    words.extend(rope.map(|rope| choice("rope", rope)));
+    words
+}
+
+fn count(word: &str, value: u32) -> Item<()> {
+    Item { word: located(word.to_owned()), value: Value::Scalar(number(value)) }
+}
+
+fn choice(word: &str, mode: impl Mode) -> Item<()> {
+    self::word(word, mode.word())
+}
+
+fn word(word: &str, value: &str) -> Item<()> {
+    let value = located(Scalar::Word(value.to_owned()));
+    Item { word: located(word.to_owned()), value: Value::Scalar(value) }
+}
+
+fn block(word: &str, items: Vec<Item<()>>) -> Item<()> {
+    Item { word: located(word.to_owned()), value: Value::Block(items) }
+}
+
+fn number(value: u32) -> Located<Scalar, ()> {
+    located(Scalar::Number(value.into()))
+}
+
+const fn located<T>(value: T) -> Located<T, ()> {
+    Located { value, at: () }
 }

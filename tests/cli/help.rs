@@ -28,6 +28,16 @@ fn of_tokenize() {
 }
 
 #[test]
+fn of_pipelines() {
+    insta::assert_snapshot!(help(&["pipelines"]));
+}
+
+#[test]
+fn of_pipelines_draw() {
+    insta::assert_snapshot!(help(&["pipelines", "draw"]));
+}
+
+#[test]
 fn of_kernels() {
     insta::assert_snapshot!(help(&["kernels"]));
 }

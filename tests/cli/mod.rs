@@ -3,6 +3,7 @@
 mod help;
 mod kernels;
 mod masks;
+mod pipelines;
 mod refusals;
 mod score;
 mod text;

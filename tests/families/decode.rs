@@ -6,23 +6,28 @@ use ihip_dsl::{KvType, Plan};
 use proptest::prelude::*;
 
 use super::attend::{list, tolerance};
-use super::{Data, Layer, Noise, check, check_on, difference, layers};
+use super::{Data, Layer, Noise, attended_layers, check, check_on, difference, layers};
 
 #[test]
 fn output_for_random_lists_is_the_references() {
-    check(&layers(), 6, &(0..600_usize, any::<u64>()), |layer, attention, (position, seed)| {
+    check(&attended_layers(), 6, &(0..600_usize, any::<u64>()), |layer, attention, (position, seed)| {
         let pruning = &layer.pruning;
         let data = Data::new(layer, position, 1, seed);
         let qkv = data.cache(layer, attention);
         let launches = attention.begin_decode(position, position + 1, None, &qkv);
-        let mut lists = vec![BlockList::default()];
+        let mut lists = vec![BlockList::default(); attention.rankings()];
         if let Some(last) = pruning.stages.last() {
-            let width = (pruning.keep / last.chunk) as usize;
-            let drawn = list(layer, position + 1, width, &mut Noise(seed ^ 1));
-            lists[0] = BlockList { count: drawn.len(), blocks: drawn };
-            let blocks: Vec<i32> = lists[0].blocks.iter().map(|&block| block as i32).collect();
+            let (width, mut noise) = ((pruning.keep / last.chunk) as usize, Noise(seed ^ 1));
+            let (mut blocks, mut counts) = (Vec::new(), Vec::new());
+            for (ranking, entry) in lists.iter_mut().enumerate() {
+                let drawn = list(layer, position + 1, width, &mut noise);
+                *entry = BlockList { count: drawn.len(), blocks: drawn };
+                counts.push(entry.count as i32);
+                blocks.extend(entry.blocks.iter().map(|&block| block as i32));
+                blocks.resize((ranking + 1) * width, -1);
+            }
             attention.write_i32(Buffer::CachedBlocks, &blocks);
-            attention.write_i32(Buffer::CachedCount, &[lists[0].count as i32]);
+            attention.write_i32(Buffer::CachedCount, &counts);
         }
         attention.launch(&launches);
         let frequencies = layer.frequencies();

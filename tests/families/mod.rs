@@ -18,6 +18,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRu
 mod append;
 mod attend;
 mod decode;
+mod extended;
 mod scan;
 mod scoring;
 mod select;
@@ -35,6 +36,8 @@ struct Layer {
     heads: (u32, u32, u32),
     kv_type: KvType,
     page: u32,
+    /// Positions that the model was trained on.
+    trained: u32,
     pruning: LayerPruning,
 }
 
@@ -63,7 +66,7 @@ fn layer(
     let stages = Cow::Owned(stages.to_vec());
     let pruning =
         LayerPruning { sink, window, query_block, stages, keep, ranking: Ranking::All, rope: Rope { scan, attend } };
-    Layer { heads, kv_type, page, pruning }
+    Layer { heads, kv_type, page, trained: 8192, pruning }
 }
 
 /// Layers that differ in everything that changes a kernel's text.
@@ -107,11 +110,22 @@ fn layers() -> Vec<Layer> {
     ]
 }
 
+/// Layers of every word.
+fn all_layers() -> Vec<Layer> {
+    layers().into_iter().chain(scoring::scored_layers()).chain(extended::extended_layers()).collect()
+}
+
+/// Those that attend in every way.
+fn attended_layers() -> Vec<Layer> {
+    layers().into_iter().chain(extended::extended_layers()).collect()
+}
+
 impl Layer {
     fn geometry(&self) -> Geometry {
         let (query_heads, kv_heads, head_dim) = self.heads;
         let query_scale = 1.0 / (head_dim as f32).sqrt();
-        Geometry { query_heads, kv_heads, head_dim, kv_type: self.kv_type, page: self.page, query_scale, trained: 8192 }
+        let (kv_type, page, trained) = (self.kv_type, self.page, self.trained);
+        Geometry { query_heads, kv_heads, head_dim, kv_type, page, query_scale, trained }
     }
 
     fn frequencies(&self) -> Vec<f64> {

@@ -7,18 +7,17 @@ use ihip_tests::support::attention::Attention;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
-use super::scoring::scored_layers;
-use super::{Data, Layer, call, check, layer, layers, stage};
+use super::{Data, Layer, all_layers, call, check, layer, stage};
 
 /// A score of the reference and one of a kernel, where another order of summation may not have taken another half.
 const TOLERANCE: f32 = 1e-4;
 
 fn pruned() -> Vec<Layer> {
-    layers().into_iter().chain(scored_layers()).filter(|layer| !layer.pruning.stages.is_empty()).collect()
+    all_layers().into_iter().filter(|layer| !layer.pruning.stages.is_empty()).collect()
 }
 
 /// The float behind an ordered integer; `None` where nobody scored.
-fn score(bits: i32) -> Option<f32> {
+pub(super) fn score(bits: i32) -> Option<f32> {
     let bits = bits.cast_unsigned();
     let float = if bits >> 31 == 1 { bits & 0x7fff_ffff } else { !bits };
     (bits != 0).then(|| f32::from_bits(float))

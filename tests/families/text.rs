@@ -8,14 +8,13 @@ use ihip_dsl::emit::{
 };
 use ihip_dsl::{AttendRope, Geometry, KvType, LayerRange, Pipeline, Plan, Refresh, ScanRope, Stage};
 
-use super::scoring::scored_layers;
-use super::{Layer, layer, layers, stage};
+use super::{Layer, all_layers, layer, layers, stage};
 
 const EXTENT: Extent = Extent { rows: 4096, tokens: 3 << 20 };
 
 /// Every layer pruned and dense, with activations of either type.
 fn programs() -> Vec<Program> {
-    let plans = layers().into_iter().chain(scored_layers()).flat_map(|layer| {
+    let plans = all_layers().into_iter().flat_map(|layer| {
         let dense = Plan::dense(layer.geometry(), layer.frequencies(), 1);
         [layer.plan(), dense]
     });

@@ -4,12 +4,7 @@ use ihip_dsl::reference::{self, Decode, StageOutcome};
 use proptest::prelude::*;
 
 use super::attend::tolerance;
-use super::scoring::scored_layers;
-use super::{Data, Layer, call, check, difference, layers};
-
-fn everything() -> Vec<Layer> {
-    layers().into_iter().chain(scored_layers()).collect()
-}
+use super::{Data, Layer, all_layers, call, check, difference};
 
 /// Whether rounding may have decided a descent or a cut: then lists may differ, and what follows from them.
 fn undecided(layer: &Layer, stages: &[StageOutcome]) -> bool {
@@ -22,7 +17,7 @@ fn undecided(layer: &Layer, stages: &[StageOutcome]) -> bool {
 
 #[test]
 fn prefill_is_the_references() {
-    check(&everything(), 4, &(call(), any::<u64>()), |layer, attention, ((first, rows, spare), seed)| {
+    check(&all_layers(), 4, &(call(), any::<u64>()), |layer, attention, ((first, rows, spare), seed)| {
         let data = Data::new(layer, first, rows, seed);
         let qkv = data.cache(layer, attention);
         let t_max = first + rows + spare;
@@ -45,7 +40,7 @@ fn prefill_is_the_references() {
 
 #[test]
 fn decoding_with_renewed_and_reused_masks_is_the_references() {
-    check(&everything(), 2, &(60..500_usize, any::<u64>()), |layer, attention, (position, seed)| {
+    check(&all_layers(), 2, &(60..500_usize, any::<u64>()), |layer, attention, (position, seed)| {
         let mut layer = layer.clone();
         // Every stage has an interval of its own, the first the longest.
         let stages = layer.pruning.stages.to_mut();

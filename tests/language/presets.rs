@@ -1,8 +1,9 @@
 //! The published settings, as the declarations say them.
 
-use ihip_dsl::{LayerPruning, Phases};
+use ihip_dsl::{KvType, LayerPruning, Phases, Plan};
 use ihip_model::presets::{Paper3k, Paper3kFast, Paper3kFlash, Paper5k};
-use ihip_model::{Pipeline, Pruning};
+use ihip_model::shapes::KNOWN_SHAPES;
+use ihip_model::{Pipeline, Pruning, registry};
 
 /// How a layer of a published setting prunes, in either phase.
 fn pruned(phases: &Phases) -> &LayerPruning {
@@ -44,4 +45,19 @@ fn paper5k_has_smaller_first_chunks_and_one_budget() {
     assert_eq!(stages, [(64, None), (32, Some(32_768)), (16, Some(16_384))]);
     assert_eq!([0, 2, 3].map(|layer| pruned(pipeline.layer(layer)).keep), [4_096; 3]);
     assert_ne!(pipeline.layer(2), pipeline.layer(3));
+}
+
+#[test]
+fn every_preset_says_where_it_comes_from_and_plans_for_every_known_model() {
+    let presets = registry::all();
+    assert!(presets.len() > 9, "{}", presets.len());
+    for pipeline in presets {
+        let first = pipeline.doc().lines().next().unwrap_or_default();
+        let sources = ["(arXiv ", "Our own"];
+        assert!(sources.iter().any(|source| first.contains(source)), "{}: {first}", pipeline.name());
+        for shape in KNOWN_SHAPES {
+            let planned = Plan::new(pipeline, shape.geometry(KvType::Bf16), shape.frequencies(), shape.layers);
+            assert!(planned.is_ok(), "{} for {}", pipeline.name(), shape.name);
+        }
+    }
 }

@@ -37,7 +37,23 @@ impl Attention {
     /// # Panics
     /// Where the plan has heads that kernels are not made for.
     #[must_use]
-    pub fn new(mut host: Box<dyn Host>, plan: &Plan, activation: Activation, extent: Extent) -> Self {
+    pub fn new(host: Box<dyn Host>, plan: &Plan, activation: Activation, extent: Extent) -> Self {
+        let pages = extent.tokens.div_ceil(plan.geometry().page as usize);
+        Self::repeating(host, plan, activation, extent, pages)
+    }
+
+    /// The same with a cache of only `held` pages, over and over: a long sequence that takes little memory.
+    ///
+    /// # Panics
+    /// Where the plan has heads that kernels are not made for.
+    #[must_use]
+    pub fn repeating(
+        mut host: Box<dyn Host>,
+        plan: &Plan,
+        activation: Activation,
+        extent: Extent,
+        held: usize,
+    ) -> Self {
         let program = Program::new(plan, activation).unwrap_or_else(|error| panic!("{error}"));
         let geometry = *plan.geometry();
         let kernels = program.kernels().into_iter().map(|kernel| (kernel.name.clone(), kernel)).collect();
@@ -45,7 +61,7 @@ impl Attention {
         let qkv_row = (geometry.query_heads + 2 * geometry.kv_heads) as usize * head_dim;
         let out_row = geometry.query_heads as usize * head_dim;
         let pages = extent.tokens.div_ceil(geometry.page as usize);
-        let cached = pages * (geometry.page * geometry.kv_heads) as usize * head_dim * geometry.kv_type.bytes();
+        let cached = held * (geometry.page * geometry.kv_heads) as usize * head_dim * geometry.kv_type.bytes();
 
         let positions = program.rope_positions(extent);
         let activation = activation.element().bytes();
@@ -73,7 +89,7 @@ impl Attention {
 
         let mut attention = Self { host, program, kernels, extent, buffers, qkv_row, out_row };
         // Neighbouring pages of the sequence are no neighbours in the cache: a kernel that forgets the table is found.
-        let table: Vec<u32> = (0..pages as u32).rev().collect();
+        let table: Vec<u32> = (0..pages).map(|page| (held - 1 - page % held) as u32).collect();
         attention.write(Buffer::PageTable, &table.iter().flat_map(|page| page.to_ne_bytes()).collect::<Vec<u8>>());
         let frequencies = plan.frequencies();
         attention.write(Buffer::Frequencies, &frequencies.iter().flat_map(|f| f.to_ne_bytes()).collect::<Vec<u8>>());

@@ -2,7 +2,17 @@
 
 use super::functions::Shape;
 use super::writer::Writer;
+use crate::ScanRope;
 use crate::rope::{BLEND, EXTENSION_GROUP, Extension};
+
+/// How a scan brings keys back, where it does.
+pub(super) const fn of_scan(rope: ScanRope) -> Option<Extension> {
+    match rope {
+        ScanRope::DynamicExtend => Some(Extension::DynamicExtend),
+        ScanRope::SelfExtend => Some(Extension::SelfExtend),
+        ScanRope::Relative | ScanRope::ChunkIndexed | ScanRope::Infllm | ScanRope::None => None,
+    }
+}
 
 /// The constants that [`functions`] reads.
 pub(super) fn constants(writer: &mut Writer, shape: Shape, extension: Extension) {
@@ -24,6 +34,24 @@ pub(super) fn functions(writer: &mut Writer, extension: Extension) {
         Extension::DynamicExtend => DYNAMIC,
         Extension::SelfExtend => SELF,
     });
+}
+
+/// Defines the queries of a block in prefill, which begins with query `first` of the call and has `queries_here`, and
+/// the `origin` that their positions and those of their keys are counted from.
+pub(super) const BLOCK: &str = r"
+    // Positions are counted from the least that a key or a query has, however long the sequence is.
+    const int first_position = start + first, end_position = first_position + queries_here;
+    const int origin = extension_origin(first_position, end_position);
+";
+
+/// Where the key at position `token` of such a block stands.
+pub(super) fn block_position(token: &str) -> String {
+    format!("extended_position({token}, first_position, end_position) - origin")
+}
+
+/// `turn_back`: what a decoding step makes of a key that a few lanes hold together.
+pub(super) fn turn_back(writer: &mut Writer) {
+    writer.text(TURN_BACK);
 }
 
 /// `blend`: how the attention's `dynamic_extend` joins two positions.
@@ -48,8 +76,9 @@ inline int extended_position(int token, int first, int end) {
     return max(end - TRAINED, position);
 }
 
-// The least of these positions. All are counted from there: only differences matter, and the table stays short.
-inline int extension_origin(int first, int end) { return max(0, end - TRAINED); }
+// The least of these positions and of the queries'. All are counted from there: only differences matter, and the table
+// stays short.
+inline int extension_origin(int first, int end) { return max(0, min(first, end - TRAINED)); }
 ";
 
 const SELF: &str = r"
@@ -60,9 +89,31 @@ inline int extended_position(int token, int first, int end) {
     return first - (first - token) / SHARERS;
 }
 
-// The least of these positions. All are counted from there: only differences matter, and the table stays short.
+// The least of these positions and of the queries'. All are counted from there: only differences matter, and the table
+// stays short.
 inline int extension_origin(int first, int end) {
     return end <= TRAINED ? 0 : min(first - first / SHARERS, end - NEAR);
+}
+";
+
+const TURN_BACK: &str = r"
+// A lane's part of a key as f32.
+struct Turned {
+    float at[VECTOR];
+};
+
+// A lane's part of the key at position token, turned back by its distance to the step's query, which stays as it is: what
+// counts is the difference. Elements that turn together lie half of the lanes apart.
+inline Turned turn_back(const Vector& key, int token, int position, const float2* rope_table, int lane) {
+    const int distance = position - extended_position(token, position, position + 1);
+    Turned turned;
+    for (int e = 0; e < VECTOR; ++e) {
+        const int element = lane * VECTOR + e;
+        const float2 angle = rope_table[distance * HALF + element % HALF];
+        const float here = to_float(key.at[e]), there = shuffle_xor(here, LANES / 2);
+        turned.at[e] = here * angle.x + (element < HALF ? there : -there) * angle.y;
+    }
+    return turned;
 }
 ";
 

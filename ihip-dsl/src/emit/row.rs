@@ -1,7 +1,8 @@
 //! The one query of a decoding step in shared memory, and the chunks that its heads go through: what the decoding scans
 //! share.
 
-use super::functions::Shape;
+use super::extend;
+use super::functions::{ROTATE, Shape};
 use super::scoring;
 use super::writer::Writer;
 use crate::{PrunedLayer, Ranking, ScanRope, StagePlan};
@@ -75,8 +76,8 @@ impl Row<'_> {
             ScanRope::Relative | ScanRope::Infllm => {
                 "        rotate(x, y, rope_table[SCAN_WINDOW * HALF + element]);\n"
             }
-            ScanRope::ChunkIndexed | ScanRope::None => "",
-            ScanRope::DynamicExtend | ScanRope::SelfExtend => unreachable!("no word of the language leads here yet"),
+            // Keys are turned by the distance, or the query is for each chunk.
+            ScanRope::ChunkIndexed | ScanRope::None | ScanRope::DynamicExtend | ScanRope::SelfExtend => "",
         };
         writer.text(&self.text(&QUERIES.replace("$TURN\n", turn)));
     }
@@ -92,6 +93,29 @@ impl Row<'_> {
     /// Defines what turns the query by its distance to a chunk, where that differs from chunk to chunk.
     pub(super) fn angles(&self) -> &'static str {
         if self.plan().rope == ScanRope::ChunkIndexed { ANGLES.trim_start_matches('\n') } else { "" }
+    }
+
+    /// Whether every key stands at a distance of its own, by which it is turned once it is loaded.
+    pub(super) fn turns_keys(&self) -> bool {
+        extend::of_scan(self.plan().rope).is_some()
+    }
+
+    /// Constants of the distances.
+    pub(super) fn rotation_constants(&self, writer: &mut Writer) {
+        if let Some(extension) = extend::of_scan(self.plan().rope) {
+            extend::constants(writer, self.shape, extension);
+        }
+    }
+
+    /// Device functions that turn the query or keys.
+    pub(super) fn rotation_functions(&self, writer: &mut Writer) {
+        if matches!(self.plan().rope, ScanRope::Relative | ScanRope::Infllm) {
+            writer.text(ROTATE);
+        }
+        if let Some(extension) = extend::of_scan(self.plan().rope) {
+            extend::functions(writer, extension);
+            extend::turn_back(writer);
+        }
     }
 
     /// Brings a lane's part of a head's query into registers.

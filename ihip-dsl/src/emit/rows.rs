@@ -23,12 +23,23 @@ pub(super) enum Rotation {
     Halves,
     /// Queries and keys, the keys by the index of their chunk.
     Chunks,
+    /// Queries at their positions, and keys where they are brought back to.
+    Extended,
 }
 
 impl Rotation {
     /// Whether keys are turned too, each by the position of its slot.
     pub(super) fn turns_keys(self) -> bool {
-        matches!(self, Self::Halves | Self::Chunks)
+        matches!(self, Self::Halves | Self::Chunks | Self::Extended)
+    }
+
+    /// Where a row of averaged queries stands, where that depends on the row.
+    fn row_position(self) -> Option<&'static str> {
+        match self {
+            Self::Chunks => Some("min(start + first + row * QUERY_STRIDE, chunks + SCAN_WINDOW)"),
+            Self::Extended => Some("min(first_position + row * QUERY_STRIDE, end_position - 1) - origin"),
+            Self::None | Self::Queries(_) | Self::QueriesTwice | Self::Halves => None,
+        }
     }
 }
 
@@ -151,11 +162,7 @@ impl Rows {
         if self.mean {
             return self.load_mean(row);
         }
-        let at_position = "min(start + first + row * QUERY_STRIDE, chunks + SCAN_WINDOW)";
-        let store = match self.rotation {
-            Rotation::Chunks => turn(at_position),
-            _ => self.turn_rows(),
-        };
+        let store = self.rotation.row_position().map_or_else(|| self.turn_rows(), turn);
         let of = if self.whole() { "slot" } else { "(tile + slot)" };
         let (slot, neighbours, head) = match self.heads {
             Heads::One => (
@@ -197,12 +204,12 @@ impl Rows {
 
     /// The same where the rows of a head become one.
     fn load_mean(&self, slot: &str) -> String {
-        let (turn_row, store) = match self.rotation {
-            Rotation::Chunks => (
-                "            rotate(row_x, row_y, rope_table[min(start + first + row * QUERY_STRIDE, chunks + SCAN_WINDOW) * HALF + element]);\n",
+        let (turn_row, store) = match self.rotation.row_position() {
+            Some(position) => (
+                format!("            rotate(row_x, row_y, rope_table[({position}) * HALF + element]);\n"),
                 String::new(),
             ),
-            _ => ("", self.turn_rows()),
+            None => (String::new(), self.turn_rows()),
         };
         let head = match self.heads {
             Heads::One => "head".to_owned(),
@@ -240,7 +247,7 @@ impl Rows {
     /// Turns a row whose position does not depend on the row.
     fn turn_rows(&self) -> String {
         match self.rotation {
-            Rotation::None | Rotation::Chunks => String::new(),
+            Rotation::None | Rotation::Chunks | Rotation::Extended => String::new(),
             Rotation::Queries(distance) => turn(distance),
             Rotation::Halves => turn("SCAN_WINDOW + 1"),
             Rotation::QueriesTwice => TURN_TWICE.trim_start_matches('\n').to_owned(),

@@ -3,6 +3,7 @@
 //! A block of threads takes one query head of one query block. It keeps the averaged queries in shared memory, gathers
 //! the two probes of each chunk of a group beside them, and multiplies both as a register-tiled product.
 
+use super::extend;
 use super::functions::{self, CACHE_ROW, ORDERED, QUADS, ROTATE, Shape};
 use super::rows::{Heads, Product, Rotation, Rows, THREADS};
 use super::scoring::{self, Output, Source, scan_constants, scoring_words, stem};
@@ -90,7 +91,7 @@ impl Scan {
         match self.plan().rope {
             ScanRope::None => Rotation::None,
             ScanRope::Infllm => Rotation::Queries("SCAN_WINDOW"),
-            ScanRope::DynamicExtend | ScanRope::SelfExtend => unreachable!("no word of the language leads here yet"),
+            ScanRope::DynamicExtend | ScanRope::SelfExtend => Rotation::Extended,
             ScanRope::ChunkIndexed => Rotation::Chunks,
             ScanRope::Relative => Rotation::QueriesTwice,
         }
@@ -166,6 +167,9 @@ impl Scan {
                 "floats between queries turned for left probes and for right ones, 16 banks apart",
             );
         }
+        if let Some(extension) = extend::of_scan(self.plan().rope) {
+            extend::constants(writer, self.shape, extension);
+        }
         functions::ranking_constant(writer, self.layer.ranking, self.shape.rankings(self.layer.ranking));
     }
 
@@ -180,6 +184,9 @@ impl Scan {
         }
         if rotation != Rotation::None {
             writer.text(ROTATE);
+        }
+        if let Some(extension) = extend::of_scan(self.plan().rope) {
+            extend::functions(&mut writer, extension);
         }
         functions::chunk_list(&mut writer, self.stage);
         rows.functions(&mut writer);
@@ -242,6 +249,9 @@ impl Scan {
         let head = if alone { "head = blockIdx.y, kv_head = head / GROUP" } else { "kv_head = blockIdx.y" };
         let place = PLACE.replace("$SHAPE", shape).replace("$SIZE", size).replace("$BEST", best);
         writer.more(&place.replace("$POSITIONS", positions).replace("$OWN", own).replace("$HEAD", head));
+        if self.rotation() == Rotation::Extended {
+            writer.more(extend::BLOCK);
+        }
         ranking_here(writer, self.layer.ranking, !self.soft());
         if self.soft() {
             writer.more(OWN_PATHS);
@@ -260,7 +270,19 @@ impl Scan {
         let position = if self.rotation() == Rotation::Chunks { POSITION } else { "" };
         let best = if self.soft() { "" } else { "            best[thread] = LOWEST;\n" };
         let (token, left, right) = probe_texts(self.halving.probe, "[thread]");
+        let moved = if self.rotation() == Rotation::Extended {
+            let place = |slot, probe| {
+                format!(
+                    "                slot_position[{slot}] = {};\n",
+                    extend::block_position(&format!("active ? {probe} : 0"))
+                )
+            };
+            place("slot", "$LEFT") + &place("slot + 4", "$RIGHT")
+        } else {
+            String::new()
+        };
         GROUPS
+            .replace("$MOVED\n", &moved)
             .replace("$POSITION", position)
             .replace("$BEST", best)
             .replace("$START(", start)
@@ -415,6 +437,7 @@ $BEST$POSITION        }
                 const int slot = left_slot(thread);
                 slot_row[slot] = cache_row(page_table, active ? $LEFT : 0, kv_head);
                 slot_row[slot + 4] = cache_row(page_table, active ? $RIGHT : 0, kv_head);
+$MOVED
             }
             sync_block();
 ";

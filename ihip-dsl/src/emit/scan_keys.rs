@@ -4,6 +4,7 @@
 //! A block of threads takes one query head of one query block. One key of each chunk of a group is in shared memory at
 //! a time, beside the averaged queries, and is multiplied with all of them.
 
+use super::extend;
 use super::functions::{self, CACHE_ROW, ORDERED, QUADS, ROTATE, Shape};
 use super::rows::{Heads, Product, Rotation, Rows, THREADS};
 use super::scan::{BLOCKS, chunks_here, heads_of, ranking_here};
@@ -69,9 +70,7 @@ impl ScanKeys {
             // A key stands where a right branch does: at 1, or at 0 with the query one nearer.
             (ScanRope::Relative | ScanRope::Infllm, _) => Rotation::Queries("SCAN_WINDOW"),
             (ScanRope::ChunkIndexed, _) => Rotation::Chunks,
-            (ScanRope::DynamicExtend | ScanRope::SelfExtend, _) => {
-                unreachable!("no word of the language leads here yet")
-            }
+            (ScanRope::DynamicExtend | ScanRope::SelfExtend, _) => Rotation::Extended,
         }
     }
 
@@ -160,6 +159,9 @@ impl ScanKeys {
             .constant("ROW_WARPS", rows.row_warps(), "warps side by side along the rows")
             .constant("CHUNKS", rows.columns(), "chunks of a group")
             .constant("STRIDE", self.shape.head_dim() + 4, "floats between rows in shared memory: no bank conflicts");
+        if let Some(extension) = extend::of_scan(plan.rope) {
+            extend::constants(writer, self.shape, extension);
+        }
         functions::ranking_constant(writer, self.layer.ranking, self.shape.rankings(self.layer.ranking));
     }
 
@@ -194,6 +196,9 @@ impl ScanKeys {
         }
         if rotation != Rotation::None {
             writer.text(ROTATE);
+        }
+        if let Some(extension) = extend::of_scan(self.plan().rope) {
+            extend::functions(&mut writer, extension);
         }
         functions::chunk_list(&mut writer, self.stage);
         rows.functions(&mut writer);
@@ -243,6 +248,9 @@ impl ScanKeys {
             arrays.push_str("    SHARED(float, largest, ROW_WARPS * CHUNKS);\n");
         }
         writer.more(&PLACE.replace("$SHAPE", shape).replace("$ARRAYS", &arrays).replace("$GREATEST", greatest));
+        if self.rotation() == Rotation::Extended {
+            writer.more(extend::BLOCK);
+        }
         ranking_here(writer, self.layer.ranking, !self.soft());
         writer.more(&chunks_here(self.stage, self.layer.ranking));
     }
@@ -250,9 +258,14 @@ impl ScanKeys {
     /// Opens the loops over groups of chunks and their keys, and finds each slot's key.
     fn group(&self) -> String {
         let start = if self.stage == 0 { "chunk_start(" } else { "chunk_start(kept, " };
+        let token = match self.source() {
+            Source::Keys => "scored ? first_token + key : 0",
+            Source::Paths => "max(probe, 0) / 2",
+            // The first of the chunk that its summary stands for.
+            Source::Means | Source::Bounds => "scored ? first_token : SINK",
+        };
         let row = match self.source() {
-            Source::Keys => "cache_row(page_table, scored ? first_token + key : 0, kv_head)".to_owned(),
-            Source::Paths => "cache_row(page_table, max(probe, 0) / 2, kv_head)".to_owned(),
+            Source::Keys | Source::Paths => format!("cache_row(page_table, {token}, kv_head)"),
             Source::Means => "(scored ? (first_token - SINK) / CHUNK : 0) * KV_HEADS + kv_head".to_owned(),
             Source::Bounds => "((scored ? (first_token - SINK) / CHUNK : 0) * KV_HEADS + kv_head) * 2".to_owned(),
         };
@@ -272,6 +285,10 @@ impl ScanKeys {
             Rotation::Chunks => slot.push_str(
                 "                // A key's position is the index of its chunk in the list.\n                slot_position[thread] = min(chunk, chunks);\n",
             ),
+            Rotation::Extended => {
+                let position = extend::block_position(token);
+                slot.push_str(&format!("                slot_position[thread] = {position};\n"));
+            }
             Rotation::None | Rotation::Queries(_) | Rotation::QueriesTwice => {}
         }
         if self.soft() {

@@ -3,7 +3,7 @@
 //!
 //! A few lanes read one key together, so that every load is 16 bytes a lane, and multiply it with all heads of the group.
 
-use super::functions::{self, CACHE_ROW, ORDERED, ROTATE, Shape};
+use super::functions::{self, CACHE_ROW, ORDERED, Shape};
 use super::row::{Row, THREADS, VECTORS};
 use super::scoring::{self, Output, Source, row_constants, scoring_words, stem};
 use super::writer::Writer;
@@ -95,6 +95,7 @@ impl ScanKeysRow {
         if row.alone() {
             writer.constant("HEADS", 1, "query heads that go through the chunks of one list");
         }
+        row.rotation_constants(&mut writer);
         match self.source() {
             Source::Means => writer.text(SUMMARY),
             Source::Bounds => writer.text(VECTORS),
@@ -103,9 +104,7 @@ impl ScanKeysRow {
         if !soft {
             writer.text(ORDERED);
         }
-        if rope != ScanRope::None && rope != ScanRope::ChunkIndexed {
-            writer.text(ROTATE);
-        }
+        row.rotation_functions(&mut writer);
         functions::chunk_list_of_row(&mut writer, self.stage);
         let source = match self.source() {
             Source::Keys | Source::Paths => {
@@ -133,9 +132,12 @@ impl ScanKeysRow {
         } else {
             format!("{load}{}", SUMMARY_SCORE.replace("$SCORE", score))
         };
+        let (turn, key) = if row.turns_keys() { (TURN, "turned[i].at[e]") } else { ("", "to_float(held[i].at[e])") };
         let scan = SCAN
             .replace("$ANGLES\n", row.angles())
             .replace("$LOAD\n", load.trim_start_matches('\n'))
+            .replace("$TURN\n", turn.trim_start_matches('\n'))
+            .replace("$KEY", key)
             .replace("$QUERY\n", &row.query())
             .replace("$WRITE\n", &row.write());
         writer.text(&row.text(&scan));
@@ -195,6 +197,14 @@ $QUERY
         }
 ";
 
+const TURN: &str = r"
+            Turned turned[AT_ONCE];
+            for (int i = 0; i < AT_ONCE; ++i) {
+                const int token = scored ? first_token + min(key + i, CHUNK - 1) : 0;
+                turned[i] = turn_back(held[i], token, position, rope_table, lane);
+            }
+";
+
 const KEYS: &str = r"
         for (int head = 0; head < $HEADS; ++head) best[head] = LOWEST;
         for (int key = 0; key < CHUNK; key += AT_ONCE) {
@@ -205,12 +215,13 @@ const KEYS: &str = r"
                 const unsigned long long row = cache_row(page_table, token, kv_head);
                 held[i] = *reinterpret_cast<const Vector*>(&keys[row * HEAD_DIM + lane * VECTOR]);
             }
+$TURN
 #pragma unroll
             for (int head = 0; head < $HEADS; ++head) {
 $QUERY
                 for (int i = 0; i < AT_ONCE; ++i) {
                     float score = 0.0f;
-                    for (int e = 0; e < VECTOR; ++e) score += query[e] * to_float(held[i].at[e]);
+                    for (int e = 0; e < VECTOR; ++e) score += query[e] * $KEY;
                     for (int mask = LANES / 2; mask > 0; mask /= 2) score += shuffle_xor(score, mask);
                     best[head] = max(best[head], score);
                 }

@@ -4,7 +4,7 @@
 //! costs two loads a halving. Heads of a group descend the same chunk side by side: their first probes are the same.
 //! Where they take the same halves, all probes are, and each is loaded once for the group.
 
-use super::functions::{self, CACHE_ROW, ORDERED, ROTATE, Shape};
+use super::functions::{self, CACHE_ROW, ORDERED, Shape};
 use super::row::{Row, THREADS, VECTORS};
 use super::scan::probe_texts;
 use super::scoring::{self, Output, Source, row_constants, scoring_words, stem};
@@ -111,13 +111,12 @@ impl ScanRow {
                 writer.constant("HEADS", 1, "query heads that descend the chunks of one list");
             }
         }
+        row.rotation_constants(&mut writer);
         writer.text(VECTORS).text(CACHE_ROW);
         if !self.soft() {
             writer.text(ORDERED);
         }
-        if rope != ScanRope::None && rope != ScanRope::ChunkIndexed {
-            writer.text(ROTATE);
-        }
+        row.rotation_functions(&mut writer);
         functions::chunk_list_of_row(&mut writer, self.stage);
         let table = if rope == ScanRope::None { "" } else { " const float2* __restrict__ rope_table," };
         let output =
@@ -148,9 +147,19 @@ impl ScanRow {
                 ("float left_query[DESCENTS][VECTOR], right_query[DESCENTS][VECTOR];", LOAD_TWO, "right_query")
             }
             ScanRope::ChunkIndexed => ("float left_query[DESCENTS][VECTOR];", LOAD_TURNED, "left_query"),
-            ScanRope::DynamicExtend | ScanRope::SelfExtend => unreachable!("no word of the language leads here yet"),
-            ScanRope::Infllm | ScanRope::None => ("float left_query[DESCENTS][VECTOR];", LOAD_ONE, "left_query"),
+            ScanRope::Infllm | ScanRope::None | ScanRope::DynamicExtend | ScanRope::SelfExtend => {
+                ("float left_query[DESCENTS][VECTOR];", LOAD_ONE, "left_query")
+            }
         };
+        let (turn, left_key, right_key) = if self.row().turns_keys() {
+            (TURN, "left_key[i].at[e]", "right_key[i].at[e]")
+        } else {
+            ("", "to_float(left_probe[i].at[e])", "to_float(right_probe[i].at[e])")
+        };
+        let descend = DESCEND
+            .replace("$TURN\n", turn.trim_start_matches('\n'))
+            .replace("$LEFT_KEY", left_key)
+            .replace("$RIGHT_KEY", right_key);
         let write = if self.soft() {
             "row_scores[static_cast<unsigned long long>($FIRST_HEAD + (base + i * TEAMS + team) % $HEADS) * SCORE_ROWS * row_stride +\n                           (base + i * TEAMS + team) / $HEADS] = best[i];".to_owned()
         } else {
@@ -159,7 +168,7 @@ impl ScanRow {
                 self.score_row()
             )
         };
-        self.halve(DESCEND, "[i]", "best[i], ", clamp)
+        self.halve(&descend, "[i]", "best[i], ", clamp)
             .replace("$FRAGMENTS", fragments)
             .replace("$LOAD\n", load.trim_start_matches('\n'))
             .replace("$FOR_RIGHT", for_right)
@@ -170,7 +179,16 @@ impl ScanRow {
     fn descend_together(&self) -> String {
         let row = self.row();
         let clamp = if self.stage == 0 { "min(left + CHUNK, step[STEP_T_MAX] - SCAN_WINDOW)" } else { "left + CHUNK" };
-        self.halve(TOGETHER, "", "best[head], ", clamp)
+        let (turn, left_key, right_key) = if row.turns_keys() {
+            (TURN_TOGETHER, "left_key.at[e]", "right_key.at[e]")
+        } else {
+            ("", "to_float(left_probe.at[e])", "to_float(right_probe.at[e])")
+        };
+        let together = TOGETHER
+            .replace("$TURN\n", turn.trim_start_matches('\n'))
+            .replace("$LEFT_KEY", left_key)
+            .replace("$RIGHT_KEY", right_key);
+        self.halve(&together, "", "best[head], ", clamp)
             .replace("$ANGLES\n", row.angles())
             .replace("$QUERY\n", &row.query())
             .replace("$FOR_RIGHT", if row.twice { "right_query" } else { "query" })
@@ -230,6 +248,21 @@ const LOAD_TURNED: &str = r"
             }
 ";
 
+const TURN: &str = r"
+            Turned left_key[DESCENTS], right_key[DESCENTS];
+            for (int i = 0; i < DESCENTS; ++i) {
+                const bool active = left[i] < right[i] && left[i] <= limit;
+                const int middle = (left[i] + right[i]) / 2;
+                left_key[i] = turn_back(left_probe[i], active ? $LEFT : 0, position, rope_table, lane);
+                right_key[i] = turn_back(right_probe[i], active ? $RIGHT : 0, position, rope_table, lane);
+            }
+";
+
+const TURN_TOGETHER: &str = r"
+            const Turned left_key = turn_back(left_probe, active ? $LEFT : 0, position, rope_table, lane);
+            const Turned right_key = turn_back(right_probe, active ? $RIGHT : 0, position, rope_table, lane);
+";
+
 const DESCEND: &str = r"
     const int items = chunks * $HEADS;
     const int lane = thread % LANES, team = thread % 32 / LANES;
@@ -261,11 +294,12 @@ $LOAD
                 left_probe[i] = *reinterpret_cast<const Vector*>(&keys[left_row * HEAD_DIM + lane * VECTOR]);
                 right_probe[i] = *reinterpret_cast<const Vector*>(&keys[right_row * HEAD_DIM + lane * VECTOR]);
             }
+$TURN
             for (int i = 0; i < DESCENTS; ++i) {
                 left_score[i] = right_score[i] = 0.0f;
                 for (int e = 0; e < VECTOR; ++e) {
-                    left_score[i] += left_query[i][e] * to_float(left_probe[i].at[e]);
-                    right_score[i] += $FOR_RIGHT[i][e] * to_float(right_probe[i].at[e]);
+                    left_score[i] += left_query[i][e] * $LEFT_KEY;
+                    right_score[i] += $FOR_RIGHT[i][e] * $RIGHT_KEY;
                 }
                 for (int mask = LANES / 2; mask > 0; mask /= 2) {
                     left_score[i] += shuffle_xor(left_score[i], mask);
@@ -312,14 +346,15 @@ $ANGLES
             const unsigned long long right_row = cache_row(page_table, active ? $RIGHT : 0, kv_head);
             const Vector left_probe = *reinterpret_cast<const Vector*>(&keys[left_row * HEAD_DIM + lane * VECTOR]);
             const Vector right_probe = *reinterpret_cast<const Vector*>(&keys[right_row * HEAD_DIM + lane * VECTOR]);
+$TURN
             float left_score = LOWEST, right_score = LOWEST, own_left[GROUP], own_right[GROUP];
 #pragma unroll
             for (int head = 0; head < GROUP; ++head) {
 $QUERY
                 own_left[head] = own_right[head] = 0.0f;
                 for (int e = 0; e < VECTOR; ++e) {
-                    own_left[head] += query[e] * to_float(left_probe.at[e]);
-                    own_right[head] += $FOR_RIGHT[e] * to_float(right_probe.at[e]);
+                    own_left[head] += query[e] * $LEFT_KEY;
+                    own_right[head] += $FOR_RIGHT[e] * $RIGHT_KEY;
                 }
                 for (int mask = LANES / 2; mask > 0; mask /= 2) {
                     own_left[head] += shuffle_xor(own_left[head], mask);

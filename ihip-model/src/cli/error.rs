@@ -3,8 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use ihip_dsl::PlanError;
 use ihip_dsl::emit::EmitError;
+use ihip_dsl::{PlanError, Report};
 use ihip_runtime::jit::JitError;
 use thiserror::Error as ThisError;
 
@@ -35,10 +35,13 @@ pub(super) enum Error {
     /// Pipelines that share a name.
     #[error(transparent)]
     DuplicateName(#[from] DuplicateName),
+    /// A file that breaks a rule of the language.
+    #[error(transparent)]
+    Rules(#[from] Report),
     /// A pipeline that does not fit the model.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// A prompt that cannot be read.
+    /// A prompt or a pipeline that cannot be read.
     #[error("cannot read {input}: {source}")]
     ReadPrompt {
         /// Where it should come from.
@@ -46,13 +49,13 @@ pub(super) enum Error {
         /// What the system says.
         source: io::Error,
     },
-    /// A directory in the place of a prompt.
+    /// A directory in the place of a file.
     #[error("cannot read {input}: it is a directory, give a text file")]
     PromptIsDirectory {
-        /// Where the prompt should come from.
+        /// Where the text should come from.
         input: Source,
     },
-    /// A prompt that is no text.
+    /// A file that is no text.
     #[error("{input} is not UTF-8: byte {offset} (counted from 0) begins no character; convert it first")]
     NotUtf8 {
         /// Where the prompt came from.

@@ -1,4 +1,4 @@
-//! `--dump-masks`: the block lists of every layer, in the form of the golden files (`docs/command-line.md`).
+//! `--dump-masks`: the block lists of every layer, in the form of the golden files (`docs/src/command-line.md`).
 
 use std::collections::HashMap;
 use std::io::{self, BufWriter, Write};

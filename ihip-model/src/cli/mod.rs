@@ -14,6 +14,8 @@ mod kernels;
 mod masks;
 mod model;
 mod output;
+mod picture;
+mod pipelines;
 mod progress;
 mod prompt;
 mod pruning;
@@ -41,6 +43,7 @@ enum Command {
     Bench(bench::Bench),
     Generate(generate::Generate),
     Kernels(kernels::Kernels),
+    Pipelines(pipelines::Pipelines),
     Score(score::Score),
     Tokenize(tokenize::Tokenize),
 }
@@ -60,6 +63,7 @@ pub fn main() -> ExitCode {
         Command::Bench(command) => command.run(),
         Command::Generate(command) => command.run(),
         Command::Kernels(command) => command.run(),
+        Command::Pipelines(command) => command.run(),
         Command::Score(command) => command.run(),
         Command::Tokenize(command) => command.run(),
     };
@@ -69,7 +73,13 @@ pub fn main() -> ExitCode {
 /// One sentence on standard error, if there is anything to say and anyone to hear it.
 fn report(error: &Error) -> ExitCode {
     if error.is_worth_saying() {
-        let _ = writeln!(io::stderr(), "error: {error}");
+        let _ = writeln!(io::stderr(), "error: {}", obeyed_by_no_terminal(&error.to_string()));
     }
     ExitCode::from(error.exit_code())
+}
+
+/// `text` with every control character but line breaks spelled out: a file may have any name.
+fn obeyed_by_no_terminal(text: &str) -> String {
+    let spelled = |c: char| if c.is_control() && c != '\n' { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(spelled).collect()
 }

@@ -78,7 +78,11 @@ pub(super) fn read_standard_input() -> Result<String> {
     read_text(&mut input, Source::StandardInput)
 }
 
-fn read_file(path: &Path) -> Result<String> {
+/// All of a file as text, perhaps none.
+///
+/// # Errors
+/// Where it cannot be read or is not UTF-8.
+pub(super) fn read_file(path: &Path) -> Result<String> {
     let input = Source::File(path.into());
     match File::open(path) {
         Ok(mut file) => read_text(&mut file, input),

@@ -1,12 +1,14 @@
-//! `--pruning`: a declared pipeline by its name, or dense attention.
+//! `--pruning`: a declared pipeline by its name, one in a file, or dense attention.
 
 use std::fmt;
+use std::path::{MAIN_SEPARATOR, Path};
 use std::sync::Arc;
 
 use clap::Args;
-use ihip_dsl::{Geometry, KvType, Pipeline, Plan};
+use ihip_dsl::{Geometry, KvType, Pipeline, Plan, Report, parse_toml};
 
 use super::error::{Error, Result};
+use super::prompt;
 use crate::registry;
 use crate::weights::Config;
 
@@ -16,8 +18,8 @@ const DENSE: &str = "dense";
 /// Which keys are attended to.
 #[derive(Debug, Args)]
 pub(super) struct Pruning {
-    /// A declared pipeline, or `dense` for attention over every key
-    #[arg(long, value_name = "NAME", default_value = "Paper3k")]
+    /// A declared pipeline by its name or a TOML file with one, or `dense` for attention over every key
+    #[arg(long, value_name = "NAME|FILE", default_value = "Paper3k")]
     pruning: String,
 }
 
@@ -31,27 +33,39 @@ pub(super) enum Choice {
 }
 
 impl Pruning {
-    /// Looks the name up.
+    /// Looks the name up, or reads the file.
     ///
     /// # Errors
-    /// [`Error::UnknownPruning`] with the nearest names, or two pipelines of one name.
+    /// Those of [`pipeline`].
     pub(super) fn choose(&self) -> Result<Choice> {
         Choice::named(&self.pruning)
     }
 }
 
+/// The pipeline that `name` stands for: a file if it ends in `.toml` or has a folder in it.
+///
+/// # Errors
+/// A file that cannot be read or breaks a rule, [`Error::UnknownPruning`] with the nearest names, or two declared
+/// pipelines of one name.
+pub(super) fn pipeline(name: &str) -> Result<&'static Pipeline> {
+    registry::verify()?;
+    if name.ends_with(".toml") || name.contains(MAIN_SEPARATOR) {
+        let text = prompt::read_file(Path::new(name))?;
+        let pipeline = parse_toml(&text).map_err(|errors| Report::new(name, &text, &errors))?;
+        // A command reads one file, and what it says lives as long as a declaration in the program would.
+        return Ok(Box::leak(Box::new(pipeline)));
+    }
+    let unknown = || Error::UnknownPruning { name: name.to_owned(), nearest: Nearest::to(name) };
+    registry::find(name).ok_or_else(unknown)
+}
+
 impl Choice {
-    /// Looks a name up.
+    /// Looks a name up, or reads the file.
     ///
     /// # Errors
-    /// [`Error::UnknownPruning`] with the nearest names, or two pipelines of one name.
+    /// Those of [`pipeline`].
     pub(super) fn named(name: &str) -> Result<Self> {
-        registry::verify()?;
-        if name == DENSE {
-            return Ok(Self::Dense);
-        }
-        let unknown = || Error::UnknownPruning { name: name.to_owned(), nearest: Nearest::to(name) };
-        registry::find(name).map(Self::Pipeline).ok_or_else(unknown)
+        if name == DENSE { Ok(Self::Dense) } else { pipeline(name).map(Self::Pipeline) }
     }
 
     /// Everything that can be chosen here.

@@ -11,6 +11,6 @@ fn main() {
     assert_eq!(registry::find("Mine").unwrap().base().prefill.pruned().unwrap().window, 512);
     assert_eq!(registry::nearest("mein"), ["Mine"]);
     let names: Vec<_> = registry::all().iter().map(|pipeline| pipeline.name()).collect();
-    assert_eq!(names, ["Mine", "Paper3k", "Paper3kFast", "Paper3kFlash", "Paper5k"]);
+    assert!(names.is_sorted() && ["Mine", "Paper3k", "Quest"].iter().all(|name| names.contains(name)));
     assert_eq!(registry::verify(), Ok(()));
 }

@@ -18,7 +18,7 @@ use crate::cli::{arguments, output};
 /// Explains what a pipeline reads and takes at a context
 ///
 /// For each distinct kind of layer and each phase: chunks, keys, bytes, and the least time that reading them takes. Then
-/// the buffers, and what each kernel takes of a multiprocessor. docs/command-line.md has the rules of the counts.
+/// the buffers, and what each kernel takes of a multiprocessor. docs/src/command-line.md has the rules of the counts.
 #[derive(Debug, Args)]
 pub(super) struct Explain {
     /// A declared pipeline, or `dense`
