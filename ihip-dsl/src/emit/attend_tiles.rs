@@ -456,13 +456,16 @@ $WHOLE
         for (int r = 0; r < 2; ++r) {
             top[r] = max(top[r], shuffle_xor(top[r], 1));
             top[r] = max(top[r], shuffle_xor(top[r], 2));
-            // Weights of before are scaled to the new maximum. A row that has seen no key yet has nothing to scale.
-            const float scale = exp2_fast(largest[r] - top[r]);
-            largest[r] = top[r];
-            total[r] *= scale;
-            for (int n = 0; n < HEAD_DIM / 8; ++n)
-                for (int e = 0; e < 2; ++e) output[n][2 * r + e] *= scale;
         }
+        // Weights of before are scaled to the new maximum, which soon stays what it is.
+        if (ballot(top[0] > largest[0] || top[1] > largest[1]) != 0)
+            for (int r = 0; r < 2; ++r) {
+                const float scale = exp2_fast(largest[r] - top[r]);
+                largest[r] = top[r];
+                total[r] *= scale;
+                for (int n = 0; n < HEAD_DIM / 8; ++n)
+                    for (int e = 0; e < 2; ++e) output[n][2 * r + e] *= scale;
+            }
 ";
 
 const REST_PRODUCTS: &str = r"
@@ -496,7 +499,7 @@ const OUTPUT: &str = r"
                 float exact[2];
                 for (int e = 0; e < 2; ++e) {
                     const float x = score[2 * k + part / 2][2 * r + e];
-                    exact[e] = x > LOWEST ? exp2_fast(x - top[r]) : 0.0f;
+                    exact[e] = whole || x > LOWEST ? exp2_fast(x - top[r]) : 0.0f;
                     total[r] += exact[e];
                 }
                 weight[part] = pack<Cached>(exact[0], exact[1]);

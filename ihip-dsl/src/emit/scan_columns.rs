@@ -16,7 +16,7 @@ use crate::{ChunkScore, Descent, Halving, KvType, PrunedLayer, Ranking, ScanRope
 /// Threads of a block.
 const THREADS: usize = 128;
 /// Warps of a launch, over all key-value heads: as many as a large chip runs at a time.
-const WARPS: usize = 6336;
+const WARPS: usize = 3168;
 /// Rows of a product that hold queries; as many hold what rounding took from them.
 const ROWS: usize = 8;
 /// Columns of a product.
@@ -157,11 +157,14 @@ impl ScanColumns {
         let start = if self.stage == 0 { "chunk_start(" } else { "chunk_start(kept, " };
         let clamp =
             if self.stage == 0 { "min(start + CHUNK, step[STEP_T_MAX] - SCAN_WINDOW)" } else { "start + CHUNK" };
-        let factor = |text: &str, load: &str| text.replace("$LOAD\n", load.trim_start_matches('\n'));
-        let (once, each, left_factor) = if self.indexed() {
-            ("", factor(FACTOR_OF_CHUNK, LOAD_TURNED), ["factor[2 * load]", "factor[2 * load + 1]"])
+        let factor = |load: &str, indent: &str| {
+            let text = FACTOR.replace("$LOAD\n", load.trim_start_matches('\n'));
+            text.trim_start_matches('\n').lines().map(|line| format!("{indent}{line}\n")).collect::<String>()
+        };
+        let (once, each) = if self.indexed() {
+            (String::new(), factor(LOAD_TURNED, "        "))
         } else {
-            (FACTORS, String::new(), ["factors[2 * load * 32 + lane].at", "factors[(2 * load + 1) * 32 + lane].at"])
+            (factor(LOAD, "    "), String::new())
         };
         let (token, left, right) = probe_texts(self.halving.probe, "");
         let (sentence, best) = match self.halving.chunk_score {
@@ -188,10 +191,8 @@ impl ScanColumns {
         let score_row = if self.layer.ranking == Ranking::All { "" } else { "kv_head * score_stride + " };
         BODY.replace("$HALVE\n", body.trim_start_matches('\n'))
             .replace("$PRODUCT\n", &placed(PRODUCT))
-            .replace("$ONCE\n", once.trim_start_matches('\n'))
-            .replace("$EACH\n", each.trim_start_matches('\n'))
-            .replace("$FACTOR", left_factor[0])
-            .replace("$OTHER_FACTOR", left_factor[1])
+            .replace("$ONCE\n", &once)
+            .replace("$EACH\n", &each)
             .replace("$HEAD\n", head.trim_start_matches('\n'))
             .replace("$PAGES\n", pages.trim_start_matches('\n'))
             .replace("$ROW\n", &placed(row))
@@ -217,56 +218,40 @@ struct alignas(16) Pairs {
 };
 ";
 
-const FACTORS: &str = r"
-    // The left factor of the products, as lanes take it. Rows from 8 on hold what rounding to the cache's type took from
-    // the first ones. Elements come in the order in which lanes load them from a key: a product does not mind.
-    SHARED(Pairs, factors, 2 * LOADS * 32);
-    for (int item = thread; item < 2 * LOADS * 32; item += THREADS) {
-        const int row = item % 32 / 4, first = (item / 64 * 4 + item % 4) * 8 + item / 32 % 2 * 4;
-        for (int pair = 0; pair < 2; ++pair) {
-            float whole[2], rest[2];
-            for (int e = 0; e < 2; ++e) {
-                const float x = row < ROWS ? queries[row * HEAD_DIM + first + pair * 2 + e] : 0.0f;
-                whole[e] = to_float(from_float<Cached>(x));
-                rest[e] = x - whole[e];
-            }
-            factors[item].at[pair * 2] = pack<Cached>(whole[0], whole[1]);
-            factors[item].at[pair * 2 + 1] = pack<Cached>(rest[0], rest[1]);
+const FACTOR: &str = r"
+// The left factor of the products. Rows from 8 on hold what rounding to the cache's type took from the first ones.
+// Elements come in the order in which lanes load them from a key: a product does not mind.
+unsigned factor[2 * LOADS][4];
+for (int load = 0; load < LOADS; ++load)
+    for (int pair = 0; pair < 4; ++pair) {
+        float whole[2], rest[2];
+        for (int e = 0; e < 2; ++e) {
+            const int element = (load * 4 + across) * 8 + pair * 2 + e;
+$LOAD
+            whole[e] = to_float(from_float<Cached>(x));
+            rest[e] = x - whole[e];
         }
+        factor[2 * load + pair / 2][pair % 2 * 2] = pack<Cached>(whole[0], whole[1]);
+        factor[2 * load + pair / 2][pair % 2 * 2 + 1] = pack<Cached>(rest[0], rest[1]);
     }
-    sync_block();
 ";
 
-const FACTOR_OF_CHUNK: &str = r"
-        // The left factor of the products. Rows from 8 on hold what rounding to the cache's type took from the first
-        // ones. Elements come in the order in which lanes load them from a key: a product does not mind.
-        unsigned factor[2 * LOADS][4];
-        for (int load = 0; load < LOADS; ++load)
-            for (int pair = 0; pair < 4; ++pair) {
-                float whole[2], rest[2];
-                for (int e = 0; e < 2; ++e) {
-                    const int element = (load * 4 + across) * 8 + pair * 2 + e;
-$LOAD
-                    whole[e] = to_float(from_float<Cached>(x));
-                    rest[e] = x - whole[e];
-                }
-                factor[2 * load + pair / 2][pair % 2 * 2] = pack<Cached>(whole[0], whole[1]);
-                factor[2 * load + pair / 2][pair % 2 * 2 + 1] = pack<Cached>(rest[0], rest[1]);
-            }
+const LOAD: &str = r"
+            const float x = down < ROWS ? queries[down * HEAD_DIM + element] : 0.0f;
 ";
 
 const LOAD_TURNED: &str = r"
-                    // A key's position is the index of its chunk. Turning the query back by it serves all its probes.
-                    const int distance = max(0, min(position, chunks + SCAN_WINDOW) - chunk), row = min(down, ROWS - 1);
-                    const float2 angle = rope_table[distance * HALF + element % HALF];
-                    const float here = queries[row * HEAD_DIM + element];
-                    const float there = queries[row * HEAD_DIM + (element + HALF) % HEAD_DIM];
-                    const float x = here * angle.x + (element < HALF ? -there : there) * angle.y;
+            // A key's position is the index of its chunk. Turning the query back by it once serves all of its probes.
+            const int distance = max(0, min(position, chunks + SCAN_WINDOW) - chunk), row = min(down, ROWS - 1);
+            const float2 angle = rope_table[distance * HALF + element % HALF];
+            const float here = queries[row * HEAD_DIM + element];
+            const float there = queries[row * HEAD_DIM + (element + HALF) % HEAD_DIM];
+            const float x = here * angle.x + (element < HALF ? -there : there) * angle.y;
 ";
 
 const BODY: &str = r"
-$ONCE
     const int lane = thread % 32, across = lane % 4, down = lane / 4;
+$ONCE
     // A lane loads its part of the probe in column `down`: left probes are in even columns, right ones in odd ones.
     const int slot = min(down / PROBES, CHUNKS - 1);
 $HEAD
@@ -332,8 +317,8 @@ const PRODUCT: &str = r"
             for (int load = 0; load < LOADS; ++load) probe[load] = key[load * 4 + across];
             float product[4] = {}, other[4] = {};
             for (int load = 0; load < LOADS; ++load) {
-                mma_16x8x16<Cached>(product, $FACTOR, {probe[load].at[0], probe[load].at[1]});
-                mma_16x8x16<Cached>(other, $OTHER_FACTOR, {probe[load].at[2], probe[load].at[3]});
+                mma_16x8x16<Cached>(product, factor[2 * load], {probe[load].at[0], probe[load].at[1]});
+                mma_16x8x16<Cached>(other, factor[2 * load + 1], {probe[load].at[2], probe[load].at[3]});
             }
             // Of row `down`: columns 2 * across and 2 * across + 1.
             const float even = product[0] + other[0] + (product[2] + other[2]);
