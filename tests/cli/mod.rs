@@ -1,5 +1,6 @@
 //! The command line, run as a program.
 
+mod bench;
 mod help;
 mod kernels;
 mod masks;
