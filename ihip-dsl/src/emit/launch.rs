@@ -164,6 +164,8 @@ pub enum Buffer {
     Partials,
     /// f32 `[query_heads][splits][2]`: a split's largest score (base 2) and its sum.
     PartialSums,
+    /// u32 `[query_heads]`: splits that have been written, by the heads that share a block of threads. Zero between launches.
+    Arrivals,
 }
 
 impl Buffer {
