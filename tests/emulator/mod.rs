@@ -7,6 +7,7 @@ mod conversions;
 mod copies;
 mod failures;
 mod matrices;
+mod measure;
 mod prelude;
 mod primitives;
 mod threads;

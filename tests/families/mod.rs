@@ -12,13 +12,16 @@ use ihip_dsl::{
 };
 use ihip_tests::support::attention::Attention;
 use ihip_tests::support::host::host;
+use ihip_tests::support::sample::prunings;
 use proptest::prelude::Strategy;
+use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 
 mod append;
 mod attend;
 mod decode;
 mod extended;
+mod methods;
 mod scan;
 mod scoring;
 mod select;
@@ -31,6 +34,8 @@ pub(crate) use scoring::scored_layers;
 const ROWS: usize = 160;
 /// Largest `Tmax`.
 const TOKENS: usize = 640;
+/// Layers that are sampled.
+const SAMPLED: usize = 8;
 
 /// A layer to test: `(query heads, key-value heads, head dimension)`, element type, page, stages and the rest.
 #[derive(Clone, Debug)]
@@ -115,6 +120,21 @@ pub(crate) fn layers() -> Vec<Layer> {
 /// Layers of every word.
 fn all_layers() -> Vec<Layer> {
     layers().into_iter().chain(scoring::scored_layers()).chain(extended::extended_layers()).collect()
+}
+
+/// Sampled descriptions of every word, on geometries that take turns: the same ones every time.
+fn sampled_layers() -> Vec<Layer> {
+    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    let heads = [(4, 2, 32), (3, 1, 64), (2, 2, 32), (8, 1, 32), (6, 2, 128)];
+    let layer = |number: usize| Layer {
+        heads: heads[number % heads.len()],
+        kv_type: KvType::ALL[number % 3],
+        page: [16, 4][number % 2],
+        trained: [8192, 96, 40, 300][number % 4],
+        pruning: prunings().new_tree(&mut runner).expect("nothing is rejected").current(),
+    };
+    (0..SAMPLED).map(layer).collect()
 }
 
 /// Those that attend in every way.
