@@ -1,5 +1,6 @@
 //! The command line, run as a program.
 
+mod bench;
 mod cache;
 mod help;
 mod kernels;

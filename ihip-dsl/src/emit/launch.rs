@@ -164,6 +164,8 @@ pub enum Buffer {
     Partials,
     /// f32 `[query_heads][splits][2]`: a split's largest score (base 2) and its sum.
     PartialSums,
+    /// u32 `[query_heads]`: splits that have been written, by the heads that share a block of threads. Zero between launches.
+    Arrivals,
 }
 
 impl Buffer {
@@ -192,6 +194,7 @@ impl Buffer {
             Self::CachedCount => "cached_count".to_owned(),
             Self::Partials => "partials".to_owned(),
             Self::PartialSums => "partial_sums".to_owned(),
+            Self::Arrivals => "arrivals".to_owned(),
         }
     }
 
@@ -219,6 +222,7 @@ impl Buffer {
             Self::CachedCount => "[rankings]",
             Self::Partials => "[query_heads, splits, head_dim]",
             Self::PartialSums => "[query_heads, splits, 2]",
+            Self::Arrivals => "[query_heads]",
         }
     }
 }

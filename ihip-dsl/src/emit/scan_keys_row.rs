@@ -12,6 +12,8 @@ use crate::{PrunedLayer, ScanRope, StagePlan};
 
 /// Keys of a chunk that a team of lanes loads at a time.
 const AT_ONCE: usize = 4;
+/// The same where it turns them: a turned key takes twice the registers.
+const TURNED_AT_ONCE: usize = 2;
 
 /// Constants of the kernel.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,7 +86,7 @@ impl ScanKeysRow {
         if self.source() == Source::Keys {
             writer.float("LOWEST", f32::MIN, "below every product").constant(
                 "AT_ONCE",
-                AT_ONCE.min(plan.chunk),
+                if row.turns_keys() { TURNED_AT_ONCE } else { AT_ONCE }.min(plan.chunk),
                 "keys of a chunk that a team loads at a time",
             );
         }

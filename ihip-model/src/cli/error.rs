@@ -116,6 +116,14 @@ pub(super) enum Error {
         /// What was asked for.
         model: String,
     },
+    /// A layer beyond the model's.
+    #[error("there is no layer {layer}: the model has {layers}, counted from 0")]
+    NoSuchLayer {
+        /// The layer asked for.
+        layer: usize,
+        /// Layers of the model.
+        layers: usize,
+    },
     /// A step longer than what it ends.
     #[error("--rows {rows} is more than the {context} tokens of the context: give at most as many")]
     MoreRowsThanTokens {

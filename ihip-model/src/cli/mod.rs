@@ -5,6 +5,7 @@
 //! refused before any work; 130 interrupted.
 
 mod arguments;
+mod bench;
 mod cache;
 mod device;
 mod error;
@@ -40,6 +41,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Bench(bench::Bench),
     Cache(cache::Cache),
     Generate(generate::Generate),
     Kernels(kernels::Kernels),
@@ -60,6 +62,7 @@ pub fn main() -> ExitCode {
         }
     };
     let outcome = match arguments.command {
+        Command::Bench(command) => command.run(),
         Command::Cache(command) => command.run(),
         Command::Generate(command) => command.run(),
         Command::Kernels(command) => command.run(),

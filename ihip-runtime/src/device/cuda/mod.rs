@@ -11,6 +11,7 @@ mod launch;
 mod linear;
 mod memory;
 mod runner;
+mod timing;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -21,11 +22,12 @@ use cudarc::driver::{CudaContext, CudaStream};
 use half::bf16;
 use ihip_dsl::Plan;
 use ihip_dsl::emit::model::{BLOCK_ELEMENTS, MAX_TOKENS, ModelKernel};
-use ihip_dsl::emit::{Activation, Element, Program};
+use ihip_dsl::emit::{Activation, Element, Launch, Program};
 use rayon::prelude::*;
 
 pub use cache::CudaCache;
 pub use runner::{KernelArgument, KernelBuffer, KernelRunner};
+pub use timing::{AttentionTimer, Ceilings, TimedLayer};
 
 use self::cache::{MOST_GRAPHS, Recording};
 use self::launch::{Function, Loader, Operand};
@@ -151,6 +153,17 @@ impl CudaDevice {
         let name = kernel.name(self.precision.weights());
         let function = self.model.get(&name).ok_or(Error::NotInPlan { name })?;
         function.launch(&self.stream, grid, operands)
+    }
+
+    /// One launch of `layer`'s attention; `activations` are projections and output.
+    fn launch_in(&self, cache: &CudaCache, launch: &Launch, layer: usize, activations: [CUdeviceptr; 2]) -> Result<()> {
+        let arguments = launch.arguments.iter();
+        let operands = arguments.map(|value| cache.operand(*value, layer, activations)).collect::<Result<Vec<_>>>()?;
+        let function = cache
+            .kernels
+            .get(&launch.kernel)
+            .ok_or_else(|| Error::NotInPlan { name: format!("kernel {}", launch.kernel) })?;
+        function.launch(&self.stream, launch.grid, &operands)
     }
 
     /// Where an operation writes the inputs of a matrix product.
@@ -375,19 +388,7 @@ impl Device for CudaDevice {
     fn attention(&mut self, cache: &mut CudaCache, layer: usize, qkv: &CudaTensor, out: &mut CudaTensor) -> Result<()> {
         let activations = [self.single(qkv, qkv.columns, "the attention")?, self.named(&out.single)];
         out.held = Element::F32;
-        for launch in cache.launches(layer) {
-            let operands = launch
-                .arguments
-                .iter()
-                .map(|value| cache.operand(*value, layer, activations))
-                .collect::<Result<Vec<_>>>()?;
-            let function = cache
-                .kernels
-                .get(&launch.kernel)
-                .ok_or_else(|| Error::NotInPlan { name: format!("kernel {}", launch.kernel) })?;
-            function.launch(&self.stream, launch.grid, &operands)?;
-        }
-        Ok(())
+        cache.launches(layer).iter().try_for_each(|launch| self.launch_in(cache, launch, layer, activations))
     }
 
     fn block_lists(&mut self, cache: &CudaCache, layer: usize) -> Result<Option<BlockLists>> {

@@ -54,6 +54,14 @@ impl KernelRunner {
         Buffer::new(&self.stream, "a kernel's buffer", bytes, true).map(KernelBuffer)
     }
 
+    /// Compiles `kernels` side by side, so that their first launches do not.
+    ///
+    /// # Errors
+    /// A kernel that does not compile or load.
+    pub fn load(&mut self, kernels: &[Kernel]) -> Result<()> {
+        self.loader.load(kernels.to_vec()).map(|_| ())
+    }
+
     /// Launches `grid` blocks of `kernel`; [`KernelBuffer::read`] waits for them.
     ///
     /// # Errors
