@@ -194,6 +194,7 @@ impl Buffer {
             Self::CachedCount => "cached_count".to_owned(),
             Self::Partials => "partials".to_owned(),
             Self::PartialSums => "partial_sums".to_owned(),
+            Self::Arrivals => "arrivals".to_owned(),
         }
     }
 
@@ -221,6 +222,7 @@ impl Buffer {
             Self::CachedCount => "[rankings]",
             Self::Partials => "[query_heads, splits, head_dim]",
             Self::PartialSums => "[query_heads, splits, 2]",
+            Self::Arrivals => "[query_heads]",
         }
     }
 }

@@ -260,7 +260,7 @@ impl<'a> Subject<'a> {
         &self,
         phase: usize,
         lists: &[BlockList],
-        file: &dyn Fn(&str, Vec<u8>) -> Result<File, ExportError>,
+        file: &impl Fn(&str, Vec<u8>) -> Result<File, ExportError>,
     ) -> Result<Option<Lists>, ExportError> {
         let LayerPlan::Pruned(kind) = self.program.plan().phases(self.layer)[phase] else { return Ok(None) };
         if kind.stages.is_empty() {

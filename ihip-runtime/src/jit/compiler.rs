@@ -64,9 +64,12 @@ pub enum Progress<'a> {
     Ends,
 }
 
+/// What hears of [`Progress`].
+type Listener = dyn Fn(Progress<'_>) + Send + Sync;
+
 /// Whoever wants to hear of [`Progress`], from whichever thread.
 #[derive(Clone, Default)]
-pub struct Watch(Option<Arc<dyn Fn(Progress<'_>) + Send + Sync>>);
+pub struct Watch(Option<Arc<Listener>>);
 
 impl Watch {
     /// Calls `watch` at every step.
