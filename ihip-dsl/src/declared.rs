@@ -315,6 +315,7 @@ impl Range {
 }
 
 /// The elements of `list`, for constants.
+#[expect(clippy::ptr_arg, reason = "a constant cannot dereference it on its own")]
 pub(crate) const fn slice<'l, T: Clone>(list: &'l Cow<'static, [T]>) -> &'l [T] {
     match list {
         Cow::Borrowed(list) => list,

@@ -49,6 +49,26 @@ fn every_mode_has_a_heading_on_the_page_of_its_word_and_every_heading_a_mode() {
 }
 
 #[test]
+fn one_table_has_every_word_with_what_it_takes() {
+    let pages = pages();
+    let (_, table) = pages.iter().find(|(page, _)| page == "docs/src/words/README.md").expect("the page is there");
+    let row = |(place, word): (Place, &Word)| {
+        let takes = match word.takes {
+            Takes::Number { least, most } => format!("{} to {}", grouped(least), grouped(most)),
+            Takes::Mode(modes) => modes.iter().map(|mode| format!("`{mode}`")).collect::<Vec<_>>().join(", "),
+            Takes::Nothing => String::new(),
+            Takes::Block(_) => "braces".to_owned(),
+            Takes::Layers(_) => "layers and braces".to_owned(),
+        };
+        format!("| {place} | [`{0}`]({0}.md) | {takes} |", word.name)
+    };
+    let rows: Vec<_> = words().map(row).collect();
+    let listed: Vec<_> =
+        table.lines().filter(|line| line.contains("](")).filter(|line| line.starts_with('|')).collect();
+    assert_eq!(listed.join("\n"), rows.join("\n"));
+}
+
+#[test]
 fn every_page_has_its_sections_and_says_the_limits() {
     let pages = word_pages();
     for (_, word) in words() {
