@@ -63,7 +63,8 @@ fn one_table_has_every_word_with_what_it_takes() {
         format!("| {place} | [`{0}`]({0}.md) | {takes} |", word.name)
     };
     let rows: Vec<_> = words().map(row).collect();
-    let listed: Vec<_> = table.lines().filter(|line| line.contains("](")).filter(|line| line.starts_with('|')).collect();
+    let listed: Vec<_> =
+        table.lines().filter(|line| line.contains("](")).filter(|line| line.starts_with('|')).collect();
     assert_eq!(listed.join("\n"), rows.join("\n"));
 }
 
