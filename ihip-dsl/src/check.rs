@@ -18,6 +18,8 @@ use crate::{AttendRope, ChunkScore, Descent, Pipeline, Probe, Ranking, Represent
 
 /// Name that the command line gives to attention without pruning.
 const DENSE: &str = "dense";
+/// Letters of a name at most: files are called by the names of kernels, and these have more to say than the pipeline's.
+const MOST_NAME: usize = 64;
 /// Clashes that are told at most.
 const MOST_CLASHES: usize = 64;
 
@@ -110,8 +112,8 @@ pub fn names<'a, L: Clone + 'a>(names: impl Iterator<Item = &'a Located<String, 
 pub(crate) fn name<L: Clone>(name: &Located<String, L>, errors: &mut Errors<L>) {
     let Located { value: name, at } = name;
     let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    if !plain || !name.starts_with(|c: char| c.is_ascii_alphabetic()) {
-        errors.push(at.clone(), Rule::InvalidName { name: name.to_owned() });
+    if !plain || !name.starts_with(|c: char| c.is_ascii_alphabetic()) || name.len() > MOST_NAME {
+        errors.push(at.clone(), Rule::InvalidName { name: name.to_owned(), most: MOST_NAME });
     } else if name.eq_ignore_ascii_case(DENSE) {
         errors.push(at.clone(), Rule::ReservedName { name: name.to_owned() });
     }
@@ -274,7 +276,7 @@ impl Clashes {
 
     const fn one_cache(&mut self, rotated: &Words, name: &'static str, other: &Words, other_name: &'static str) {
         let token = match (rotated.dense, rotated.get(Slot::AttendRope)) {
-            (Some(token), _) => token,
+            (Some(token), _) if token.index != Token::WRONG.index => token,
             (None, Field::Given(mode)) if is_rotated(mode) => mode.token,
             _ => return,
         };

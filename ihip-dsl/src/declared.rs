@@ -190,6 +190,8 @@ enum Opinion {
 impl Token {
     /// No token of this declaration.
     pub(crate) const ELSEWHERE: Self = Self { index: 0, depth: 0 };
+    /// A token that is in error already.
+    pub(crate) const WRONG: Self = Self { index: u32::MAX, depth: 0 };
 }
 
 impl Field {
@@ -313,6 +315,7 @@ impl Range {
 }
 
 /// The elements of `list`, for constants.
+#[expect(clippy::ptr_arg, reason = "a constant cannot dereference it on its own")]
 pub(crate) const fn slice<'l, T: Clone>(list: &'l Cow<'static, [T]>) -> &'l [T] {
     match list {
         Cow::Borrowed(list) => list,
@@ -342,7 +345,7 @@ impl Block {
     const fn opinion(&self, depth: u8) -> Opinion {
         match self.dense {
             Field::Given(Given { token, .. }) => Opinion::Dense(token.at(depth)),
-            Field::Wrong | Field::Later(_) => Opinion::Dense(self.here.at(depth)),
+            Field::Wrong | Field::Later(_) => Opinion::Dense(Token::WRONG),
             Field::Absent if slice(&self.fields).is_empty() && slice(&self.stages).is_empty() => Opinion::None,
             Field::Absent => Opinion::Pruned(self.here.at(depth)),
         }

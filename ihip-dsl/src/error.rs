@@ -78,10 +78,12 @@ pub enum Rule {
 
     // Names.
     /// A name that kernels cannot bear.
-    #[error("`{name}` becomes part of kernel names: use ASCII letters, digits and `_`, a letter first")]
+    #[error("`{name}` becomes part of kernel names: use at most {most} ASCII letters, digits and `_`, a letter first")]
     InvalidName {
         /// The name.
         name: String,
+        /// Letters at most.
+        most: usize,
     },
     /// A name that means something else already.
     #[error("`{name}` stands for attention without pruning: choose another name")]
@@ -214,7 +216,7 @@ impl Rule {
             Self::Unexpected { found: text, .. }
             | Self::MissingSeparator { after: text, .. }
             | Self::Toml { problem: text }
-            | Self::InvalidName { name: text }
+            | Self::InvalidName { name: text, .. }
             | Self::ReservedName { name: text }
             | Self::RepeatedName { name: text }
             | Self::UnknownParent { name: text, .. }

@@ -236,7 +236,8 @@ impl Reader {
             match &value {
                 Value::Scalar(scalar) => self.separator(input, separator, &word, scalar)?,
                 Value::Missing => {
-                    if Place::takes_nothing(&word.value) && !at_separator(input) {
+                    let left_out = input.is_empty() && separator == ',';
+                    if Place::takes_nothing(&word.value) && !at_separator(input) && !left_out {
                         let after = word.value.clone();
                         self.errors.push(word.at, Rule::MissingSeparator { after, separator });
                     }

@@ -159,6 +159,23 @@ impl Plan {
         }
     }
 
+    /// The plan of `layer` alone, as a model of one layer would have it: what is measured.
+    ///
+    /// # Panics
+    /// Where `layer` is not below [`Plan::layers`].
+    #[must_use]
+    pub fn alone(&self, layer: usize) -> Self {
+        let mut plan = Self { layers: Vec::new(), kinds: Vec::new(), offsets: vec![0], ..self.clone() };
+        for kind in self.phases(layer) {
+            if !plan.kinds.contains(kind) {
+                plan.kinds.push(kind.clone());
+            }
+        }
+        let decode = plan.kinds.len() - 1;
+        plan.layers.push(PhaseKinds { prefill: 0, decode });
+        plan
+    }
+
     /// Index of what a layer does, known already or not.
     fn kind(&mut self, attention: &Attention) -> usize {
         let kind = match attention {

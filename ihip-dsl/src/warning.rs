@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::check::block_of;
-use crate::declared::{Declared, Given, Phase, Slot, StageSlot, Token, Words};
+use crate::declared::{Declared, Field, Given, Phase, Slot, StageSlot, Token, Words};
 
 /// Something that a pipeline may do and hardly anybody wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +70,7 @@ impl Warning {
             }
         }
         let keeps = stages.iter().skip(1).map(|stage| stage.get(StageSlot::Keep)).chain([words.get(Slot::Keep)]);
-        let keeps: Vec<_> = keeps.map(|keep| keep.given()).collect();
+        let keeps: Vec<_> = keeps.map(Field::given).collect();
         for pair in keeps.windows(2) {
             if let [Some(before), Some(keep)] = pair
                 && keep.value > before.value

@@ -6,6 +6,7 @@ extern crate self as ihip_model;
 pub mod chat;
 pub mod cli;
 mod error;
+pub mod export;
 pub mod fetch;
 pub mod gallery;
 pub mod generate;

@@ -161,6 +161,6 @@ impl Session {
 }
 
 /// The end of the segment that `position` lies in.
-fn segment_end(position: usize) -> usize {
+pub(crate) fn segment_end(position: usize) -> usize {
     (position / SEGMENT + 1) * SEGMENT
 }

@@ -100,15 +100,17 @@ fn a_dense_pipeline_prunes_where_it_says_how() {
     insta::assert_snapshot!(pipeline, @r"
     pub Half {
         refresh staggered;
+
         prefill {
             dense;
         }
+
         decode {
             query_block 64; sink 4; window 64;
             rope { attend none }
         }
 
-        layers 3..=3 {
+        layers 3 {
             dense;
         }
     }

@@ -1,4 +1,5 @@
-//! Decoding: attention of one query, split over the chip by keys, and the merge of the splits.
+//! Decoding in a dense layer without tensor cores, for caches of f32: attention of one query, split over the chip by
+//! keys, and the merge of the splits.
 
 use super::functions::{CACHE_ROW, QUADS, Shape, step_words};
 use super::launch::Element;
@@ -6,7 +7,6 @@ use super::tile::Tile;
 use super::visible::{Phase, Visible};
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel};
-use crate::{LayerPlan, Ranking};
 
 const THREADS: usize = 128;
 /// Keys that a block of threads holds at a time.
@@ -20,52 +20,27 @@ const MERGE_PARTS: usize = 4;
 
 /// Constants of the kernel.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct SplitAttend {
+pub(crate) struct SplitDense {
     shape: Shape,
-    visible: Visible,
 }
 
-impl SplitAttend {
-    pub(crate) fn new(shape: Shape, kind: &LayerPlan) -> Self {
-        // A list is read as it stands: how many queries share it in prefill does not matter here.
-        let visible = match Visible::new(kind) {
-            Visible::Pruned { sink, window, block, keep_blocks, ranking, rope, .. } => {
-                Visible::Pruned { sink, window, query_block: 1, block, keep_blocks, ranking, rope }
-            }
-            all @ Visible::All => all,
-        };
-        Self { shape, visible }
+impl SplitDense {
+    pub(crate) const fn new(shape: Shape) -> Self {
+        Self { shape }
     }
 
     pub(crate) fn stem(&self, pipeline: &str) -> String {
-        self.visible.stem(pipeline, Phase::Decode, self.shape)
+        Visible::All.stem(pipeline, Phase::Decode, self.shape)
     }
 
-    /// Query heads of a group that one block of threads serves with the same keys: one where each has a list of its
-    /// own.
+    /// Query heads of a group that one block of threads serves with the same keys.
     fn heads(&self) -> usize {
-        if self.visible.ranking() == Ranking::Each {
-            return 1;
-        }
         (1..=8).rev().find(|heads| self.shape.group().is_multiple_of(*heads)).unwrap_or(1)
     }
 
     /// Pieces that the keys are split into: fixed, so that a result never depends on the chip.
     pub(crate) fn splits(&self) -> usize {
-        match self.visible {
-            Visible::All => (DENSE_BLOCKS / self.blocks_of_split()).clamp(1, DENSE_SPLITS),
-            Visible::Pruned { .. } => self.pieces().iter().sum(),
-        }
-    }
-
-    /// Splits of list, sinks and window; none holds keys of two of them.
-    fn pieces(&self) -> [usize; 3] {
-        match self.visible {
-            Visible::All => [0; 3],
-            Visible::Pruned { sink, window, block, keep_blocks, .. } => {
-                [block * keep_blocks, sink, window].map(|keys| keys.div_ceil(TILE_KEYS))
-            }
-        }
+        (DENSE_BLOCKS / self.blocks_of_split()).clamp(1, DENSE_SPLITS)
     }
 
     fn blocks_of_split(&self) -> usize {
@@ -82,44 +57,10 @@ impl SplitAttend {
     }
 
     pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
-        let dense = self.visible == Visible::All;
-        let (heading, family) = if dense {
-            (
-                "Decoding in a dense layer: causal attention of one query over one of SPLITS pieces of the keys.\n\
-                 A block of threads takes HEADS query heads of a group.",
-                Family::Dense,
-            )
-        } else {
-            (
-                "Decoding: attention of one query over 64 of its keys: of the kept blocks, of the sinks, or of the window.\n\
-                 A block of threads takes HEADS query heads of a group.",
-                Family::Attend,
-            )
-        };
-        let origin = if dense { "dense" } else { "attend" };
-        let mut writer = Writer::new(heading, &format!("{pipeline}, {origin}"));
+        let heading = "Decoding in a dense layer: causal attention of one query over one of SPLITS pieces of the keys.\n\
+                       A block of threads takes HEADS query heads of a group.";
+        let mut writer = Writer::new(heading, &format!("{pipeline}, dense"));
         self.shape.constants(&mut writer);
-        if let Visible::Pruned { sink, window, block, keep_blocks, .. } = self.visible {
-            writer.constant("SINK", sink, "first tokens, which every query sees").constant(
-                "WINDOW",
-                window,
-                "most recent tokens, which every query sees",
-            );
-            if self.visible.has_list() {
-                writer.constant("BLOCK", block, "tokens of a block of the list").constant(
-                    "KEEP",
-                    keep_blocks,
-                    "entries of the list; beyond its count they are not read",
-                );
-            }
-            self.visible.extension_constants(&mut writer, self.shape);
-            let [listed, sinks, _] = self.pieces();
-            writer.constant("LISTED_SPLITS", listed, "pieces of the list, the first ones").constant(
-                "SINK_SPLITS",
-                sinks,
-                "pieces of the sinks, which follow; the rest is the window's",
-            );
-        }
         writer
             .constant("SPLITS", self.splits(), "pieces of the keys")
             .constant("HEADS", self.heads(), "query heads of a block of threads: they share the keys")
@@ -141,22 +82,10 @@ impl SplitAttend {
             )
             .float("LOWEST", f32::MIN, "below every score");
         writer.text(QUADS).text(CACHE_ROW);
-        self.visible.functions(&mut writer);
         writer.text(&format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const Cached* __restrict__ values, const unsigned* __restrict__ page_table,\n   {} float* partials, float* partial_sums) {{",
-            self.visible.parameters()
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const Cached* __restrict__ values, const unsigned* __restrict__ page_table, float* partials, float* partial_sums) {{"
         ));
-        writer.more(&PLACE.replace("$POSITIONS", self.visible.position_array()));
-        if !dense {
-            writer.more(&self.visible.origin(Phase::Decode));
-        }
-        let turn = if self.visible.rotates() {
-            "        rotate(x, y, rope_table[(position - origin) * HALF + element]);\n"
-        } else {
-            ""
-        };
-        writer.text(&QUERIES.replace("$TURN\n", turn));
-        writer.text(&self.slots());
+        writer.more(PLACE).text(QUERIES).text(DENSE_SLOTS);
         let tile = |from, to| Tile {
             from,
             to,
@@ -166,60 +95,20 @@ impl SplitAttend {
             loads: 16,
             indent: 8,
         };
-        writer.more(&self.visible.load_keys(&tile("keys", "key_tile")));
+        writer.more(&tile("keys", "key_tile").load_plain());
         writer.more(&tile("values", "value_tile").load_plain());
         writer.more(ATTEND);
-        let mut arguments = self.visible.arguments(self.shape);
+        let mut arguments = Visible::All.arguments(self.shape);
         arguments.push(Argument { name: "partials", kind: ArgumentKind::Output(Element::F32) });
         arguments.push(Argument { name: "partial_sums", kind: ArgumentKind::Output(Element::F32) });
         Kernel {
             name: name.to_owned(),
-            family,
+            family: Family::Dense,
             text: writer.finish(),
             arguments,
             threads: THREADS as u32,
             shared_bytes: self.shared_bytes() as u32,
         }
-    }
-
-    /// Opens the loop over the split's tiles and fills the slots of one.
-    fn slots(&self) -> String {
-        if self.visible == Visible::All {
-            return DENSE_SLOTS.to_owned();
-        }
-        let listed = if self.visible.has_list() {
-            format!(
-                r"            if (split < LISTED_SPLITS) {{
-                const int slot = split * TILE_KEYS + thread;
-                if (slot < count * BLOCK) token = list[slot / BLOCK] + slot % BLOCK;
-                if (token < SINK || position - token < WINDOW) token = NOWHERE;  // seen as a sink or in the window{}
-            }} else ",
-                self.visible.place_listed(Phase::Decode, "at", "slot")
-            )
-        } else {
-            "            ".to_owned()
-        };
-        let (declared, store) = (self.visible.declare("at"), self.visible.store("at"));
-        format!(
-            r"    // A split is one tile.
-    for (int tile = 0; tile < 1; ++tile) {{
-        if (thread < TILE_KEYS) {{
-            int token = NOWHERE{declared};
-{listed}if (split < LISTED_SPLITS + SINK_SPLITS) {{
-                const int sink = (split - LISTED_SPLITS) * TILE_KEYS + thread;
-                if (sink < SINK && position - sink >= WINDOW) token = sink;{}
-            }} else {{
-                const int recent = position - WINDOW + 1 + (split - LISTED_SPLITS - SINK_SPLITS) * TILE_KEYS + thread;
-                if (recent >= 0 && recent <= position) token = recent;{}
-            }}
-            slot_token[thread] = token;
-            slot_row[thread] = cache_row(page_table, max(token, 0), kv_head);
-{store}        }}
-        sync_block();
-",
-            self.visible.place_sink(Phase::Decode, "at", "sink"),
-            self.visible.place_recent("at", "recent")
-        )
     }
 }
 
@@ -229,7 +118,7 @@ const PLACE: &str = r"
     float* const queries = value_tile + TILE_KEYS * STRIDE;     // [HEADS][STRIDE]
     float* const weights = queries + HEADS * STRIDE;            // [HEADS][TILE_KEYS]
     SHARED(int, slot_token, TILE_KEYS);
-$POSITIONS    SHARED(unsigned, slot_row, TILE_KEYS);
+    SHARED(unsigned, slot_row, TILE_KEYS);
     SHARED(float, largest, HEADS);
     SHARED(float, total, HEADS);
     SHARED(float, scale, HEADS);
@@ -245,7 +134,6 @@ const QUERIES: &str = r"
         const Activation* const from =
             &qkv[static_cast<unsigned long long>(first_row) * QKV_ROW + (first_head + head) * HEAD_DIM + element];
         float x = to_float(from[0]) * QUERY_SCALE, y = to_float(from[HALF]) * QUERY_SCALE;
-$TURN
         queries[head * STRIDE + element] = x;
         queries[head * STRIDE + element + HALF] = y;
     }

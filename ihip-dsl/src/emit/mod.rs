@@ -2,19 +2,25 @@
 
 mod append;
 mod attend;
+mod attend_row;
+mod attend_tiles;
 mod decode;
+mod dense_row;
 mod extend;
 mod functions;
 pub mod launch;
+pub mod measure;
 pub mod model;
 mod normalise;
 mod program;
 mod row;
 mod rows;
 mod scan;
+mod scan_columns;
 mod scan_keys;
 mod scan_keys_row;
 mod scan_row;
+mod scan_tiles;
 mod score;
 mod scoring;
 mod select;
@@ -60,6 +66,8 @@ pub enum Family {
     Merge,
     /// Everything of the model that is not attention: norms, embedding, activation, sampling.
     Model,
+    /// What only measurements run.
+    Measure,
 }
 
 impl Family {
@@ -74,6 +82,7 @@ impl Family {
             Self::Dense => "dense",
             Self::Merge => "merge",
             Self::Model => "model",
+            Self::Measure => "measure",
         }
     }
 }

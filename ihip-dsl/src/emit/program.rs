@@ -5,13 +5,17 @@ use thiserror::Error;
 use super::Kernel;
 use super::append::Append;
 use super::attend::Attend;
-use super::decode::{Merge, SplitAttend};
+use super::attend_row::AttendRow;
+use super::attend_tiles::AttendTiles;
+use super::decode::{Merge, SplitDense};
+use super::dense_row::DenseRow;
 use super::functions::Shape;
 use super::launch::{Activation, Buffer, Element, Extent, Launch, Storage, Value};
 use super::score::{Score, row_storage};
 use super::scoring::{Operand, Stride, strides};
 use super::select::Select;
 use super::summarise::Summarise;
+use super::visible::MOST_TEAMS;
 use super::writer::snake_case;
 use crate::rope::{Branch, Extension, ScanDistance};
 use crate::{AttendRope, LayerPlan, Plan, PrunedLayer};
@@ -33,7 +37,10 @@ enum Unit {
     Score(Score),
     Select(Select),
     Attend(Attend),
-    SplitAttend(SplitAttend),
+    AttendTiles(AttendTiles),
+    AttendRow(AttendRow),
+    DenseRow(DenseRow),
+    SplitDense(SplitDense),
     Merge(Merge),
 }
 
@@ -45,7 +52,10 @@ impl Unit {
             Self::Score(unit) => unit.stem(pipeline),
             Self::Select(unit) => unit.stem(pipeline),
             Self::Attend(unit) => unit.stem(pipeline),
-            Self::SplitAttend(unit) => unit.stem(pipeline),
+            Self::AttendTiles(unit) => unit.stem(pipeline),
+            Self::AttendRow(unit) => unit.stem(pipeline),
+            Self::DenseRow(unit) => unit.stem(pipeline),
+            Self::SplitDense(unit) => unit.stem(pipeline),
             Self::Merge(unit) => unit.stem(pipeline),
         }
     }
@@ -57,7 +67,10 @@ impl Unit {
             Self::Score(unit) => unit.emit(pipeline, name),
             Self::Select(unit) => unit.emit(pipeline, name),
             Self::Attend(unit) => unit.emit(pipeline, name),
-            Self::SplitAttend(unit) => unit.emit(pipeline, name),
+            Self::AttendTiles(unit) => unit.emit(pipeline, name),
+            Self::AttendRow(unit) => unit.emit(pipeline, name),
+            Self::DenseRow(unit) => unit.emit(pipeline, name),
+            Self::SplitDense(unit) => unit.emit(pipeline, name),
             Self::Merge(unit) => unit.emit(pipeline, name),
         }
     }
@@ -153,7 +166,9 @@ impl Program {
                     window.max(extended(Extension::SelfExtend, layer.query_block))
                 }
             };
-            scan.max(attend)
+            // A decoding step finds angles by turning others by so many positions.
+            let onward = if layer.attend_rope == AttendRope::None { 0 } else { MOST_TEAMS + 1 };
+            scan.max(attend).max(onward)
         });
         positions.max().unwrap_or(0)
     }
@@ -198,11 +213,18 @@ impl Program {
             counts.fold((0, 0), |(blocks, rows), (count, keep)| (blocks.max(count * keep), rows.max(count)));
         push(Buffer::Blocks, Element::I32, blocks, false);
         push(Buffer::Counts, Element::I32, rows, false);
-        let splits =
-            self.plan.kinds().iter().map(|kind| SplitAttend::new(self.shape, kind).splits()).max().unwrap_or(0);
+        let splits = self.plan.kinds().iter().map(|kind| match kind {
+            LayerPlan::Pruned(layer) => AttendRow::new(self.shape, layer).splits(),
+            LayerPlan::Dense => match DenseRow::new(self.shape) {
+                Some(dense) => dense.splits(),
+                None => SplitDense::new(self.shape).splits(),
+            },
+        });
+        let splits = splits.max().unwrap_or(0);
         let partials = self.shape.query_heads() * splits;
         push(Buffer::Partials, Element::F32, partials * self.shape.head_dim(), false);
         push(Buffer::PartialSums, Element::F32, partials * 2, false);
+        push(Buffer::Arrivals, Element::U32, self.shape.query_heads(), true);
         storage
     }
 
@@ -240,9 +262,8 @@ impl Program {
         let mut launches = self.append(layer, rows);
         let kind = self.plan.prefill(layer);
         let LayerPlan::Pruned(layer) = kind else {
-            let attend = Attend::new(self.shape, kind);
-            let grid = attend.grid(rows);
-            launches.push(self.launch(&Unit::Attend(attend), grid, dense_arguments()));
+            let (attend, grid) = attend_of(self.shape, kind, rows);
+            launches.push(self.launch(&attend, grid, dense_arguments()));
             return launches;
         };
         for stage in 0..layer.stages.len() {
@@ -254,10 +275,9 @@ impl Program {
             let blocks = rows.div_ceil(layer.stages[stage].query_block);
             launches.push(self.select(layer, stage, blocks, parents, [Buffer::Blocks, Buffer::Counts], extent));
         }
-        let attend = Attend::new(self.shape, kind);
-        let grid = attend.grid(rows);
+        let (attend, grid) = attend_of(self.shape, kind, rows);
         let arguments = attend_arguments(layer, [Buffer::Blocks, Buffer::Counts], &[Buffer::Out]);
-        launches.push(self.launch(&Unit::Attend(attend), grid, arguments));
+        launches.push(self.launch(&attend, grid, arguments));
         launches
     }
 
@@ -265,18 +285,10 @@ impl Program {
     /// all. Nothing in the list depends on the step.
     #[must_use]
     pub fn decode(&self, layer: usize, extent: Extent, restart: Option<usize>) -> Vec<Launch> {
-        let plan = self.plan.decode(layer);
         let mut launches = self.append(layer, 1);
-        let split = SplitAttend::new(self.shape, plan);
-        let (splits, grid) = (split.splits(), split.grid());
-        let partials = [Buffer::Partials, Buffer::PartialSums];
-        match plan {
-            LayerPlan::Dense => {
-                let mut arguments = dense_arguments();
-                arguments.pop();
-                arguments.extend(partials.map(Value::Buffer));
-                launches.push(self.launch(&Unit::SplitAttend(split), grid, arguments));
-            }
+        let outputs = [Buffer::Partials, Buffer::PartialSums, Buffer::Arrivals, Buffer::Out];
+        match self.plan.decode(layer) {
+            LayerPlan::Dense => launches.extend(self.dense_row(outputs)),
             LayerPlan::Pruned(layer) => {
                 for stage in restart.unwrap_or(layer.stages.len())..layer.stages.len() {
                     let parents = |stage| Buffer::CachedLists { stage };
@@ -288,19 +300,33 @@ impl Program {
                     let last = [Buffer::CachedBlocks, Buffer::CachedCount];
                     launches.push(self.select(layer, stage, 1, parents, last, extent));
                 }
-                let arguments = attend_arguments(layer, [Buffer::CachedBlocks, Buffer::CachedCount], &partials);
-                launches.push(self.launch(&Unit::SplitAttend(split), grid, arguments));
+                let arguments = attend_arguments(layer, [Buffer::CachedBlocks, Buffer::CachedCount], &outputs);
+                let attend = AttendRow::new(self.shape, layer);
+                let grid = attend.grid();
+                launches.push(self.launch(&Unit::AttendRow(attend), grid, arguments));
             }
         }
-        let merge = [Buffer::Step, Buffer::Partials, Buffer::PartialSums, Buffer::Out].map(Value::Buffer);
-        let mut arguments = merge.to_vec();
-        arguments.push(Value::I32(splits as i32));
-        launches.push(self.launch(
-            &Unit::Merge(Merge::new(self.shape)),
-            [self.shape.geometry.query_heads, 1, 1],
-            arguments,
-        ));
         launches
+    }
+
+    /// Launches of one query over every key.
+    fn dense_row(&self, outputs: [Buffer; 4]) -> Vec<Launch> {
+        let mut arguments = dense_arguments();
+        arguments.pop();
+        if let Some(dense) = DenseRow::new(self.shape) {
+            arguments.extend(outputs.map(Value::Buffer));
+            let grid = dense.grid();
+            return vec![self.launch(&Unit::DenseRow(dense), grid, arguments)];
+        }
+        let dense = SplitDense::new(self.shape);
+        let (grid, splits) = (dense.grid(), dense.splits());
+        arguments.extend([Buffer::Partials, Buffer::PartialSums].map(Value::Buffer));
+        let mut merged = [Buffer::Step, Buffer::Partials, Buffer::PartialSums, Buffer::Out].map(Value::Buffer).to_vec();
+        merged.push(Value::I32(splits as i32));
+        vec![
+            self.launch(&Unit::SplitDense(dense), grid, arguments),
+            self.launch(&Unit::Merge(Merge::new(self.shape)), [self.shape.geometry.query_heads, 1, 1], merged),
+        ]
     }
 
     /// Final block lists of a call of `rows` rows: one for each query block and ranking.
@@ -407,6 +433,17 @@ impl Program {
     }
 }
 
+/// The kernel that attends in prefill, and its blocks of threads for `rows` rows.
+fn attend_of(shape: Shape, kind: &LayerPlan, rows: usize) -> (Unit, [u32; 3]) {
+    if let Some(attend) = AttendTiles::new(shape, kind) {
+        let grid = attend.grid(rows);
+        return (Unit::AttendTiles(attend), grid);
+    }
+    let attend = Attend::new(shape, kind);
+    let grid = attend.grid(rows);
+    (Unit::Attend(attend), grid)
+}
+
 /// Kernels that a layer of `kind` needs in the phases in which there is one, in the order in which it launches them.
 fn units_of(shape: Shape, kind: &LayerPlan, [prefill, decode]: [bool; 2]) -> Vec<Unit> {
     let mut units = vec![Unit::Append(Append::new(shape, kind.rotated_cache()))];
@@ -418,10 +455,15 @@ fn units_of(shape: Shape, kind: &LayerPlan, [prefill, decode]: [bool; 2]) -> Vec
             units.push(Unit::Select(Select::new(shape, layer, stage)));
         }
     }
-    units.extend(prefill.then(|| Unit::Attend(Attend::new(shape, kind))));
+    units.extend(prefill.then(|| attend_of(shape, kind, 1).0));
     if decode {
-        units.push(Unit::SplitAttend(SplitAttend::new(shape, kind)));
-        units.push(Unit::Merge(Merge::new(shape)));
+        match kind {
+            LayerPlan::Pruned(layer) => units.push(Unit::AttendRow(AttendRow::new(shape, layer))),
+            LayerPlan::Dense => units.extend(match DenseRow::new(shape) {
+                Some(dense) => vec![Unit::DenseRow(dense)],
+                None => vec![Unit::SplitDense(SplitDense::new(shape)), Unit::Merge(Merge::new(shape))],
+            }),
+        }
     }
     units
 }

@@ -4,9 +4,11 @@ use super::functions::Shape;
 use super::launch::Buffer;
 use super::normalise::Normalise;
 use super::scan::Scan;
+use super::scan_columns::ScanColumns;
 use super::scan_keys::ScanKeys;
 use super::scan_keys_row::ScanKeysRow;
 use super::scan_row::ScanRow;
+use super::scan_tiles::ScanTiles;
 use super::scoring::{self, Operand};
 use super::{Extent, Kernel};
 use crate::{PrunedLayer, StagePlan};
@@ -14,10 +16,14 @@ use crate::{PrunedLayer, StagePlan};
 /// One of them.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Score {
+    /// Prefill: halves chunks on tensor cores.
+    ScanTiles(ScanTiles),
     /// Prefill: halves chunks.
     Scan(Scan),
     /// Prefill: goes through the keys of chunks, or through those that the halving took.
     ScanKeys(ScanKeys),
+    /// Decoding: halves chunks on tensor cores.
+    ScanColumns(ScanColumns),
     /// Decoding: halves chunks.
     ScanRow(ScanRow),
     /// Decoding: goes through the keys of chunks.
@@ -32,7 +38,10 @@ impl Score {
         let plan = &layer.stages[stage];
         let mut scores = Vec::new();
         if let Some(halving) = scoring::halving(plan) {
-            scores.push(Self::Scan(Scan::new(shape, layer, stage, halving)));
+            scores.push(match ScanTiles::new(shape, layer, stage, halving) {
+                Some(scan) => Self::ScanTiles(scan),
+                None => Self::Scan(Scan::new(shape, layer, stage, halving)),
+            });
         }
         if scores.is_empty() || scoring::soft(plan) {
             scores.push(Self::ScanKeys(ScanKeys::new(shape, layer, stage)));
@@ -44,7 +53,10 @@ impl Score {
     /// Those of a decoding step.
     pub(super) fn decode(shape: Shape, layer: &PrunedLayer, stage: usize) -> Vec<Self> {
         let scan = match scoring::halving(&layer.stages[stage]) {
-            Some(halving) => Self::ScanRow(ScanRow::new(shape, layer, stage, halving)),
+            Some(halving) => match ScanColumns::new(shape, layer, stage, halving) {
+                Some(scan) => Self::ScanColumns(scan),
+                None => Self::ScanRow(ScanRow::new(shape, layer, stage, halving)),
+            },
             None => Self::ScanKeysRow(ScanKeysRow::new(shape, layer, stage)),
         };
         std::iter::once(scan).chain(normalise(shape, layer, stage)).collect()
@@ -52,8 +64,10 @@ impl Score {
 
     pub(super) fn stem(&self, pipeline: &str) -> String {
         match self {
+            Self::ScanTiles(score) => score.stem(pipeline),
             Self::Scan(score) => score.stem(pipeline),
             Self::ScanKeys(score) => score.stem(pipeline),
+            Self::ScanColumns(score) => score.stem(pipeline),
             Self::ScanRow(score) => score.stem(pipeline),
             Self::ScanKeysRow(score) => score.stem(pipeline),
             Self::Normalise(score) => score.stem(pipeline),
@@ -62,8 +76,10 @@ impl Score {
 
     pub(super) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
         match self {
+            Self::ScanTiles(score) => score.emit(pipeline, name),
             Self::Scan(score) => score.emit(pipeline, name),
             Self::ScanKeys(score) => score.emit(pipeline, name),
+            Self::ScanColumns(score) => score.emit(pipeline, name),
             Self::ScanRow(score) => score.emit(pipeline, name),
             Self::ScanKeysRow(score) => score.emit(pipeline, name),
             Self::Normalise(score) => score.emit(pipeline, name),
@@ -73,8 +89,10 @@ impl Score {
     /// Blocks of threads for `rows` queries and lists of `chunks` chunks.
     pub(super) fn grid(&self, rows: usize, chunks: usize) -> [u32; 3] {
         match self {
+            Self::ScanTiles(score) => score.grid(rows, chunks),
             Self::Scan(score) => score.grid(rows, chunks),
             Self::ScanKeys(score) => score.grid(rows, chunks),
+            Self::ScanColumns(score) => score.grid(),
             Self::ScanRow(score) => score.grid(),
             Self::ScanKeysRow(score) => score.grid(),
             Self::Normalise(score) => score.grid(rows),
@@ -84,8 +102,10 @@ impl Score {
     /// What a launch passes before the strides; `parents` names the lists of the stage before.
     pub(super) fn operands(&self, parents: impl Fn(usize) -> Buffer) -> Vec<Operand> {
         match self {
+            Self::ScanTiles(score) => score.operands(parents),
             Self::Scan(score) => score.operands(parents),
             Self::ScanKeys(score) => score.operands(parents),
+            Self::ScanColumns(score) => score.operands(parents),
             Self::ScanRow(score) => score.operands(parents),
             Self::ScanKeysRow(score) => score.operands(parents),
             Self::Normalise(score) => score.operands(parents),

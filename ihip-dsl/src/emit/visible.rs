@@ -8,7 +8,7 @@ use super::tile::Tile;
 use super::writer::Writer;
 use super::{Argument, ArgumentKind};
 use crate::rope::Extension;
-use crate::{AttendRope, LayerPlan, Ranking};
+use crate::{AttendRope, LayerPlan, PrunedLayer, Ranking};
 
 /// The keys of a layer, by the constants that an attention kernel depends on.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,16 +50,21 @@ impl Visible {
     pub(crate) fn new(kind: &LayerPlan) -> Self {
         match kind {
             LayerPlan::Dense => Self::All,
-            LayerPlan::Pruned(layer) => Self::Pruned {
-                sink: layer.sink,
-                window: layer.window,
-                query_block: layer.query_block,
-                block: layer.block,
-                keep_blocks: if layer.stages.is_empty() { 0 } else { layer.keep_blocks },
-                // Without a list there is nothing to rank.
-                ranking: if layer.stages.is_empty() { Ranking::All } else { layer.ranking },
-                rope: layer.attend_rope,
-            },
+            LayerPlan::Pruned(layer) => Self::pruned(layer),
+        }
+    }
+
+    /// The keys of a pruned layer.
+    pub(crate) fn pruned(layer: &PrunedLayer) -> Self {
+        Self::Pruned {
+            sink: layer.sink,
+            window: layer.window,
+            query_block: layer.query_block,
+            block: layer.block,
+            keep_blocks: if layer.stages.is_empty() { 0 } else { layer.keep_blocks },
+            // Without a list there is nothing to rank.
+            ranking: if layer.stages.is_empty() { Ranking::All } else { layer.ranking },
+            rope: layer.attend_rope,
         }
     }
 
@@ -78,7 +83,7 @@ impl Visible {
     }
 
     /// Whether a key has two rotary positions, whose cosines and sines are blended.
-    fn blends(&self) -> bool {
+    pub(crate) fn blends(&self) -> bool {
         self.extension() == Some(Extension::DynamicExtend)
     }
 
@@ -99,6 +104,16 @@ impl Visible {
             (false, _) => keys.load_plain(),
             (true, false) => keys.load_turned(),
             (true, true) => keys.load_blended(),
+        }
+    }
+
+    /// For keys in registers, `TEAMS` slots apart: what is loaded before the first, what leads to the next, and what
+    /// turns one.
+    pub(crate) fn follow_angles(&self) -> [&'static str; 3] {
+        match (self.rotates(), self.blends()) {
+            (false, _) => ["", "", ""],
+            (true, false) => [FIRST_ANGLES, NEXT_ANGLES, TURN],
+            (true, true) => ["", "", TURN_BLENDED],
         }
     }
 
@@ -320,4 +335,41 @@ impl Visible {
 
 const END_POSITION: &str = r"
     const int end_position = first_position + min(QUERY_BLOCK, rows - block * QUERY_BLOCK);
+";
+
+/// Positions that an angle is turned on by at most, one more than which the table has.
+pub(crate) const MOST_TEAMS: usize = 64;
+
+const FIRST_ANGLES: &str = r"
+    // Positions mostly follow one another: from a team's key to its next, angles turn by that of TEAMS positions.
+    int turned_to = slot_position[team];
+    float2 angle[4], onward[4];
+    for (int e = 0; e < 4; ++e) {
+        angle[e] = rope_table[turned_to * HALF + element + e];
+        onward[e] = rope_table[TEAMS * HALF + element + e];
+    }
+";
+
+const NEXT_ANGLES: &str = r"
+        if (slot_position[slot] != turned_to) {
+            const bool follows = slot_position[slot] == turned_to + TEAMS;
+            turned_to = slot_position[slot];
+            for (int e = 0; e < 4; ++e) {
+                if (follows) {
+                    rotate(angle[e].x, angle[e].y, onward[e]);
+                } else {
+                    angle[e] = rope_table[turned_to * HALF + element + e];
+                }
+            }
+        }
+";
+
+const TURN: &str = r"
+        for (int e = 0; e < 4; ++e) rotate(x[i].at[e], y[i].at[e], angle[e]);
+";
+
+const TURN_BLENDED: &str = r"
+        const float2* const angles = &rope_table[slot_position[slot] * HALF + element];
+        const float2* const extended = &rope_table[slot_extended[slot] * HALF + element];
+        for (int e = 0; e < 4; ++e) rotate(x[i].at[e], y[i].at[e], blend(angles[e], extended[e]));
 ";

@@ -5,6 +5,8 @@
 //! refused before any work; 130 interrupted.
 
 mod arguments;
+mod bench;
+mod cache;
 mod device;
 mod error;
 mod generate;
@@ -39,6 +41,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Bench(bench::Bench),
+    Cache(cache::Cache),
     Generate(generate::Generate),
     Kernels(kernels::Kernels),
     Pipelines(pipelines::Pipelines),
@@ -58,6 +62,8 @@ pub fn main() -> ExitCode {
         }
     };
     let outcome = match arguments.command {
+        Command::Bench(command) => command.run(),
+        Command::Cache(command) => command.run(),
         Command::Generate(command) => command.run(),
         Command::Kernels(command) => command.run(),
         Command::Pipelines(command) => command.run(),

@@ -71,6 +71,14 @@ impl Choice {
         if name == DENSE { Ok(Self::Dense) } else { pipeline(name).map(Self::Pipeline) }
     }
 
+    /// The pipeline, unless attention is dense.
+    pub(super) const fn pipeline(self) -> Option<&'static Pipeline> {
+        match self {
+            Self::Dense => None,
+            Self::Pipeline(pipeline) => Some(pipeline),
+        }
+    }
+
     /// Everything that can be chosen here.
     pub(super) fn all() -> Vec<Self> {
         registry::all().into_iter().map(Self::Pipeline).chain([Self::Dense]).collect()

@@ -187,6 +187,11 @@ impl CudaCache {
         Ok(())
     }
 
+    /// Keys and values of `layer`.
+    pub(super) fn keys_and_values(&self, layer: usize) -> &[Arc<Buffer>; 2] {
+        &self.layers[layer]
+    }
+
     /// The launches of the step at hand in `layer`.
     pub(super) fn launches(&self, layer: usize) -> Vec<Launch> {
         match &self.step.phase {

@@ -11,6 +11,7 @@ mod launch;
 mod linear;
 mod memory;
 mod runner;
+mod timing;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -21,18 +22,19 @@ use cudarc::driver::{CudaContext, CudaStream};
 use half::bf16;
 use ihip_dsl::Plan;
 use ihip_dsl::emit::model::{BLOCK_ELEMENTS, MAX_TOKENS, ModelKernel};
-use ihip_dsl::emit::{Activation, Element, Program};
+use ihip_dsl::emit::{Activation, Element, Launch, Program};
 use rayon::prelude::*;
 
 pub use cache::CudaCache;
 pub use runner::{KernelArgument, KernelBuffer, KernelRunner};
+pub use timing::{AttentionTimer, Ceilings, TimedLayer};
 
 use self::cache::{MOST_GRAPHS, Recording};
 use self::launch::{Function, Loader, Operand};
 use self::linear::{Products, Shape};
 use self::memory::{Buffer, failed};
-use super::{BlockLists, Device, Sampling};
-use crate::jit::{Architecture, Compiler};
+use super::{BlockLists, Compilation, Device, Sampling};
+use crate::jit::{Architecture, Compiler, Watch};
 use crate::session::SEGMENT;
 use crate::{Error, Result, Step};
 
@@ -108,10 +110,19 @@ impl CudaDevice {
     /// [`Error::NoSuchDevice`] where driver, GPU or cuBLASLt are missing, with what was found instead;
     /// [`Error::Jit`] where NVRTC is.
     pub fn new(ordinal: usize, precision: Precision) -> Result<Self> {
+        Self::watched(ordinal, precision, Watch::default())
+    }
+
+    /// The same; `watch` hears of every kernel that is compiled, now and later.
+    ///
+    /// # Errors
+    /// Those of [`CudaDevice::new`].
+    pub fn watched(ordinal: usize, precision: Precision, watch: Watch) -> Result<Self> {
         let context = driver::open(ordinal)?;
         let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
         let product = context.name().map_err(failed("cuDeviceGetName"))?;
-        let mut loader = Loader::new(context.clone(), Compiler::from_environment(architecture(&context)?)?);
+        let compiler = Compiler::from_environment(architecture(&context)?)?.for_gpu().watched(watch);
+        let mut loader = Loader::new(context.clone(), compiler);
         let weights = precision.weights();
         let kernels = ModelKernel::all(weights).into_iter().map(|kernel| kernel.emit(weights)).collect();
         Ok(Self {
@@ -142,6 +153,17 @@ impl CudaDevice {
         let name = kernel.name(self.precision.weights());
         let function = self.model.get(&name).ok_or(Error::NotInPlan { name })?;
         function.launch(&self.stream, grid, operands)
+    }
+
+    /// One launch of `layer`'s attention; `activations` are projections and output.
+    fn launch_in(&self, cache: &CudaCache, launch: &Launch, layer: usize, activations: [CUdeviceptr; 2]) -> Result<()> {
+        let arguments = launch.arguments.iter();
+        let operands = arguments.map(|value| cache.operand(*value, layer, activations)).collect::<Result<Vec<_>>>()?;
+        let function = cache
+            .kernels
+            .get(&launch.kernel)
+            .ok_or_else(|| Error::NotInPlan { name: format!("kernel {}", launch.kernel) })?;
+        function.launch(&self.stream, launch.grid, &operands)
     }
 
     /// Where an operation writes the inputs of a matrix product.
@@ -230,6 +252,10 @@ impl Device for CudaDevice {
 
     fn name(&self) -> String {
         self.name.clone()
+    }
+
+    fn compilation(&self) -> Compilation {
+        self.loader.compilation()
     }
 
     fn available_bytes(&self) -> Result<Option<u64>> {
@@ -362,19 +388,7 @@ impl Device for CudaDevice {
     fn attention(&mut self, cache: &mut CudaCache, layer: usize, qkv: &CudaTensor, out: &mut CudaTensor) -> Result<()> {
         let activations = [self.single(qkv, qkv.columns, "the attention")?, self.named(&out.single)];
         out.held = Element::F32;
-        for launch in cache.launches(layer) {
-            let operands = launch
-                .arguments
-                .iter()
-                .map(|value| cache.operand(*value, layer, activations))
-                .collect::<Result<Vec<_>>>()?;
-            let function = cache
-                .kernels
-                .get(&launch.kernel)
-                .ok_or_else(|| Error::NotInPlan { name: format!("kernel {}", launch.kernel) })?;
-            function.launch(&self.stream, launch.grid, &operands)?;
-        }
-        Ok(())
+        cache.launches(layer).iter().try_for_each(|launch| self.launch_in(cache, launch, layer, activations))
     }
 
     fn block_lists(&mut self, cache: &CudaCache, layer: usize) -> Result<Option<BlockLists>> {

@@ -1,0 +1,378 @@
+//! Decoding in a pruned layer: attention of one query, split over the chip by keys, and joined by whichever block of
+//! threads comes last.
+//!
+//! A step at this size is a chain of loads that wait for each other: list, page table, keys, partial results. So a block
+//! starts the loads of everything that it reads before it uses the first, and no second launch joins the splits.
+
+use super::functions::{CACHE_ROW, QUADS, Shape};
+use super::launch::{Activation, Element};
+use super::visible::{Phase, Visible};
+use super::writer::Writer;
+use super::{Argument, ArgumentKind, Family, Kernel};
+use crate::{PrunedLayer, Ranking};
+
+const THREADS: usize = 256;
+/// Keys of a split.
+const TILE_KEYS: usize = 128;
+
+/// Constants of the kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct AttendRow {
+    shape: Shape,
+    visible: Visible,
+}
+
+impl AttendRow {
+    pub(crate) fn new(shape: Shape, layer: &PrunedLayer) -> Self {
+        // A list is read as it stands: how many queries share it in prefill does not matter here.
+        Self { shape, visible: Visible::pruned(&PrunedLayer { query_block: 1, ..layer.clone() }) }
+    }
+
+    pub(crate) fn stem(&self, pipeline: &str) -> String {
+        self.visible.stem(pipeline, Phase::Decode, self.shape)
+    }
+
+    /// Query heads of a group that one block of threads serves with the same keys: one where each has a list of its
+    /// own.
+    fn heads(&self) -> usize {
+        if self.visible.ranking() == Ranking::Each {
+            return 1;
+        }
+        (1..=8).rev().find(|heads| self.shape.group().is_multiple_of(*heads)).unwrap_or(1)
+    }
+
+    /// Pieces that the keys are split into: fixed, so that a result never depends on the chip.
+    pub(crate) fn splits(&self) -> usize {
+        self.pieces().iter().sum()
+    }
+
+    /// Splits of list, sinks and window; none holds keys of two of them.
+    fn pieces(&self) -> [usize; 3] {
+        match self.visible {
+            Visible::All => [0; 3],
+            Visible::Pruned { sink, window, block, keep_blocks, .. } => {
+                [block * keep_blocks, sink, window].map(|keys| keys.div_ceil(TILE_KEYS))
+            }
+        }
+    }
+
+    pub(crate) fn grid(&self) -> [u32; 3] {
+        [self.splits() as u32, (self.shape.query_heads() / self.heads()) as u32, 1]
+    }
+
+    pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
+        let heading = "Decoding: attention of one query over 128 of its keys: of the kept blocks, of the sinks, or of the window.\n\
+                       A block of threads takes HEADS query heads of a group; the last one of them joins the splits.";
+        let mut writer = Writer::new(heading, &format!("{pipeline}, attend"));
+        self.shape.constants(&mut writer);
+        if let Visible::Pruned { sink, window, block, keep_blocks, .. } = self.visible {
+            writer.constant("SINK", sink, "first tokens, which every query sees").constant(
+                "WINDOW",
+                window,
+                "most recent tokens, which every query sees",
+            );
+            if self.visible.has_list() {
+                writer.constant("BLOCK", block, "tokens of a block of the list").constant(
+                    "KEEP",
+                    keep_blocks,
+                    "entries of the list; beyond its count they do not matter",
+                );
+            }
+            self.visible.extension_constants(&mut writer, self.shape);
+            let [listed, sinks, _] = self.pieces();
+            writer.constant("LISTED_SPLITS", listed, "pieces of the list, the first ones").constant(
+                "SINK_SPLITS",
+                sinks,
+                "pieces of the sinks, which follow; the rest is the window's",
+            );
+        }
+        let (half, quads) = (self.shape.head_dim() / 2, self.heads() * self.shape.head_dim() / 4);
+        let team = half / 4;
+        writer
+            .constant("SPLITS", self.splits(), "pieces of the keys")
+            .constant("HEADS", self.heads(), "query heads of a block of threads: they share the keys")
+            .constant("FOURS", self.heads().div_ceil(4), "fours of heads")
+            .constant("TILE_KEYS", TILE_KEYS, "keys of a split")
+            .constant("THREADS", THREADS, "threads of a block")
+            .constant("WARPS", THREADS / 32, "warps of a block")
+            .constant("TEAM", team, "lanes that take a key together")
+            .constant("TEAMS", THREADS / team, "such teams in a block")
+            .constant("KEYS_EACH", TILE_KEYS * team / THREADS, "keys of a team")
+            .constant("PIECE", 16 / self.shape.kv().bytes(), "elements of a 16-byte copy")
+            .constant("QUADS", quads, "quads of output")
+            .constant("PARTS", THREADS / quads, "threads that share the keys of a quad")
+            .constant("BATCH", 8, "splits that are joined at a time")
+            .constant("NOWHERE", -1, "token of an empty slot")
+            .float(
+                "QUERY_SCALE",
+                self.shape.geometry.query_scale * std::f32::consts::LOG2_E,
+                "factor of every query, times log2(e)",
+            )
+            .float("LOWEST", f32::MIN, "below every score");
+        writer.text(QUADS).text(CACHE_ROW);
+        self.visible.functions(&mut writer);
+        writer.text(&format!(
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const Cached* __restrict__ values, const unsigned* __restrict__ page_table,\n   {} float* partials, float* partial_sums,\n    unsigned* arrivals, Activation* out) {{",
+            self.visible.parameters()
+        ));
+        writer.more(&PLACE.replace("$POSITIONS", self.visible.position_array()));
+        writer.more(&self.visible.origin(Phase::Decode));
+        writer.text(&self.slots());
+        let turn = if self.visible.rotates() {
+            "        rotate(x, y, rope_table[(position - origin) * HALF + element]);\n"
+        } else {
+            ""
+        };
+        writer.text(&LOAD.replace("$TURN\n", turn));
+        let [first, next, turn] = self.visible.follow_angles();
+        writer.more(
+            &SCORES
+                .replace("$FIRST\n", first.trim_start_matches('\n'))
+                .replace("$NEXT\n", next.trim_start_matches('\n'))
+                .replace("$TURN\n", turn.trim_start_matches('\n')),
+        );
+        writer.text(OUTPUT).text(JOIN);
+        let mut arguments = self.visible.arguments(self.shape);
+        arguments.extend(split_outputs(self.shape.activation));
+        Kernel {
+            name: name.to_owned(),
+            family: Family::Attend,
+            text: writer.finish(),
+            arguments,
+            threads: THREADS as u32,
+            shared_bytes: (TILE_KEYS * self.shape.head_dim() * self.shape.kv().bytes()) as u32,
+        }
+    }
+
+    /// Finds the token, the row and the position of every slot.
+    fn slots(&self) -> String {
+        let listed = if self.visible.has_list() {
+            format!(
+                r"        if (split < LISTED_SPLITS) {{
+                const int slot = split * TILE_KEYS + thread, first = list[min(slot / BLOCK, KEEP - 1)];
+                if (slot < count * BLOCK) token = first + slot % BLOCK;
+                if (token < SINK || position - token < WINDOW) token = NOWHERE;  // seen as a sink or in the window{}
+        }} else ",
+                self.visible.place_listed(Phase::Decode, "at", "slot")
+            )
+        } else {
+            "        ".to_owned()
+        };
+        let (declared, store) = (self.visible.declare("at"), self.visible.store("at"));
+        let text = format!(
+            r"    if (thread < TILE_KEYS) {{
+        int token = NOWHERE{declared};
+{listed}if (split < LISTED_SPLITS + SINK_SPLITS) {{
+                const int sink = (split - LISTED_SPLITS) * TILE_KEYS + thread;
+                if (sink < SINK && position - sink >= WINDOW) token = sink;{}
+        }} else {{
+                const int recent = position - WINDOW + 1 + (split - LISTED_SPLITS - SINK_SPLITS) * TILE_KEYS + thread;
+                if (recent >= 0 && recent <= position) token = recent;{}
+        }}
+            slot_token[thread] = token;
+            slot_row[thread] = cache_row(page_table, max(token, 0), kv_head);
+{store}    }}
+",
+            self.visible.place_sink(Phase::Decode, "at", "sink"),
+            self.visible.place_recent("at", "recent")
+        );
+        // The pieces are written for a loop around them.
+        text.replace("\n                ", "\n            ").replace("\n            slot_", "\n        slot_")
+    }
+}
+
+/// What a kernel writes whose last block joins the splits.
+pub(super) fn split_outputs(activation: Activation) -> [Argument; 4] {
+    let output = |name, element| Argument { name, kind: ArgumentKind::Output(element) };
+    [
+        output("partials", Element::F32),
+        output("partial_sums", Element::F32),
+        output("arrivals", Element::U32),
+        output("out", activation.element()),
+    ]
+}
+
+const PLACE: &str = r"
+    SHARED_DYNAMIC(Cached, value_tile);  // [TILE_KEYS][HEAD_DIM]
+    SHARED(float, queries, HEADS * HEAD_DIM);
+    SHARED(float, weights, HEADS * TILE_KEYS);
+    SHARED(float, shares, PARTS * HEADS * HEAD_DIM);
+    SHARED(int, slot_token, TILE_KEYS);
+$POSITIONS    SHARED(unsigned, slot_row, TILE_KEYS);
+    SHARED(float, largest, PARTS * HEADS);
+    SHARED(float, total, PARTS * HEADS);
+    SHARED(unsigned, arrived, 1);
+
+    const int position = step[STEP_START], first_row = step[STEP_FIRST_ROW];
+    const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, split = blockIdx.x;
+    const int first_head = blockIdx.y * HEADS, kv_head = first_head / GROUP;
+";
+
+const LOAD: &str = r"
+    for (int item = thread; item < HEADS * HALF; item += THREADS) {
+        const int head = item / HALF, element = item % HALF;
+        const Activation* const from =
+            &qkv[static_cast<unsigned long long>(first_row) * QKV_ROW + (first_head + head) * HEAD_DIM + element];
+        float x = to_float(from[0]) * QUERY_SCALE, y = to_float(from[HALF]) * QUERY_SCALE;
+$TURN
+        queries[head * HEAD_DIM + element] = x;
+        queries[head * HEAD_DIM + element + HALF] = y;
+    }
+    sync_block();
+    // All that the block reads of the cache is under way before the first of it is used.
+    for (int item = thread; item < TILE_KEYS * HEAD_DIM / PIECE; item += THREADS) {
+        const int slot = item / (HEAD_DIM / PIECE), element = item % (HEAD_DIM / PIECE) * PIECE;
+        const unsigned long long row = slot_row[slot];
+        copy_async_16(&value_tile[slot * HEAD_DIM + element], &values[row * HEAD_DIM + element], slot_token[slot] != NOWHERE);
+    }
+    copy_async_commit();
+    // A lane of a team has four elements of a key and the four that they turn with.
+    const int element = lane % TEAM * 4, team = thread / TEAM;
+    Quad<float> x[KEYS_EACH], y[KEYS_EACH];
+    for (int i = 0; i < KEYS_EACH; ++i) {
+        const unsigned long long row = slot_row[team + i * TEAMS];
+        x[i] = load_quad(&keys[row * HEAD_DIM + element]);
+        y[i] = load_quad(&keys[row * HEAD_DIM + element + HALF]);
+    }
+";
+
+const SCORES: &str = r"
+$FIRST
+    Quad<float> query_x[HEADS], query_y[HEADS];
+    for (int head = 0; head < HEADS; ++head) {
+        query_x[head] = load_quad(&queries[head * HEAD_DIM + element]);
+        query_y[head] = load_quad(&queries[head * HEAD_DIM + element + HALF]);
+    }
+    for (int i = 0; i < KEYS_EACH; ++i) {
+        const int slot = team + i * TEAMS;
+$NEXT
+$TURN
+        for (int four = 0; four < FOURS; ++four) {
+            float score[4] = {};
+            for (int own = 0; own < 4; ++own) {
+                const int head = four * 4 + own;
+                if (head >= HEADS) continue;
+                for (int e = 0; e < 4; ++e)
+                    score[own] += query_x[head].at[e] * x[i].at[e] + query_y[head].at[e] * y[i].at[e];
+            }
+            // Each lane passes on the sums of half the heads, twice: what is left is summed up for one head.
+            const bool odd = lane % 2 == 1, upper = lane / 2 % 2 == 1;
+            const float one = (odd ? score[1] : score[0]) + shuffle_xor(odd ? score[0] : score[1], 1);
+            const float other = (odd ? score[3] : score[2]) + shuffle_xor(odd ? score[2] : score[3], 1);
+            float sum = (upper ? other : one) + shuffle_xor(upper ? one : other, 2);
+            for (int mask = 4; mask < TEAM; mask *= 2) sum += shuffle_xor(sum, mask);
+            const int head = four * 4 + lane % 4;
+            if (lane % TEAM < 4 && head < HEADS) weights[head * TILE_KEYS + slot] = slot_token[slot] == NOWHERE ? LOWEST : sum;
+        }
+    }
+    sync_block();
+    // A warp a head.
+    for (int head = warp; head < HEADS; head += WARPS) {
+        float own[TILE_KEYS / 32], top = LOWEST, sum = 0.0f;
+        for (int i = 0; i < TILE_KEYS / 32; ++i) {
+            own[i] = weights[head * TILE_KEYS + lane + 32 * i];
+            top = max(top, own[i]);
+        }
+        for (int mask = 16; mask > 0; mask /= 2) top = max(top, shuffle_xor(top, mask));
+        for (int i = 0; i < TILE_KEYS / 32; ++i) {
+            own[i] = own[i] > LOWEST ? exp2_fast(own[i] - top) : 0.0f;
+            weights[head * TILE_KEYS + lane + 32 * i] = own[i];
+            sum += own[i];
+        }
+        for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+        if (lane == 0) {
+            largest[head] = top;
+            total[head] = sum;
+        }
+    }
+    copy_async_wait<0>();
+    sync_block();
+";
+
+const OUTPUT: &str = r"
+    // A thread has four elements of a head, of its part of the keys.
+    const int quad = thread % QUADS, part = thread / QUADS;
+    const int head = quad * 4 / HEAD_DIM, at = quad * 4 % HEAD_DIM;
+    const unsigned long long row = first_head + head;
+    Quad<float> output = {};
+    if (part < PARTS) {
+#pragma unroll 8
+        for (int slot = part; slot < TILE_KEYS; slot += PARTS) {
+            const float weight = weights[head * TILE_KEYS + slot];
+            const Quad<float> value = load_quad(&value_tile[slot * HEAD_DIM + at]);
+            for (int e = 0; e < 4; ++e) output.at[e] += weight * value.at[e];
+        }
+        store_quad(&shares[thread * 4], output);
+    }
+    sync_block();
+    if (part == 0) {
+        for (int other = 1; other < PARTS; ++other) {
+            const Quad<float> share = load_quad(&shares[(other * QUADS + quad) * 4]);
+            for (int e = 0; e < 4; ++e) output.at[e] += share.at[e];
+        }
+        store_quad(&partials[(row * SPLITS + split) * HEAD_DIM + at], output);
+        if (at == 0) {
+            partial_sums[(row * SPLITS + split) * 2] = largest[head];
+            partial_sums[(row * SPLITS + split) * 2 + 1] = total[head];
+        }
+    }
+";
+
+/// Joins the splits in the last block of those that share their heads. Defined are `part`, `quad`, `head`, `at` and
+/// `row`; `shares`, `largest` and `total` have room for every part.
+pub(super) const JOIN: &str = r"
+    // The last block of these heads joins their splits; no one waits for it.
+    fence_device();
+    sync_block();
+    if (thread == 0) {
+        arrived[0] = atomic_add(&arrivals[blockIdx.y], 1);
+        fence_device();
+    }
+    sync_block();
+    if (arrived[0] != SPLITS - 1) return;
+    if (thread == 0) arrivals[blockIdx.y] = 0;
+    float top = LOWEST, sum = 0.0f;
+    Quad<float> joined = {};
+    if (part < PARTS) {
+        for (int first = part; first < SPLITS; first += BATCH * PARTS) {
+            Quad<float> share[BATCH];
+            float its_top[BATCH], its_sum[BATCH];
+            for (int i = 0; i < BATCH; ++i) {
+                const unsigned long long from = row * SPLITS + min(first + i * PARTS, SPLITS - 1);
+                share[i] = load_quad(&partials[from * HEAD_DIM + at]);
+                its_top[i] = first + i * PARTS < SPLITS ? partial_sums[from * 2] : LOWEST;
+                its_sum[i] = partial_sums[from * 2 + 1];
+            }
+            float most = top;
+            for (int i = 0; i < BATCH; ++i) most = max(most, its_top[i]);
+            const float scale = exp2_fast(top - most);
+            sum *= scale;
+            for (int e = 0; e < 4; ++e) joined.at[e] *= scale;
+            for (int i = 0; i < BATCH; ++i) {
+                const float factor = its_top[i] > LOWEST ? exp2_fast(its_top[i] - most) : 0.0f;
+                sum += its_sum[i] * factor;
+                for (int e = 0; e < 4; ++e) joined.at[e] += share[i].at[e] * factor;
+            }
+            top = most;
+        }
+        store_quad(&shares[thread * 4], joined);
+        if (at == 0) {
+            largest[part * HEADS + head] = top;
+            total[part * HEADS + head] = sum;
+        }
+    }
+    sync_block();
+    if (part > 0) return;
+    for (int other = 1; other < PARTS; ++other) {
+        const Quad<float> share = load_quad(&shares[(other * QUADS + quad) * 4]);
+        const float its_top = largest[other * HEADS + head], most = max(top, its_top);
+        const float scale = exp2_fast(top - most), factor = its_top > LOWEST ? exp2_fast(its_top - most) : 0.0f;
+        sum = sum * scale + total[other * HEADS + head] * factor;
+        for (int e = 0; e < 4; ++e) joined.at[e] = joined.at[e] * scale + share.at[e] * factor;
+        top = most;
+    }
+    const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;  // a row without a visible key is zero
+    for (int e = 0; e < 4; ++e) joined.at[e] *= factor;
+    store_quad(&out[(static_cast<unsigned long long>(first_row) * QUERY_HEADS + row) * HEAD_DIM + at], joined);
+}
+";

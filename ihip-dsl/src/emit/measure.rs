@@ -1,0 +1,96 @@
+//! Kernels that measurements need besides those of a plan: data that looks random, and a reader of memory.
+
+use super::writer::Writer;
+use super::{Argument, ArgumentKind, Element, Family, Kernel};
+use crate::KvType;
+
+/// One of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MeasureKernel {
+    /// Fills `count` elements with noise of mean 0 and variance 1, the same for the same `seed`; any grid will do.
+    Noise(KvType),
+    /// Reads `count` vectors of 16 bytes; any grid will do. A word is written where a thread saw nothing but zeros,
+    /// which keeps the compiler from leaving the loads out.
+    Read,
+}
+
+/// Threads of a block.
+const THREADS: u32 = 512;
+
+impl MeasureKernel {
+    /// Name of the entry point.
+    #[must_use]
+    pub fn name(self) -> String {
+        match self {
+            Self::Noise(element) => format!("ihip_measure_noise_{}", element.word()),
+            Self::Read => "ihip_measure_read".to_owned(),
+        }
+    }
+
+    /// The kernel.
+    #[must_use]
+    pub fn emit(self) -> Kernel {
+        let name = self.name();
+        let i32 = |name| Argument { name, kind: ArgumentKind::I32 };
+        let output = |name, element| Argument { name, kind: ArgumentKind::Output(element) };
+        let (heading, origin, body, arguments) = match self {
+            Self::Noise(element) => {
+                let arguments = vec![output("out", element.into()), i32("count"), i32("seed")];
+                (NOISE_HEADING, "noise", NOISE, arguments)
+            }
+            Self::Read => {
+                let input = Argument { name: "from", kind: ArgumentKind::Input(Element::U32) };
+                (READ_HEADING, "read", READ, vec![input, i32("count"), output("seen", Element::U32)])
+            }
+        };
+        let mut writer = Writer::new(heading, &format!("measure, {origin}"));
+        if let Self::Noise(element) = self {
+            writer.text(&format!("using Element = {};", Element::from(element).word()));
+        }
+        writer.constant("THREADS", THREADS, "threads of a block");
+        writer.text(&body.replace("NAME", &name));
+        let text = writer.finish();
+        Kernel { name, family: Family::Measure, text, arguments, threads: THREADS, shared_bytes: 0 }
+    }
+}
+
+const NOISE_HEADING: &str = "Noise of mean 0 and variance 1: the sum of four uniform numbers, within ±3.5.";
+
+const NOISE: &str = r"
+// A permutation of the 32-bit integers under which neighbours have nothing in common.
+inline unsigned mix(unsigned x) {
+    x = (x ^ x >> 16) * 0x7feb352du;
+    x = (x ^ x >> 15) * 0x846ca68bu;
+    return x ^ x >> 16;
+}
+
+KERNEL(THREADS) NAME(Element* out, int count, int seed) {
+    const unsigned threads = gridDim.x * THREADS;
+    for (unsigned i = blockIdx.x * THREADS + threadIdx.x; i < static_cast<unsigned>(count); i += threads) {
+        const unsigned one = mix(i ^ mix(seed)), other = mix(one ^ 0x9e3779b9u);
+        const int sum = static_cast<int>((one & 0xffffu) + (one >> 16) + (other & 0xffffu) + (other >> 16));
+        // Four numbers of [0, 65535] have a variance of 4 * 65536^2 / 12.
+        out[i] = from_float<Element>(static_cast<float>(sum - 131070) * (1.7320508f / 65536.0f));
+    }
+}
+";
+
+const READ_HEADING: &str = "Reads memory, eight loads of 16 bytes a thread under way at a time.";
+
+const READ: &str = r"
+struct alignas(16) Words {
+    unsigned at[4];
+};
+
+KERNEL(THREADS) NAME(const unsigned* __restrict__ from, int count, unsigned* seen) {
+    const Words* const words = reinterpret_cast<const Words*>(from);
+    const int threads = gridDim.x * THREADS;
+    unsigned all = 0;
+    for (int first = blockIdx.x * THREADS + threadIdx.x; first < count; first += 8 * threads) {
+        Words batch[8];
+        for (int i = 0; i < 8; ++i) batch[i] = words[min(first + i * threads, count - 1)];
+        for (int i = 0; i < 8; ++i) all |= batch[i].at[0] ^ batch[i].at[1] ^ batch[i].at[2] ^ batch[i].at[3];
+    }
+    if (all == 0) seen[0] = 1;
+}
+";

@@ -1,0 +1,391 @@
+//! Decoding on tensor cores: probes are the columns of a small product, the heads of a group its rows.
+//!
+//! A warp takes as many chunks as make eight probes: of every head a left and a right one, or of the group where its
+//! heads descend together. Every lane loads its part of one probe straight into the registers that the product takes it
+//! from, so that probes which heads share are loaded once, and no sum has to be passed from lane to lane. Queries are
+//! split into what the cache's type holds of them and the rest: products are exact to about 2⁻¹⁷ of the query.
+
+use super::functions::{self, CACHE_ROW, ORDERED, ROTATE, Shape};
+use super::row::Row;
+use super::scan::probe_texts;
+use super::scoring::{self, Output, Source, row_constants, scoring_words, stem};
+use super::writer::Writer;
+use super::{Buffer, Family, Kernel};
+use crate::{ChunkScore, Descent, Halving, KvType, PrunedLayer, Ranking, ScanRope, StagePlan};
+
+/// Threads of a block.
+const THREADS: usize = 128;
+/// Warps of a launch, over all key-value heads: as many as a large chip runs at a time.
+const WARPS: usize = 3168;
+/// Rows of a product that hold queries; as many hold what rounding took from them.
+const ROWS: usize = 8;
+/// Columns of a product.
+const COLUMNS: usize = 8;
+
+/// Constants of the kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ScanColumns {
+    shape: Shape,
+    layer: PrunedLayer,
+    stage: usize,
+    halving: Halving,
+}
+
+impl ScanColumns {
+    /// The kernel for a stage, where one product has room for the heads of a group.
+    pub(crate) fn new(shape: Shape, layer: &PrunedLayer, stage: usize, halving: Halving) -> Option<Self> {
+        let scan = Self { shape, layer: row_constants(layer, stage), stage, halving };
+        let rope =
+            matches!(scan.plan().rope, ScanRope::Relative | ScanRope::Infllm | ScanRope::ChunkIndexed | ScanRope::None);
+        let fits = shape.kv() != KvType::F32 && scan.copies() * shape.group() <= ROWS && scan.probes() <= COLUMNS;
+        (rope && fits && layer.ranking != Ranking::Each && !scoring::soft(scan.plan())).then_some(scan)
+    }
+
+    pub(crate) fn stem(&self, pipeline: &str) -> String {
+        let family = format!("scan_decode{}", scoring_words(self.plan()));
+        stem(&family, pipeline, self.shape, &self.layer, self.stage)
+    }
+
+    pub(crate) fn grid(&self) -> [u32; 3] {
+        let lists = self.shape.kv_heads();
+        [WARPS.div_ceil(lists * THREADS / 32) as u32, lists as u32, 1]
+    }
+
+    pub(super) fn operands(&self, parents: impl Fn(usize) -> Buffer) -> Vec<scoring::Operand> {
+        scoring::operands(self.shape, &self.layer, self.stage, Source::Keys, Output::Scores, parents)
+    }
+
+    fn plan(&self) -> &StagePlan {
+        &self.layer.stages[self.stage]
+    }
+
+    /// Whether heads of a group take the same halves.
+    fn together(&self) -> bool {
+        self.halving.descent == Descent::KvGroup
+    }
+
+    /// Copies of the queries: one for left probes and one for right ones where their positions differ.
+    fn copies(&self) -> usize {
+        if self.plan().rope == ScanRope::Relative { 2 } else { 1 }
+    }
+
+    /// Probes of one chunk.
+    fn probes(&self) -> usize {
+        if self.together() { 2 } else { 2 * self.shape.group() }
+    }
+
+    /// Whether queries are turned anew for every chunk.
+    fn indexed(&self) -> bool {
+        self.plan().rope == ScanRope::ChunkIndexed
+    }
+
+    /// Whether all keys of a chunk are columns of one product: then a chunk is loaded once, not once a halving.
+    fn whole(&self) -> bool {
+        self.plan().chunk <= COLUMNS
+    }
+
+    /// Chunks of a warp.
+    fn chunks(&self) -> usize {
+        if self.indexed() || self.whole() { 1 } else { COLUMNS / self.probes() }
+    }
+
+    /// Whether the lanes that share a chunk have room for all pages that it may lie in.
+    fn holds_pages(&self) -> bool {
+        let pages = (self.plan().chunk - 1) / self.shape.geometry.page as usize + 2;
+        pages <= 32 / self.chunks()
+    }
+
+    fn row(&self) -> Row<'_> {
+        let twice = self.copies() == 2;
+        Row { shape: self.shape, layer: &self.layer, stage: self.stage, together: self.together(), twice }
+    }
+
+    pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
+        let (stage, row) = (self.plan(), self.row());
+        let whose = if self.together() { "of the group" } else { "of every head of a group" };
+        let heading = format!(
+            "Decoding, stage {}: scores chunks of {} tokens for one query by {} halvings.\n\
+             Warps stride over the chunks of a key-value head, {} at a time. The probes {whose} are the columns of a product.",
+            self.stage,
+            stage.chunk,
+            stage.halvings,
+            self.chunks()
+        );
+        let mut writer = Writer::new(&heading, &format!("{pipeline}, stage {}", self.stage));
+        self.shape.constants(&mut writer);
+        functions::chunk_list_constants(&mut writer, &self.layer, self.stage);
+        writer
+            .constant("SCAN_WINDOW", self.layer.scan_window, "chunks that begin nearer than this are not scanned")
+            .constant("HALVINGS", stage.halvings, "two probes each")
+            .float("QUERY_SCALE", self.shape.geometry.query_scale, "factor of every query")
+            .float("NEVER", -32000.0, "score of a chunk without a probe")
+            .float("LOWEST", f32::MIN, "below every product")
+            .constant("THREADS", THREADS, "threads of a block")
+            .constant("ROWS", self.copies() * self.shape.group(), "rows of a product that hold queries")
+            .constant("RIGHT_ROW", (self.copies() - 1) * self.shape.group(), "the first of those for right probes")
+            .constant("PROBES", self.probes(), "columns of a product that are probes of one chunk")
+            .constant("CHUNKS", self.chunks(), "chunks that a warp descends at a time")
+            .constant("LOADS", self.shape.head_dim() / 32, "16-byte loads with which a lane reads its part of a probe");
+        writer.text(PAIRS);
+        if !self.holds_pages() {
+            writer.text(CACHE_ROW);
+        }
+        writer.text(ORDERED);
+        if stage.rope == ScanRope::Relative || stage.rope == ScanRope::Infllm {
+            writer.text(ROTATE);
+        }
+        functions::chunk_list_of_row(&mut writer, self.stage);
+        let table = if stage.rope == ScanRope::None { "" } else { " const float2* __restrict__ rope_table," };
+        writer.text(&format!(
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{table}\n   {} unsigned* scores, int score_stride) {{",
+            row.parents()
+        ));
+        row.load(&mut writer);
+        writer.text(&self.body());
+        Kernel {
+            name: name.to_owned(),
+            family: Family::Scan,
+            text: writer.finish(),
+            arguments: scoring::arguments(self.operands(|stage| Buffer::CachedLists { stage })),
+            threads: THREADS as u32,
+            shared_bytes: 0,
+        }
+    }
+
+    /// Everything after the queries are in shared memory.
+    fn body(&self) -> String {
+        let start = if self.stage == 0 { "chunk_start(" } else { "chunk_start(kept, " };
+        let clamp =
+            if self.stage == 0 { "min(start + CHUNK, step[STEP_T_MAX] - SCAN_WINDOW)" } else { "start + CHUNK" };
+        let factor = |load: &str, indent: &str| {
+            let text = FACTOR.replace("$LOAD\n", load.trim_start_matches('\n'));
+            text.trim_start_matches('\n').lines().map(|line| format!("{indent}{line}\n")).collect::<String>()
+        };
+        let (once, each) = if self.indexed() {
+            (String::new(), factor(LOAD_TURNED, "        "))
+        } else {
+            (factor(LOAD, "    "), String::new())
+        };
+        let (token, left, right) = probe_texts(self.halving.probe, "");
+        let (sentence, best) = match self.halving.chunk_score {
+            ChunkScore::RunningMax => (
+                "The score is the best probe of all halvings, not the one the descent ends at.",
+                "max(best, max(left_score, right_score))",
+            ),
+            ChunkScore::Last => ("The score is that of the half taken last.", "max(left_score, right_score)"),
+        };
+        let (pages, row) = if self.holds_pages() { (PAGES, ROW_OF_PAGE) } else { ("", ROW_OF_TABLE) };
+        let (head, join) = if self.together() { ("", "") } else { (HEAD, JOIN_HEADS) };
+        let (body, scores) = match (self.whole(), self.together()) {
+            (false, false) => (HALVE, HEAD_SCORES),
+            (false, true) => (HALVE, GROUP_SCORES),
+            (true, false) => (HALVE_WHOLE, HEAD_PICKS),
+            (true, true) => (HALVE_WHOLE, GROUP_PICKS),
+        };
+        let (reduce, picks) = scores.split_once("$THEN\n").unwrap_or(("", scores));
+        // Where the whole chunk is loaded at once, that is outside of the loop over halvings.
+        let placed = |text: &str| {
+            let text = text.trim_start_matches('\n');
+            if self.whole() {
+                text.strip_prefix("    ").unwrap_or(text).replace("\n    ", "\n")
+            } else {
+                text.to_owned()
+            }
+        };
+        let score_row = if self.layer.ranking == Ranking::All { "" } else { "kv_head * score_stride + " };
+        BODY.replace("$HALVE\n", body.trim_start_matches('\n'))
+            .replace("$PRODUCT\n", &placed(PRODUCT))
+            .replace("$ONCE\n", &once)
+            .replace("$EACH\n", &each)
+            .replace("$HEAD\n", head.trim_start_matches('\n'))
+            .replace("$PAGES\n", pages.trim_start_matches('\n'))
+            .replace("$ROW\n", &placed(row))
+            .replace("$REDUCE\n", reduce.trim_start_matches('\n'))
+            .replace("$SCORES\n", picks.trim_start_matches('\n'))
+            .replace("$JOIN\n", join.trim_start_matches('\n'))
+            .replace("$SCORE_ROW", score_row)
+            .replace("$START(", start)
+            .replace("$CLAMP", clamp)
+            .replace("$TOKEN", token)
+            .replace("$LEFT", &left)
+            .replace("$RIGHT", &right)
+            .replace("$SENTENCE", sentence)
+            .replace("$BEST", best)
+    }
+}
+
+/// What a lane loads of a key.
+pub(super) const PAIRS: &str = r"
+// Eight neighbouring elements of a key as pairs: one load.
+struct alignas(16) Pairs {
+    unsigned at[4];
+};
+";
+
+const FACTOR: &str = r"
+// The left factor of the products. Rows from 8 on hold what rounding to the cache's type took from the first ones.
+// Elements come in the order in which lanes load them from a key: a product does not mind.
+unsigned factor[2 * LOADS][4];
+for (int load = 0; load < LOADS; ++load)
+    for (int pair = 0; pair < 4; ++pair) {
+        float whole[2], rest[2];
+        for (int e = 0; e < 2; ++e) {
+            const int element = (load * 4 + across) * 8 + pair * 2 + e;
+$LOAD
+            whole[e] = to_float(from_float<Cached>(x));
+            rest[e] = x - whole[e];
+        }
+        factor[2 * load + pair / 2][pair % 2 * 2] = pack<Cached>(whole[0], whole[1]);
+        factor[2 * load + pair / 2][pair % 2 * 2 + 1] = pack<Cached>(rest[0], rest[1]);
+    }
+";
+
+const LOAD: &str = r"
+            const float x = down < ROWS ? queries[down * HEAD_DIM + element] : 0.0f;
+";
+
+const LOAD_TURNED: &str = r"
+            // A key's position is the index of its chunk. Turning the query back by it once serves all of its probes.
+            const int distance = max(0, min(position, chunks + SCAN_WINDOW) - chunk), row = min(down, ROWS - 1);
+            const float2 angle = rope_table[distance * HALF + element % HALF];
+            const float here = queries[row * HEAD_DIM + element];
+            const float there = queries[row * HEAD_DIM + (element + HALF) % HEAD_DIM];
+            const float x = here * angle.x + (element < HALF ? -there : there) * angle.y;
+";
+
+const BODY: &str = r"
+    const int lane = thread % 32, across = lane % 4, down = lane / 4;
+$ONCE
+    // A lane loads its part of the probe in column `down`: left probes are in even columns, right ones in odd ones.
+    const int slot = min(down / PROBES, CHUNKS - 1);
+$HEAD
+    const int warps = gridDim.x * (THREADS / 32), warp = blockIdx.x * (THREADS / 32) + thread / 32;
+    // The loop is the same for all lanes of a warp, because they compute products together.
+    for (int base = warp * CHUNKS; base < chunks; base += warps * CHUNKS) {
+        // The list is ascending: where one chunk lies beyond the limit, so does every later one.
+        if ($START(base) > limit) break;
+        const bool mine = down < PROBES * CHUNKS && base + slot < chunks;
+        const int chunk = min(base + slot, chunks - 1), start = $START(chunk);
+$PAGES
+$EACH
+        int left = start, right = mine ? $CLAMP : start;
+        float best = LOWEST;
+$HALVE
+            // A tie goes right. $SENTENCE
+            if (active) {
+                if (left_score > right_score) {
+                    right = middle;
+                } else {
+                    left = middle;
+                }
+                best = $BEST;
+            }
+        }
+$JOIN
+        if (across == 0 && down % PROBES == 0 && best > LOWEST)
+            atomic_max(&scores[$SCORE_ROWchunk], ordered(max(best, NEVER)));
+    }
+}
+";
+
+const HALVE: &str = r"
+        for (int halving = 0; halving < HALVINGS; ++halving) {
+            // The $TOKEN token of each half stands for it. An inactive column is loaded and ignored.
+            const bool active = left < right && left <= limit;
+            const int middle = (left + right) / 2;
+            const int token = down % 2 == 0 ? $LEFT : $RIGHT;
+$ROW
+$PRODUCT
+$REDUCE
+$SCORES
+";
+
+const HALVE_WHOLE: &str = r"
+        // The keys of the chunk are the columns of one product: halving only picks among them.
+        const bool active = start <= limit;
+        const int token = start + min(down, CHUNK - 1);
+$ROW
+$PRODUCT
+$REDUCE
+        for (int halving = 0; halving < HALVINGS; ++halving) {
+            // The $TOKEN token of each half stands for it.
+            const bool active = left < right && left <= limit;
+            const int middle = (left + right) / 2;
+            const int left_key = $LEFT - start, right_key = $RIGHT - start;
+$SCORES
+";
+
+const PRODUCT: &str = r"
+            const Pairs* const key = reinterpret_cast<const Pairs*>(&keys[row * HEAD_DIM]);
+            Pairs probe[LOADS];
+            for (int load = 0; load < LOADS; ++load) probe[load] = key[load * 4 + across];
+            float product[4] = {}, other[4] = {};
+            for (int load = 0; load < LOADS; ++load) {
+                mma_16x8x16<Cached>(product, factor[2 * load], {probe[load].at[0], probe[load].at[1]});
+                mma_16x8x16<Cached>(other, factor[2 * load + 1], {probe[load].at[2], probe[load].at[3]});
+            }
+            // Of row `down`: columns 2 * across and 2 * across + 1.
+            const float even = product[0] + other[0] + (product[2] + other[2]);
+            const float odd = product[1] + other[1] + (product[3] + other[3]);
+";
+
+const HEAD: &str = r"
+    const int head = down % PROBES / 2;
+";
+
+const PAGES: &str = r"
+        // The lanes of a chunk hold the pages that it lies in.
+        const int first_page = start / PAGE;
+        const unsigned pages = page_table[min(first_page + lane % (32 / CHUNKS), position / PAGE)];
+";
+
+const ROW_OF_PAGE: &str = r"
+            const unsigned page = shuffle(pages, slot * (32 / CHUNKS) + (active ? token / PAGE - first_page : 0));
+            const unsigned long long row = (page * KV_HEADS + kv_head) * PAGE + (active ? token % PAGE : 0);
+";
+
+const ROW_OF_TABLE: &str = r"
+            const unsigned long long row = cache_row(page_table, active ? token : 0, kv_head);
+";
+
+const HEAD_SCORES: &str = r"
+            const float left_score = shuffle(even, head * 4 + down / 2);
+            const float right_score = shuffle(odd, (RIGHT_ROW + head) * 4 + down / 2);
+";
+
+const GROUP_SCORES: &str = r"
+            // The head that wants a half most decides for the group.
+            float left_most = down < GROUP ? even : LOWEST;
+            float right_most = down >= RIGHT_ROW && down < RIGHT_ROW + GROUP ? odd : LOWEST;
+            for (int mask = 4; mask < 32; mask *= 2) {
+                left_most = max(left_most, shuffle_xor(left_most, mask));
+                right_most = max(right_most, shuffle_xor(right_most, mask));
+            }
+            const float left_score = shuffle(left_most, down / 2), right_score = shuffle(right_most, down / 2);
+";
+
+const HEAD_PICKS: &str = r"
+            const int left_lane = head * 4 + left_key / 2, right_lane = (RIGHT_ROW + head) * 4 + right_key / 2;
+            const float left_even = shuffle(even, left_lane), left_odd = shuffle(odd, left_lane);
+            const float right_even = shuffle(even, right_lane), right_odd = shuffle(odd, right_lane);
+            const float left_score = left_key % 2 == 0 ? left_even : left_odd;
+            const float right_score = right_key % 2 == 0 ? right_even : right_odd;
+";
+
+const GROUP_PICKS: &str = r"
+        // The head that wants a half most decides for the group.
+        const bool is_left = down < GROUP, is_right = down >= RIGHT_ROW && down < RIGHT_ROW + GROUP;
+        float most[2][2] = {{is_left ? even : LOWEST, is_left ? odd : LOWEST}, {is_right ? even : LOWEST, is_right ? odd : LOWEST}};
+        for (int mask = 4; mask < 32; mask *= 2)
+            for (int side = 0; side < 2; ++side)
+                for (int e = 0; e < 2; ++e) most[side][e] = max(most[side][e], shuffle_xor(most[side][e], mask));
+$THEN
+            const float left_even = shuffle(most[0][0], left_key / 2), left_odd = shuffle(most[0][1], left_key / 2);
+            const float right_even = shuffle(most[1][0], right_key / 2), right_odd = shuffle(most[1][1], right_key / 2);
+            const float left_score = left_key % 2 == 0 ? left_even : left_odd;
+            const float right_score = right_key % 2 == 0 ? right_even : right_odd;
+";
+
+const JOIN_HEADS: &str = r"
+        for (int mask = 8; mask < 4 * PROBES; mask *= 2) best = max(best, shuffle_xor(best, mask));
+";

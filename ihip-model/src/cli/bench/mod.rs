@@ -1,0 +1,33 @@
+//! `ihip bench`: how fast things run here.
+
+mod attention;
+mod figure;
+mod report;
+
+use clap::{Args, Subcommand};
+
+use super::error::Result;
+
+/// Measures how fast things run on this machine
+#[derive(Debug, Args)]
+pub(super) struct Bench {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Attention(attention::Attention),
+}
+
+impl Bench {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// Where there is no GPU, or a file cannot be written.
+    pub(super) fn run(&self) -> Result<()> {
+        match &self.command {
+            Command::Attention(attention) => attention.run(),
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! What was measured: rows of samples, the machine they come from, and both as JSON.
+
+use serde::{Deserialize, Serialize};
+
+/// A measurement of a machine, as `docs/figures` keeps it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Report {
+    /// Where it was measured.
+    pub(super) machine: Machine,
+    /// What the machine does at best.
+    pub(super) ceilings: Ceilings,
+    /// What was timed.
+    pub(super) rows: Vec<Row>,
+}
+
+/// Where and of what a measurement is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Machine {
+    /// The GPU.
+    pub(super) gpu: String,
+    /// The NVIDIA driver.
+    pub(super) driver: String,
+    /// The newest CUDA that the driver runs.
+    pub(super) cuda: String,
+    /// The day, `2026-01-31`.
+    pub(super) date: String,
+    /// The commit that was measured, where it was told.
+    pub(super) commit: Option<String>,
+    /// How.
+    pub(super) command: String,
+}
+
+/// What a machine does at best, medians of one run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Ceilings {
+    /// Bytes a second that a device copy reads and writes together.
+    pub(super) copy: f64,
+    /// Bytes a second that a kernel reads.
+    pub(super) read: f64,
+    /// Operations a second of a product of bf16 matrices.
+    pub(super) product: f64,
+    /// Microseconds of a graph of one kernel that does nothing.
+    pub(super) launch_us: f64,
+}
+
+/// One thing that was timed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Row {
+    /// `decode` or `prefill`.
+    pub(super) phase: String,
+    /// Tokens of the context.
+    pub(super) context: usize,
+    /// From where masks are renewed: `none`, `all`, `from stage 1`, or the intervals of a mean such as `16,8,4`.
+    pub(super) refresh: String,
+    /// The pipeline, or `dense`.
+    pub(super) pipeline: String,
+    /// `ihip`, `dense-ihip`, `dense` or `authors`.
+    pub(super) method: String,
+    /// The median of the samples, in microseconds.
+    pub(super) median_us: f64,
+    /// What 5 of 100 samples are below.
+    pub(super) p5_us: f64,
+    /// What 5 of 100 samples are above.
+    pub(super) p95_us: f64,
+    /// Bytes of keys and values that come from memory at least.
+    pub(super) bytes: f64,
+    /// Multiplications and additions of the attention, without those of scans.
+    pub(super) operations: f64,
+    /// Every sample, in microseconds.
+    pub(super) samples: Vec<f64>,
+}
+
+impl Row {
+    /// A row of samples in seconds.
+    pub(super) fn new(phase: &str, context: usize, refresh: String, pipeline: &str, seconds: &[f64]) -> Self {
+        let samples: Vec<f64> = seconds.iter().map(|seconds| (seconds * 1e9).round() / 1e3).collect();
+        let method = if pipeline == "dense" { "dense-ihip" } else { "ihip" };
+        Self {
+            phase: phase.to_owned(),
+            context,
+            refresh,
+            pipeline: pipeline.to_owned(),
+            method: method.to_owned(),
+            median_us: quantile(&samples, 0.5),
+            p5_us: quantile(&samples, 0.05),
+            p95_us: quantile(&samples, 0.95),
+            bytes: 0.0,
+            operations: 0.0,
+            samples,
+        }
+    }
+}
+
+/// The value that a share of the samples does not exceed, halfway between two samples where it falls between them.
+pub(super) fn quantile(samples: &[f64], share: f64) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let Some(last) = sorted.len().checked_sub(1) else { return f64::NAN };
+    let at = share * last as f64;
+    let (below, part) = (at.floor() as usize, at.fract());
+    sorted[below] + (sorted[(below + 1).min(last)] - sorted[below]) * part
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quantile;
+
+    #[test]
+    fn quantiles_lie_between_samples() {
+        assert_eq!(quantile(&[3.0, 1.0, 2.0], 0.5), 2.0);
+        assert_eq!(quantile(&[4.0, 1.0, 2.0, 3.0], 0.5), 2.5);
+        assert_eq!(quantile(&[5.0], 0.95), 5.0);
+        assert!(quantile(&[], 0.5).is_nan());
+    }
+}
