@@ -68,6 +68,8 @@ PICTURES = {
         ("stage 0, refresh 8", "rooooooorooooooo"),
         ("stage 1, refresh 4", "rooorooorooorooo"),
         ("stage 2, refresh 2", "rorororororororo"),
+        ("staggered, first layer", "rooooooorooooooo"),
+        ("staggered, layer between", "rooorooooooorooo"),
     ],
     "representative": [
         ("keys of a chunk", "vvvv", "1,2 0,1 5,0 1,1"),
@@ -119,6 +121,15 @@ PICTURES = {
         ("chunk_indexed", "cccccccc            q", "0 1 2 3 4 5 6 7"),
         ("infllm", "c                   q", "0"),
         ("extended", "          ccccccwwwwq"),
+    ],
+    "dense": [("keys of a query", "dddddddddddddddddddddddddddddddd")],
+    "prefill": [
+        ("reading, prefill { dense; }", "dddddddddddddddddddd"),
+        ("generating", "sskkkkkkkk........ww"),
+    ],
+    "decode": [
+        ("reading", "sskkkk............ww"),
+        ("generating, keep 8", "sskkkkkkkk........ww"),
     ],
     "layers": [("layers 0 to 2", "sskkkkkkkkkkkkkkkkww"), ("layers from 3", "sskkkkkkkk........ww")],
 }

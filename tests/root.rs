@@ -7,10 +7,17 @@ mod cli;
 mod cpu;
 mod emulator;
 mod families;
+mod fuzz;
 mod golden;
 mod gpu;
 mod language;
 mod model;
+mod mutants;
 mod nvrtc;
 mod reference;
 mod weights;
+
+use ihip_tests::support::allocation::Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use proc_macro2::TokenStream;
+
 /// A value and the place it was written at.
 #[derive(Clone, Debug)]
 pub struct Located<T, L> {
@@ -14,11 +16,13 @@ pub struct Located<T, L> {
     pub at: L,
 }
 
-/// `pub Name { … }`, without the attributes and the visibility that only Rust knows.
+/// `pub Name: Parent { … }`, without the attributes and the visibility that only Rust knows.
 #[derive(Clone, Debug)]
 pub struct Declaration<L> {
     /// Name of the pipeline.
     pub name: Located<String, L>,
+    /// What it inherits from, as its last name has it.
+    pub parent: Option<Located<String, L>>,
     /// Doc comment, lines joined by `\n`.
     pub doc: String,
     /// Everything between the braces, in the order it was written.
@@ -61,8 +65,39 @@ pub enum Scalar {
     Number(u64),
     /// A word.
     Word(String),
+    /// More than one name of Rust, such as `sizes::KEEP`.
+    Path(Path),
     /// Anything else, as it was written.
     Other(String),
+}
+
+/// Names of Rust joined by `::`.
+#[derive(Clone, Debug)]
+pub struct Path(pub TokenStream);
+
+impl Scalar {
+    /// Whether it can name a constant of Rust.
+    pub(crate) fn is_path(&self) -> bool {
+        match self {
+            Self::Word(word) => syn::parse_str::<syn::Ident>(word).is_ok(),
+            Self::Path(_) => true,
+            Self::Number(_) | Self::Other(_) => false,
+        }
+    }
+}
+
+impl PartialEq for Path {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_string() == other.to_string()
+    }
+}
+
+impl Eq for Path {}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.to_string().replace(' ', ""))
+    }
 }
 
 impl fmt::Display for Scalar {
@@ -70,6 +105,7 @@ impl fmt::Display for Scalar {
         match self {
             Self::Number(number) => number.fmt(f),
             Self::Word(text) | Self::Other(text) => text.fmt(f),
+            Self::Path(path) => path.fmt(f),
         }
     }
 }

@@ -35,9 +35,10 @@ use toml_parser::parser::{Event, EventKind, RecursionGuard, parse_document};
 use toml_parser::{ParseError, Source};
 
 use crate::ast::{Declaration, Item, Located, Scalar, Value};
+use crate::check::{Checked, Known};
 use crate::error::{Error, Errors, Position, Region, Rule};
 use crate::words::{Place, Takes};
-use crate::{Pipeline, ast, check, parse};
+use crate::{Clash, Pipeline, ast, check, parse};
 
 /// Tables and arrays within each other at most, as the `toml` crate has it.
 const DEPTH: u32 = 80;
@@ -52,11 +53,19 @@ type Bytes = Range<usize>;
 /// A name that breaks no rule, for what has none.
 const UNNAMED: &str = "Unnamed";
 
-/// Reads and checks the pipeline in `text`.
+/// Reads and checks the pipeline in `text`, which inherits from none.
 ///
 /// # Errors
 /// Every broken rule, with where it stands.
 pub fn parse_toml(text: &str) -> Result<Pipeline, Errors<Region>> {
+    parse_toml_among(text, &[]).map(|checked| checked.pipeline)
+}
+
+/// Reads and checks the pipeline in `text`, which may inherit from one of `known`.
+///
+/// # Errors
+/// Every broken rule, with where it stands.
+pub fn parse_toml_among(text: &str, known: &Known<'_>) -> Result<Checked<Region>, Errors<Region>> {
     let lines = Lines::new(text);
     let mut errors = Errors::new();
     let events = events(text);
@@ -71,8 +80,10 @@ pub fn parse_toml(text: &str) -> Result<Pipeline, Errors<Region>> {
         let is_wrong = |at: &Bytes| wrong.iter().any(|wrong| wrong.start <= at.start && at.end <= wrong.end);
         let is_told = |at: &Bytes| unquoted.iter().any(|told| told.start <= at.start && at.end <= told.end);
         errors.extend(refused.iter().filter(|error| is_wrong(&error.at) && !is_told(&error.at)).cloned());
-        match check::check(&declaration) {
-            Ok(pipeline) if errors.is_empty() && refused.is_empty() => return Ok(pipeline),
+        match check::check(&declaration, known) {
+            Ok(checked) if errors.is_empty() && refused.is_empty() => {
+                return Ok(checked.locate(|bytes| lines.region(&bytes)));
+            }
             Ok(_) => {}
             Err(found) => errors.extend(found.into_iter().filter(|error| !is_wrong(&error.at))),
         }
@@ -124,6 +135,7 @@ fn tree(text: &str, events: &[Event]) -> Option<Tree> {
         source: Source::new(text),
         events: events.iter(),
         name: None,
+        parent: None,
         doc: String::new(),
         wrong: Vec::new(),
         unquoted: Vec::new(),
@@ -131,12 +143,13 @@ fn tree(text: &str, events: &[Event]) -> Option<Tree> {
         end: 0,
     };
     let items = reader.document()?;
-    let Reader { name, doc, wrong, unquoted, mut errors, .. } = reader;
+    let Reader { name, parent, doc, wrong, unquoted, mut errors, .. } = reader;
     let name = name.unwrap_or_else(|| {
-        errors.push(0..0, Rule::MissingWord { word: NAME, place: Place::Pipeline, example: "name = \"Mine\"" });
+        let missing = Clash::MissingWord { word: NAME, place: Place::Pipeline, example: "name = \"Mine\"" };
+        errors.push(0..0, Rule::Clash(missing));
         Located { value: UNNAMED.to_owned(), at: 0..0 }
     });
-    Some(Tree { declaration: Declaration { name, doc, items }, wrong, unquoted, errors })
+    Some(Tree { declaration: Declaration { name, parent, doc, items }, wrong, unquoted, errors })
 }
 
 /// Names that no type of Rust can have.
@@ -144,6 +157,8 @@ const NO_TYPES: [&str; 4] = ["self", "Self", "super", "crate"];
 
 /// Key of the pipeline's name.
 const NAME: &str = "name";
+/// Key of the pipeline that it inherits from.
+const INHERIT: &str = "inherit";
 /// Key of its doc comment.
 const DOC: &str = "doc";
 
@@ -152,6 +167,7 @@ struct Reader<'t> {
     source: Source<'t>,
     events: std::slice::Iter<'t, Event>,
     name: Option<Located<String, Bytes>>,
+    parent: Option<Located<String, Bytes>>,
     doc: String,
     /// Values that TOML refuses.
     wrong: Vec<Bytes>,
@@ -213,7 +229,7 @@ impl Reader<'_> {
     fn pair(&mut self, event: &Event, items: &mut Vec<Item<Bytes>>, outermost: bool) -> Option<()> {
         let keys = self.keys(Some(event))?;
         let (word, parents) = keys.split_last()?;
-        if outermost && parents.is_empty() && [NAME, DOC].contains(&word.value.as_str()) {
+        if outermost && parents.is_empty() && [NAME, INHERIT, DOC].contains(&word.value.as_str()) {
             return self.header(&word.value);
         }
         let items = table(items, parents);
@@ -235,10 +251,14 @@ impl Reader<'_> {
             Some(name) if key == NAME && !NO_TYPES.contains(&name.as_str()) => {
                 self.name = Some(Located { value: name, at });
             }
+            Some(name) if key == INHERIT => self.parent = Some(Located { value: name, at }),
             Some(text) if key == DOC => self.doc = ast::doc(&text),
             _ => {
-                let expected =
-                    if key == NAME { "a name in quotes, as in `name = \"Mine\"`," } else { "a text in quotes" };
+                let expected = match key {
+                    NAME => "a name in quotes, as in `name = \"Mine\"`,",
+                    INHERIT => "a name in quotes, as in `inherit = \"Paper3k\"`,",
+                    _ => "a text in quotes",
+                };
                 let found = self.excerpt(&at);
                 self.errors.push(at.clone(), Rule::Unexpected { found, expected });
                 self.name.get_or_insert(Located { value: UNNAMED.to_owned(), at });
@@ -345,7 +365,8 @@ impl Reader<'_> {
         self.source.input()[at.clone()].to_owned()
     }
 
-    /// `items` with each table of a word that takes layers told apart from the layers in it.
+    /// `items` with each table of a word that takes layers told apart from the layers in it, and `true` read as that the
+    /// word stands there.
     fn layers(&mut self, items: Vec<Item<Bytes>>) -> Vec<Item<Bytes>> {
         items
             .into_iter()
@@ -357,6 +378,11 @@ impl Reader<'_> {
                             Some(Takes::Layers(_)) => self.range(&word.value, items),
                             _ => Value::Block(items),
                         }
+                    }
+                    Value::Scalar(Located { value: Scalar::Other(text), .. })
+                        if text == "true" && Place::takes_nothing(&word.value) =>
+                    {
+                        Value::Missing
                     }
                     other => other,
                 };

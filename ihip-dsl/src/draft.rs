@@ -1,332 +1,197 @@
-//! A declaration as its words say it: every word read, defaults and inheritance not yet resolved.
+//! From words to what they say: every word read, defaults and inheritance not yet resolved.
 //!
 //! Whatever is wrong with a single word is found here: unknown, misplaced, repeated, not a number, out of bounds.
 //! A value that was wrong stays [`Field::Wrong`], so that no rule of [`crate::check`] stumbles over it again.
 
-use crate::ast::{Item, Located, Scalar, Value};
+use std::borrow::Cow;
+
+use crate::ast::{Declaration, Item, Located, Scalar, Value};
+use crate::check::{self, Clashes};
+use crate::clash::Clash;
+use crate::declared::{Block, Declared, Field, Given, Phase, Range, Slot, Stage, StageSlot, Token};
 use crate::error::{Errors, Rule};
-use crate::pipeline::{
-    AttendRope, ChunkScore, Descent, Probe, QueryReduction, Ranking, Representative, ScanRope, Scores,
-};
-use crate::words::{MOST_LAYER, Mode, Place, Takes, Word, nearest};
+use crate::warning::Warning;
+use crate::words::{LAYER, Place, Takes, Word, nearest};
 
 /// How braces look in a message about a word that takes none.
 const BRACES: &str = "{ … }";
 
-/// Where a value came from.
-#[derive(Clone, Debug)]
-pub(crate) struct Origin<L> {
-    /// Where it was written.
-    pub(crate) at: L,
-    /// Whether `layers` has it from the rest of the pipeline, where its own mistakes are reported already.
-    pub(crate) inherited: bool,
+/// Where a declaration was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Door {
+    /// In Rust, whose constants may stand for numbers.
+    Rust,
+    /// In a text.
+    Text,
 }
 
-/// A value and its origin.
-#[derive(Clone, Debug)]
-pub(crate) struct Given<T, L> {
-    pub(crate) value: T,
-    pub(crate) origin: Origin<L>,
-}
-
-/// What became of a word.
-#[derive(Clone, Debug)]
-pub(crate) enum Field<T> {
-    /// It was not written.
-    Absent,
-    /// It was written, and is in error already.
-    Wrong,
-    /// It was written.
-    Given(T),
-}
-
-/// A word that takes a number.
-pub(crate) type Number<L> = Field<Given<u32, L>>;
-
-/// A word that takes one of a few words.
-pub(crate) type Choice<M, L> = Field<Given<M, L>>;
-
-/// A pipeline, or what `layers` changes about it.
-#[derive(Clone, Debug)]
+/// A declaration as its words say it.
 pub(crate) struct Draft<L> {
-    /// The name of the pipeline, or the word `layers`.
-    pub(crate) here: Origin<L>,
-    pub(crate) query_block: Number<L>,
-    pub(crate) sink: Number<L>,
-    pub(crate) window: Number<L>,
-    /// Empty where no stage was written.
-    pub(crate) stages: Vec<StageDraft<L>>,
-    /// `keep` of `attend`.
-    pub(crate) keep: Number<L>,
-    /// The word `attend`.
-    pub(crate) attend: Option<Origin<L>>,
-    pub(crate) ranking: Choice<Ranking, L>,
-    /// The word `rope`.
-    pub(crate) rope: Option<Origin<L>>,
-    pub(crate) scan_rope: Choice<ScanRope, L>,
-    pub(crate) attend_rope: Choice<AttendRope, L>,
-    pub(crate) layers: Vec<LayersDraft<L>>,
+    /// What they say.
+    pub(crate) declared: Declared,
+    /// Where each of its tokens stands.
+    pub(crate) tokens: Vec<L>,
+    /// Constants in the place of numbers.
+    pub(crate) constants: Vec<Constant>,
+    /// What is wrong so far.
+    pub(crate) errors: Errors<L>,
 }
 
-/// A stage.
-#[derive(Clone, Debug)]
-pub(crate) struct StageDraft<L> {
-    /// The word `stage`.
-    pub(crate) here: Origin<L>,
-    pub(crate) keep: Number<L>,
-    pub(crate) chunk: Number<L>,
-    pub(crate) query_stride: Number<L>,
-    pub(crate) query_block: Number<L>,
-    pub(crate) refresh: Number<L>,
-    pub(crate) representative: Choice<Representative, L>,
-    pub(crate) probe: Choice<Probe, L>,
-    pub(crate) chunk_score: Choice<ChunkScore, L>,
-    pub(crate) descent: Choice<Descent, L>,
-    pub(crate) query_reduction: Choice<QueryReduction, L>,
-    pub(crate) scores: Choice<Scores, L>,
-    pub(crate) rope: Choice<ScanRope, L>,
-}
-
-/// What some layers change.
-#[derive(Clone, Debug)]
-pub(crate) struct LayersDraft<L> {
-    pub(crate) first: Number<L>,
-    pub(crate) last: Number<L>,
-    pub(crate) changes: Draft<L>,
-}
-
-impl<T> Field<T> {
-    pub(crate) fn given(&self) -> Option<&T> {
-        match self {
-            Self::Given(value) => Some(value),
-            Self::Absent | Self::Wrong => None,
-        }
-    }
-
-    pub(crate) fn is_absent(&self) -> bool {
-        matches!(self, Self::Absent)
-    }
-
-    fn or(self, base: Self) -> Self {
-        if self.is_absent() { base } else { self }
-    }
-}
-
-impl<T: Copy, L> Field<Given<T, L>> {
-    pub(crate) fn value(&self) -> Option<T> {
-        self.given().map(|given| given.value)
-    }
-
-    fn inherit(&mut self) {
-        if let Self::Given(given) = self {
-            given.origin.inherited = true;
-        }
-    }
+/// A constant in the place of a number.
+pub(crate) struct Constant {
+    /// Its token.
+    pub(crate) token: Token,
+    /// The word whose value it is.
+    pub(crate) word: &'static str,
+    /// Least value.
+    pub(crate) least: u32,
+    /// Greatest value.
+    pub(crate) most: u32,
+    /// What names it.
+    pub(crate) scalar: Scalar,
 }
 
 impl<L: Clone> Draft<L> {
-    fn new(at: L) -> Self {
-        Self {
-            here: Origin { at, inherited: false },
-            query_block: Field::Absent,
-            sink: Field::Absent,
-            window: Field::Absent,
-            stages: Vec::new(),
-            keep: Field::Absent,
-            attend: None,
-            ranking: Field::Absent,
-            rope: None,
-            scan_rope: Field::Absent,
-            attend_rope: Field::Absent,
-            layers: Vec::new(),
+    /// Reads every word of `declaration`.
+    pub(crate) fn new(declaration: &Declaration<L>, door: Door) -> Self {
+        let mut errors = Errors::new();
+        check::name(&declaration.name, &mut errors);
+        let mut reader = Reader { door, tokens: Vec::new(), constants: Vec::new(), blocks: Vec::new(), errors };
+        let here = reader.token(&declaration.name.at);
+        let refresh = reader.block(here, &declaration.items, Place::Pipeline, None, None);
+        let Reader { tokens, constants, blocks, errors, .. } = reader;
+        let declared = Declared { parent: None, refresh, blocks: Cow::Owned(blocks) };
+        Self { declared, tokens, constants, errors }
+    }
+
+    /// Takes over what `parent` says.
+    pub(crate) fn inherit(&mut self, parent: &Declared) {
+        let mut blocks = parent.blocks_to_inherit();
+        blocks.append(self.declared.blocks.to_mut());
+        self.declared.blocks = Cow::Owned(blocks);
+        if self.declared.refresh.is_absent() {
+            self.declared.refresh = parent.refresh();
         }
     }
 
-    /// What layers with `changes` do: every word that is not changed, as it is here. Stages are changed as a whole.
-    pub(crate) fn changed_by(&self, changes: Self) -> Self {
-        let mut base = self.clone();
-        base.inherit();
-        Self {
-            here: changes.here,
-            query_block: changes.query_block.or(base.query_block),
-            sink: changes.sink.or(base.sink),
-            window: changes.window.or(base.window),
-            stages: if changes.stages.is_empty() { base.stages } else { changes.stages },
-            keep: changes.keep.or(base.keep),
-            attend: changes.attend.or(base.attend),
-            ranking: changes.ranking.or(base.ranking),
-            rope: changes.rope.or(base.rope),
-            scan_rope: changes.scan_rope.or(base.scan_rope),
-            attend_rope: changes.attend_rope.or(base.attend_rope),
-            layers: Vec::new(),
+    /// Runs every rule.
+    pub(crate) fn check(&mut self) {
+        for (clash, token) in Clashes::of(&self.declared).iter() {
+            self.errors.push(self.tokens[token.index as usize].clone(), Rule::Clash(clash));
         }
     }
 
-    fn inherit(&mut self) {
-        for number in [&mut self.query_block, &mut self.sink, &mut self.window, &mut self.keep] {
-            number.inherit();
-        }
-        self.stages.iter_mut().for_each(StageDraft::inherit);
-        self.ranking.inherit();
-        for word in [&mut self.attend, &mut self.rope].into_iter().flatten() {
-            word.inherited = true;
-        }
-        self.scan_rope.inherit();
-        self.attend_rope.inherit();
-    }
-}
-
-impl<L: Clone> StageDraft<L> {
-    /// A stage of which every word is as `field` says.
-    fn new(here: Origin<L>, field: Unread) -> Self {
-        Self {
-            here,
-            keep: field.of(),
-            chunk: field.of(),
-            query_stride: field.of(),
-            query_block: field.of(),
-            refresh: field.of(),
-            representative: field.of(),
-            probe: field.of(),
-            chunk_score: field.of(),
-            descent: field.of(),
-            query_reduction: field.of(),
-            scores: field.of(),
-            rope: field.of(),
-        }
-    }
-
-    fn inherit(&mut self) {
-        self.here.inherited = true;
-        for number in
-            [&mut self.keep, &mut self.chunk, &mut self.query_stride, &mut self.query_block, &mut self.refresh]
-        {
-            number.inherit();
-        }
-        self.representative.inherit();
-        self.probe.inherit();
-        self.chunk_score.inherit();
-        self.descent.inherit();
-        self.query_reduction.inherit();
-        self.scores.inherit();
-        self.rope.inherit();
-    }
-}
-
-/// A word that nothing was read for.
-#[derive(Clone, Copy)]
-enum Unread {
-    /// It was not written.
-    Absent,
-    /// It stands in something that is in error already.
-    Wrong,
-}
-
-impl Unread {
-    fn of<T>(self) -> Field<T> {
-        match self {
-            Self::Absent => Field::Absent,
-            Self::Wrong => Field::Wrong,
-        }
+    /// What is unwise as far as numbers are known.
+    pub(crate) fn warnings(&self) -> Vec<Located<Warning, L>> {
+        let warnings = Warning::of(&self.declared).into_iter();
+        warnings.map(|(value, token)| Located { value, at: self.tokens[token.index as usize].clone() }).collect()
     }
 }
 
 /// Reads words and notes what is wrong with them.
-pub(crate) struct Reader<'a, L> {
-    pub(crate) errors: &'a mut Errors<L>,
+struct Reader<L> {
+    door: Door,
+    tokens: Vec<L>,
+    constants: Vec<Constant>,
+    blocks: Vec<Block>,
+    errors: Errors<L>,
 }
 
-impl<L: Clone> Reader<'_, L> {
-    /// The words of a pipeline, or of `layers`.
-    pub(crate) fn draft(&mut self, at: L, items: &[Item<L>], place: Place) -> Draft<L> {
-        let mut draft = Draft::new(at);
+impl<L: Clone> Reader<L> {
+    /// The words of a pipeline, of `layers` or of a phase, all of which become blocks. Returns which layers renew their
+    /// masks together.
+    fn block(
+        &mut self,
+        here: Token,
+        items: &[Item<L>],
+        place: Place,
+        layers: Option<Range>,
+        phase: Option<Phase>,
+    ) -> Field {
+        let (mut refresh, mut dense) = (Field::Absent, Field::Absent);
+        let (mut fields, mut stages) = (Vec::new(), Vec::new());
+        let index = self.blocks.len();
+        let (no_fields, no_stages) = (Cow::Borrowed(&[][..]), Cow::Borrowed(&[][..]));
+        self.blocks.push(Block { layers, phase, inherited: false, here, dense, fields: no_fields, stages: no_stages });
         for (word, item) in self.words(items, place) {
-            let here = Origin { at: item.word.at.clone(), inherited: false };
+            let mut slot = |slot, field| fields.push((slot, field));
             match word.name {
-                "query_block" => draft.query_block = self.number(word, item),
-                "sink" => draft.sink = self.number(word, item),
-                "window" => draft.window = self.number(word, item),
-                "stage" => {
-                    let stage = self.stage(word, item, here);
-                    draft.stages.push(stage);
-                }
+                "query_block" => slot(Slot::QueryBlock, self.field(word, item)),
+                "sink" => slot(Slot::Sink, self.field(word, item)),
+                "window" => slot(Slot::Window, self.field(word, item)),
+                "ranking" => slot(Slot::Ranking, self.field(word, item)),
+                "stage" => stages.push(self.stage(word, item)),
                 "attend" => {
-                    draft.attend = Some(here);
-                    draft.keep = self.attend(word, item);
+                    slot(Slot::Attend, self.presence(item));
+                    match self.inner(word, item) {
+                        Some(inner) => inner.into_iter().for_each(|(_, field)| slot(Slot::Keep, field)),
+                        None => slot(Slot::Keep, Field::Wrong),
+                    }
                 }
-                "ranking" => draft.ranking = self.mode(word, item),
                 "rope" => {
-                    draft.rope = Some(here);
-                    (draft.scan_rope, draft.attend_rope) = self.rope(word, item);
+                    slot(Slot::Rope, self.presence(item));
+                    match self.inner(word, item) {
+                        Some(inner) => inner.into_iter().for_each(|(word, field)| {
+                            slot(if word.name == "scan" { Slot::Scan } else { Slot::AttendRope }, field);
+                        }),
+                        None => [Slot::Scan, Slot::AttendRope].into_iter().for_each(|rope| slot(rope, Field::Wrong)),
+                    }
                 }
-                _ => draft.layers.extend(self.layers(word, item)),
+                "dense" => dense = self.field(word, item),
+                "refresh" => refresh = self.field(word, item),
+                "prefill" => self.phase(word, item, layers, Phase::Prefill, Place::Prefill),
+                "decode" => self.phase(word, item, layers, Phase::Decode, Place::Decode),
+                _ => self.layers(word, item),
             }
         }
-        draft
+        let block = &mut self.blocks[index];
+        (block.dense, block.fields, block.stages) = (dense, Cow::Owned(fields), Cow::Owned(stages));
+        refresh
     }
 
-    fn stage(&mut self, word: &'static Word, item: &Item<L>, here: Origin<L>) -> StageDraft<L> {
-        let Some(items) = self.block(word, item) else {
-            return StageDraft::new(here, Unread::Wrong);
-        };
-        let mut stage = StageDraft::new(here, Unread::Absent);
-        for (word, item) in self.words(items, Place::Stage) {
-            match word.name {
-                "keep" => stage.keep = self.number(word, item),
-                "chunk" => stage.chunk = self.number(word, item),
-                "query_stride" => stage.query_stride = self.number(word, item),
-                "query_block" => stage.query_block = self.number(word, item),
-                "refresh" => stage.refresh = self.number(word, item),
-                "representative" => stage.representative = self.mode(word, item),
-                "probe" => stage.probe = self.mode(word, item),
-                "chunk_score" => stage.chunk_score = self.mode(word, item),
-                "descent" => stage.descent = self.mode(word, item),
-                "query_reduction" => stage.query_reduction = self.mode(word, item),
-                "scores" => stage.scores = self.mode(word, item),
-                _ => stage.rope = self.mode(word, item),
-            }
+    fn stage(&mut self, word: &'static Word, item: &Item<L>) -> Stage {
+        let here = self.token(&item.word.at);
+        let inner = self.inner(word, item);
+        let wrong = inner.is_none();
+        let slot = |(word, field): (&Word, Field)| StageSlot::of(word).map(|slot| (slot, field));
+        Stage { here, wrong, fields: inner.into_iter().flatten().filter_map(slot).collect() }
+    }
+
+    fn phase(&mut self, word: &'static Word, item: &Item<L>, layers: Option<Range>, phase: Phase, place: Place) {
+        let here = self.token(&item.word.at);
+        if let Some(items) = self.braces(word, item) {
+            self.block(here, items, place, layers, Some(phase));
         }
-        stage
     }
 
-    fn attend(&mut self, word: &'static Word, item: &Item<L>) -> Number<L> {
-        let Some(items) = self.block(word, item) else {
-            return Field::Wrong;
-        };
-        let mut keep = Field::Absent;
-        for (word, item) in self.words(items, Place::Attend) {
-            keep = self.number(word, item);
-        }
-        keep
-    }
-
-    fn rope(&mut self, word: &'static Word, item: &Item<L>) -> (Choice<ScanRope, L>, Choice<AttendRope, L>) {
-        let Some(items) = self.block(word, item) else {
-            return (Field::Wrong, Field::Wrong);
-        };
-        let (mut scan, mut attend) = (Field::Absent, Field::Absent);
-        for (word, item) in self.words(items, Place::Rope) {
-            match word.name {
-                "scan" => scan = self.mode(word, item),
-                _ => attend = self.mode(word, item),
-            }
-        }
-        (scan, attend)
-    }
-
-    fn layers(&mut self, word: &'static Word, item: &Item<L>) -> Option<LayersDraft<L>> {
+    fn layers(&mut self, word: &'static Word, item: &Item<L>) {
         let Value::Layers { first, last, items } = &item.value else {
-            self.errors.push(item.word.at.clone(), Rule::NotLayers { example: word.example });
+            return self.errors.push(item.word.at.clone(), Rule::NotLayers { example: word.example });
+        };
+        // A layer that is named alone is both, and wrong once.
+        let one = self.number(&LAYER, first);
+        let other = if first.value == last.value { one } else { self.number(&LAYER, last) };
+        let here = self.token(&item.word.at);
+        self.block(here, items, Place::Layers, Some(Range { first: one, last: other }), None);
+    }
+
+    /// The words with a value in the braces of `word`; `None` where there are no braces.
+    fn inner(&mut self, word: &'static Word, item: &Item<L>) -> Option<Vec<(&'static Word, Field)>> {
+        let Takes::Block(place) = word.takes else {
             return None;
         };
-        let mut layer = |scalar| self.bounded(word, 0, MOST_LAYER, scalar);
-        // A layer that is named alone is both, and wrong once.
-        let (first, last) = match layer(first) {
-            Field::Wrong if first.value == last.value => (Field::Wrong, Field::Wrong),
-            one => (one, layer(last)),
-        };
-        let changes = self.draft(item.word.at.clone(), items, Place::Layers);
-        Some(LayersDraft { first, last, changes })
+        let items = self.braces(word, item)?;
+        let words = self.words(items, place);
+        Some(words.into_iter().map(|(word, item)| (word, self.field(word, item))).collect())
+    }
+
+    fn braces<'i>(&mut self, word: &'static Word, item: &'i Item<L>) -> Option<&'i [Item<L>]> {
+        if let Value::Block(items) = &item.value {
+            return Some(items);
+        }
+        let rule = Rule::NotABlock { word: word.name, example: word.example };
+        self.errors.push(item.word.at.clone(), rule);
+        None
     }
 
     /// The items whose words may stand in `place`. A misspelled word counts as the one it was meant to be, so that
@@ -364,68 +229,78 @@ impl<L: Clone> Reader<'_, L> {
         meant.filter(|_| !misplaced)
     }
 
-    fn number(&mut self, word: &'static Word, item: &Item<L>) -> Number<L> {
-        let Takes::Number { least, most } = word.takes else {
+    /// What follows `word`.
+    fn field(&mut self, word: &'static Word, item: &Item<L>) -> Field {
+        match (word.takes, &item.value) {
+            (Takes::Nothing, Value::Missing) => self.presence(item),
+            (Takes::Nothing, _) => self.wrong(&item.word.at, Rule::UnwantedValue { word: word.name }),
+            (_, Value::Missing) => {
+                let rule = Rule::MissingValue { word: word.name, example: word.example };
+                self.wrong(&item.word.at, rule)
+            }
+            (Takes::Mode(modes), Value::Scalar(scalar)) => {
+                self.mode(word, modes, &scalar.value.to_string(), &scalar.at)
+            }
+            (Takes::Mode(modes), _) => self.mode(word, modes, BRACES, &item.word.at),
+            (_, Value::Scalar(scalar)) => self.number(word, scalar),
+            (_, Value::Block(_) | Value::Layers { .. }) => self.not_a_number(word, &item.word.at, BRACES.to_owned()),
+        }
+    }
+
+    fn number(&mut self, word: &Word, scalar: &Located<Scalar, L>) -> Field {
+        let Located { value, at } = scalar;
+        let Word { name, takes: Takes::Number { least, most }, .. } = *word else {
             return Field::Wrong;
         };
-        match &item.value {
-            Value::Scalar(scalar) => self.bounded(word, least, most, scalar),
-            Value::Missing => self.missing_value(word, item),
-            Value::Block(_) | Value::Layers { .. } => {
-                self.not_a_number(word, least, most, &item.word.at, BRACES.to_owned())
+        match value {
+            Scalar::Number(number) => match Clash::of_number(name, least, most, i128::from(*number)) {
+                // No word takes more than 32 bits.
+                None => self.given(*number as u32, at),
+                Some(clash) => self.wrong(at, Rule::Clash(clash)),
+            },
+            constant if self.door == Door::Rust && constant.is_path() => {
+                let token = self.token(at);
+                self.constants.push(Constant { token, word: name, least, most, scalar: constant.clone() });
+                Field::Later(token)
+            }
+            other => self.not_a_number(word, at, other.to_string()),
+        }
+    }
+
+    fn not_a_number(&mut self, word: &Word, at: &L, found: String) -> Field {
+        let Word { name, takes: Takes::Number { least, most }, example, .. } = *word else {
+            return Field::Wrong;
+        };
+        self.wrong(at, Rule::NotANumber { word: name, found, least, most, example })
+    }
+
+    fn mode(&mut self, word: &'static Word, modes: &'static [&'static str], mode: &str, at: &L) -> Field {
+        match modes.iter().position(|known| *known == mode) {
+            Some(index) => self.given(index as u32, at),
+            None => {
+                let (nearest, known) = (nearest(mode, modes), modes.to_vec());
+                self.wrong(at, Rule::UnknownMode { word: word.name, mode: mode.to_owned(), nearest, known })
             }
         }
     }
 
-    fn bounded(&mut self, word: &'static Word, least: u32, most: u32, scalar: &Located<Scalar, L>) -> Number<L> {
-        let Located { value, at } = scalar;
-        let Scalar::Number(number) = *value else {
-            return self.not_a_number(word, least, most, at, value.to_string());
-        };
-        let rule = match u32::try_from(number) {
-            Ok(value) if (least..=most).contains(&value) => {
-                return Field::Given(Given { value, origin: Origin { at: at.clone(), inherited: false } });
-            }
-            Ok(value) if value < least => Rule::Zero { word: word.name, least, most },
-            _ => Rule::TooLarge { word: word.name, number, most },
-        };
+    /// That the word of `item` stands there.
+    fn presence(&mut self, item: &Item<L>) -> Field {
+        self.given(0, &item.word.at)
+    }
+
+    fn given(&mut self, value: u32, at: &L) -> Field {
+        Field::Given(Given { value, token: self.token(at) })
+    }
+
+    fn wrong(&mut self, at: &L, rule: Rule) -> Field {
         self.errors.push(at.clone(), rule);
         Field::Wrong
     }
 
-    fn not_a_number<T>(&mut self, word: &'static Word, least: u32, most: u32, at: &L, found: String) -> Field<T> {
-        let rule = Rule::NotANumber { word: word.name, found, least, most, example: word.example };
-        self.errors.push(at.clone(), rule);
-        Field::Wrong
-    }
-
-    fn missing_value<T>(&mut self, word: &'static Word, item: &Item<L>) -> Field<T> {
-        let rule = Rule::MissingValue { word: word.name, example: word.example };
-        self.errors.push(item.word.at.clone(), rule);
-        Field::Wrong
-    }
-
-    fn mode<M: Mode>(&mut self, word: &'static Word, item: &Item<L>) -> Choice<M, L> {
-        let (mode, at) = match &item.value {
-            Value::Missing => return self.missing_value(word, item),
-            Value::Scalar(Located { value, at }) => (value.to_string(), at),
-            Value::Block(_) | Value::Layers { .. } => (BRACES.to_owned(), &item.word.at),
-        };
-        if let Some(value) = M::from_word(&mode) {
-            return Field::Given(Given { value, origin: Origin { at: at.clone(), inherited: false } });
-        }
-        let known = M::words();
-        let rule = Rule::UnknownMode { word: word.name, nearest: nearest(&mode, &known), mode, known };
-        self.errors.push(at.clone(), rule);
-        Field::Wrong
-    }
-
-    fn block<'i>(&mut self, word: &'static Word, item: &'i Item<L>) -> Option<&'i [Item<L>]> {
-        if let Value::Block(items) = &item.value {
-            return Some(items);
-        }
-        let rule = Rule::NotABlock { word: word.name, example: word.example };
-        self.errors.push(item.word.at.clone(), rule);
-        None
+    fn token(&mut self, at: &L) -> Token {
+        let index = self.tokens.len() as u32;
+        self.tokens.push(at.clone());
+        Token { index, depth: 0 }
     }
 }

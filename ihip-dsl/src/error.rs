@@ -4,7 +4,8 @@ use std::fmt;
 
 use thiserror::Error;
 
-use crate::words::Place;
+use crate::clash::Clash;
+use crate::words::{Place, nearest};
 
 /// A broken rule and the token that broke it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,10 +78,12 @@ pub enum Rule {
 
     // Names.
     /// A name that kernels cannot bear.
-    #[error("`{name}` becomes part of kernel names: use ASCII letters, digits and `_`, a letter first")]
+    #[error("`{name}` becomes part of kernel names: use at most {most} ASCII letters, digits and `_`, a letter first")]
     InvalidName {
         /// The name.
         name: String,
+        /// Letters at most.
+        most: usize,
     },
     /// A name that means something else already.
     #[error("`{name}` stands for attention without pruning: choose another name")]
@@ -91,6 +94,22 @@ pub enum Rule {
     /// Two declarations of one name.
     #[error("`{name}` is declared twice: rename or remove one")]
     RepeatedName {
+        /// The name.
+        name: String,
+    },
+
+    /// A pipeline to inherit from that is not there.
+    #[error("no pipeline is called `{name}`: {}", among(.name, .known))]
+    UnknownParent {
+        /// The name.
+        name: String,
+        /// Names of those that are there.
+        known: Vec<String>,
+    },
+
+    /// A pipeline that inherits from itself.
+    #[error("`{name}` inherits from itself: name another pipeline, or none")]
+    ParentOfItself {
         /// The name.
         name: String,
     },
@@ -118,16 +137,6 @@ pub enum Rule {
         /// Where it may stand.
         home: Place,
     },
-    /// A word that has to be there.
-    #[error("{place} needs `{word}`: add `{example}`")]
-    MissingWord {
-        /// The word.
-        word: &'static str,
-        /// Where it should stand.
-        place: Place,
-        /// How it may look.
-        example: &'static str,
-    },
     /// A word that may stand once, and stands again.
     #[error("`{word}` stands a second time in {place}: keep one of the two")]
     RepeatedWord {
@@ -152,25 +161,11 @@ pub enum Rule {
         /// How it may look.
         example: &'static str,
     },
-    /// Nothing of something that has to be there.
-    #[error("`{word} 0` leaves nothing to work with: write a number from {least} to {most}")]
-    Zero {
+    /// A word that says it all by itself.
+    #[error("`{word}` takes no value: write `{word};`")]
+    UnwantedValue {
         /// The word.
         word: &'static str,
-        /// Least value.
-        least: u32,
-        /// Greatest value.
-        most: u32,
-    },
-    /// A number above the limit of its word.
-    #[error("`{word} {number}` is over the limit of {most}: write {most} or less")]
-    TooLarge {
-        /// The word.
-        word: &'static str,
-        /// What was written.
-        number: u64,
-        /// Greatest value.
-        most: u32,
     },
     /// A word that needs braces has none.
     #[error("`{word}` takes a block: write it such as `{example}`")]
@@ -193,150 +188,6 @@ pub enum Rule {
         known: Vec<&'static str>,
     },
 
-    // Stages.
-    /// The first stage names a budget for its input.
-    #[error("`keep {keep}` has no stage before it: the first stage sees every key, so remove it or add a stage above")]
-    FirstStageWithKeep {
-        /// Tokens kept.
-        keep: u32,
-    },
-    /// A later stage names none.
-    #[error(
-        "a stage after the first needs `keep`, the tokens that enter it: add a multiple of the chunk before, such as `keep {example}`"
-    )]
-    LaterStageWithoutKeep {
-        /// A number that would do.
-        example: u32,
-    },
-    /// Whole chunks enter a stage.
-    #[error("`keep {keep}` is no multiple of {chunk}, the chunk of the stage before: write {ways}")]
-    KeepNotMultiple {
-        /// Tokens kept.
-        keep: u32,
-        /// Chunk of the stage before.
-        chunk: u32,
-        /// What would do.
-        ways: Ways,
-    },
-    /// A chunk is cut into whole chunks.
-    #[error("`chunk {chunk}` does not divide {before}, the chunk of the stage before: write {ways}")]
-    ChunkDoesNotDivide {
-        /// Tokens of a chunk.
-        chunk: u32,
-        /// Tokens of a chunk of the stage before.
-        before: u32,
-        /// What would do.
-        ways: Ways,
-    },
-    /// Queries are averaged in whole groups.
-    #[error("`query_stride {query_stride}` does not divide {query_block}, the query block of its stage: write {ways}")]
-    StrideDoesNotDivide {
-        /// Queries averaged.
-        query_stride: u32,
-        /// Queries of a block.
-        query_block: u32,
-        /// What would do.
-        ways: Ways,
-    },
-    /// A query block is split into whole query blocks.
-    #[error("`query_block {query_block}` does not divide {before}, the query block of the stage before: write {ways}")]
-    QueryBlockDoesNotDivide {
-        /// Queries of a block.
-        query_block: u32,
-        /// Queries of a block of the stage before.
-        before: u32,
-        /// What would do.
-        ways: Ways,
-    },
-
-    /// A word about halving in a stage that does not halve.
-    #[error(
-        "`{word} {value}` says how a chunk is halved, and `representative {representative}` halves nothing: remove `{word}`, or write `representative halving`"
-    )]
-    NothingIsHalved {
-        /// The word.
-        word: &'static str,
-        /// What was written.
-        value: &'static str,
-        /// What stands for a chunk instead.
-        representative: &'static str,
-    },
-    /// One summary cannot stand for keys that each have a position of their own.
-    #[error(
-        "`representative {representative}` sums a chunk up once, and `{rope}` moves its keys apart with every query: write `representative exact` or `halving`, or scan at other positions"
-    )]
-    SummaryOfMovingKeys {
-        /// What stands for a chunk.
-        representative: &'static str,
-        /// The mode of the scan.
-        rope: &'static str,
-    },
-    /// Nothing is ranked without a stage.
-    #[error("`ranking {ranking}` has nothing to rank without a stage: remove it, or add a `stage`")]
-    RankingWithoutStages {
-        /// Which heads share a ranking.
-        ranking: &'static str,
-    },
-
-    // Sink, window and last cut.
-    /// Blocks start at multiples of the last chunk, and so must what follows the sink.
-    #[error("`sink {sink}` is no multiple of {chunk}, the last chunk: write {ways}")]
-    SinkNotMultiple {
-        /// Tokens of the sink.
-        sink: u32,
-        /// Last chunk.
-        chunk: u32,
-        /// What would do.
-        ways: Ways,
-    },
-    /// A probe could read a key after its query.
-    #[error(
-        "`window {window}` is under {least}, twice the first chunk of {chunk} less one, and a probe could read past its query: \
-         write `window {least}` or more, or a smaller first chunk"
-    )]
-    WindowTooShort {
-        /// Tokens of the window.
-        window: u32,
-        /// First chunk.
-        chunk: u32,
-        /// `2 · chunk − 1`.
-        least: u32,
-    },
-    /// The attention reads whole chunks.
-    #[error("`keep {keep}` is no multiple of {chunk}, the last chunk: write {ways}")]
-    LastCutNotMultiple {
-        /// Tokens kept.
-        keep: u32,
-        /// Last chunk.
-        chunk: u32,
-        /// What would do.
-        ways: Ways,
-    },
-    /// Nothing is cut where nothing was ranked.
-    #[error("`keep {keep}` has nothing to cut without a stage: remove `attend`, or add a `stage`")]
-    LastCutWithoutStages {
-        /// Tokens kept.
-        keep: u32,
-    },
-
-    // Rotary positions.
-    /// Nothing is scanned without a stage.
-    #[error("`scan {scan}` has nothing to scan without a stage: remove it, or add a `stage`")]
-    ScanWithoutStages {
-        /// The mode.
-        scan: &'static str,
-    },
-    /// A cache of rotated keys cannot be scanned at other positions.
-    #[error(
-        "`attend none` caches keys already rotated, so `{word} {scan}` would rotate them twice: write `{word} none`, or another mode for `attend`"
-    )]
-    ScanOfRotatedCache {
-        /// `scan`, or `rope` in a stage.
-        word: &'static str,
-        /// The mode of the scan.
-        scan: &'static str,
-    },
-
     // Layers.
     /// `layers` without layers.
     #[error("`layers` names layers counted from 0 and a block: write it such as `{example}`")]
@@ -352,26 +203,10 @@ pub enum Rule {
         /// What stands after the dots.
         end: u64,
     },
-    /// A range that ends before it starts.
-    #[error("`{first}..={last}` ends before it starts: write `{last}..={first}`")]
-    BackwardsRange {
-        /// First layer.
-        first: u32,
-        /// Last layer.
-        last: u32,
-    },
-    /// A layer with two overrides.
-    #[error("`layers {}` overlaps `layers {}` above: give every layer to one of them", range(*.first, *.last), range(*.other_first, *.other_last))]
-    OverlappingLayers {
-        /// First layer.
-        first: u32,
-        /// Last layer.
-        last: u32,
-        /// First layer of the override above.
-        other_first: u32,
-        /// Last layer of the override above.
-        other_last: u32,
-    },
+
+    /// A number that no word takes, or words that do not go together.
+    #[error("{0}")]
+    Clash(Clash),
 }
 
 impl Rule {
@@ -381,55 +216,15 @@ impl Rule {
             Self::Unexpected { found: text, .. }
             | Self::MissingSeparator { after: text, .. }
             | Self::Toml { problem: text }
-            | Self::InvalidName { name: text }
+            | Self::InvalidName { name: text, .. }
             | Self::ReservedName { name: text }
             | Self::RepeatedName { name: text }
+            | Self::UnknownParent { name: text, .. }
+            | Self::ParentOfItself { name: text }
             | Self::UnknownWord { word: text, .. }
             | Self::NotANumber { found: text, .. }
             | Self::UnknownMode { mode: text, .. } => Some(text),
             _ => None,
-        }
-    }
-}
-
-/// The nearest numbers on either side that would do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ways {
-    word: &'static str,
-    below: Option<u32>,
-    above: Option<u32>,
-}
-
-impl Ways {
-    /// Multiples of `of` around `number`, which is none, within limits.
-    #[must_use]
-    pub fn multiples(word: &'static str, number: u32, of: u32, least: u32, most: u32) -> Self {
-        let below = number / of * of;
-        let allowed = |number: &u32| (least..=most).contains(number);
-        Self { word, below: Some(below).filter(allowed), above: below.checked_add(of).filter(allowed) }
-    }
-
-    /// Divisors of `of` around `number`, which is none.
-    #[must_use]
-    pub fn divisors(word: &'static str, number: u32, of: u32) -> Self {
-        let divides = |candidate: &u32| of.is_multiple_of(*candidate);
-        Self { word, below: (1..number.min(of + 1)).rev().find(divides), above: (number..=of).find(divides) }
-    }
-
-    /// The numbers, smaller first.
-    pub fn numbers(self) -> impl Iterator<Item = u32> {
-        self.below.into_iter().chain(self.above)
-    }
-}
-
-impl fmt::Display for Ways {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = self.word;
-        let mut numbers = self.numbers();
-        match (numbers.next(), numbers.next()) {
-            (Some(below), Some(above)) => write!(f, "`{word} {below}` or `{word} {above}`"),
-            (Some(only), None) => write!(f, "`{word} {only}`"),
-            (None, _) => write!(f, "another `{word}`"),
         }
     }
 }
@@ -448,8 +243,12 @@ fn suggestion(nearest: Option<&str>, known: &[&str]) -> String {
     }
 }
 
-fn range(first: u32, last: u32) -> String {
-    if first == last { first.to_string() } else { format!("{first}..={last}") }
+fn among(name: &str, known: &[String]) -> String {
+    let known: Vec<_> = known.iter().map(String::as_str).collect();
+    match known.as_slice() {
+        [] => "inherit from one that stands above, or from none".to_owned(),
+        known => suggestion(nearest(name, known), known),
+    }
 }
 
 impl<L> Errors<L> {

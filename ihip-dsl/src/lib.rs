@@ -11,8 +11,10 @@
 
 pub mod ast;
 pub mod check;
+pub mod clash;
 pub mod config;
 pub mod cost;
+pub mod declared;
 mod draft;
 pub mod emit;
 pub mod error;
@@ -25,17 +27,24 @@ pub mod plan;
 mod print;
 pub mod reference;
 pub mod report;
+mod resolve;
 pub mod rope;
+pub mod text;
+pub mod warning;
 pub mod words;
 mod write;
 
-pub use config::parse_toml;
+pub use check::Clashes;
+pub use clash::Clash;
+pub use config::{parse_toml, parse_toml_among};
+pub use declared::Declared;
 pub use error::{Errors, Position, Region, Rule};
 pub use geometry::{Geometry, KvType};
-pub use parse::parse_str;
+pub use parse::{parse_str, parse_str_among};
 pub use pipeline::{
     AttendRope, Attention, ChunkScore, Descent, Halving, LayerPruning, LayerRange, Phases, Pipeline, Probe, Pruning,
     QueryReduction, Ranking, Refresh, Representative, Rope, ScanRope, Scores, Scoring, Stage,
 };
 pub use plan::{LayerPlan, Plan, PlanError, PrunedLayer, StagePlan};
 pub use report::Report;
+pub use warning::Warning;

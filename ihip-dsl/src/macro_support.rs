@@ -1,23 +1,26 @@
 //! What `pruning!` expands to.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::fmt::Debug;
 
-use proc_macro2::{Span, TokenStream};
-use quote::{format_ident, quote};
+use proc_macro2::{Ident, Span, TokenStream};
+use quote::{ToTokens, format_ident, quote, quote_spanned};
+use syn::Attribute;
 
+use crate::ast::{Located, Scalar};
+use crate::check;
+use crate::declared::{Block, Field, Given, Range, Stage, Token};
+use crate::draft::{Constant, Door, Draft};
 use crate::error::{Error, Errors};
 use crate::parse::{Declarations, Written, declarations};
-use crate::{
-    AttendRope, Attention, Halving, LayerPruning, LayerRange, Phases, Pipeline, Ranking, Refresh, Representative, Rope,
-    ScanRope, Scoring, Stage, check,
-};
+use crate::warning::Warning;
 
 /// Expands the tokens between the braces of `pruning!`.
 ///
-/// Every declaration becomes a type that implements `ihip_model::Pruning` and registers itself by name. A declaration
-/// with errors becomes these errors and a type that is not registered, so that one mistake does not raise others
-/// wherever the type is used.
+/// Every declaration becomes a type that implements `ihip_model::Pruning` and registers itself by name. Where it
+/// inherits, or constants stand for numbers, the rules run again in a constant for each of its tokens, which the
+/// compiler underlines where a rule is broken. A declaration with errors becomes these errors and a type that is not
+/// registered, so that one mistake does not raise others wherever the type is used.
 #[must_use]
 pub fn expand(tokens: TokenStream) -> TokenStream {
     let Declarations { declarations, mut errors } = declarations(tokens);
@@ -25,10 +28,16 @@ pub fn expand(tokens: TokenStream) -> TokenStream {
     let mut names = BTreeSet::new();
     let mut types = TokenStream::new();
     for mut written in declarations {
-        errors.append(std::mem::take(&mut written.errors));
-        let pipeline = check::check(&written.declaration).map_err(|found| errors.append(found)).ok();
+        let mut found = std::mem::take(&mut written.errors);
+        let mut draft = Draft::new(&written.declaration, Door::Rust);
+        if written.parent.is_none() {
+            draft.check();
+        }
+        found.append(std::mem::take(&mut draft.errors));
+        let draft = Some(draft).filter(|_| found.is_empty());
+        errors.append(found);
         if names.insert(written.declaration.name.value.clone()) {
-            types.extend(pruning_type(&written, pipeline.as_ref()));
+            types.extend(pruning_type(&written, draft.as_ref()));
         }
     }
     let errors = compile_errors(errors);
@@ -42,18 +51,26 @@ fn compile_errors(errors: Errors<Span>) -> TokenStream {
     errors.into_iter().map(|Error { at, rule }| syn::Error::new(at, rule).into_compile_error()).collect()
 }
 
-fn pruning_type(written: &Written, pipeline: Option<&Pipeline>) -> TokenStream {
-    let Written { attributes, visibility, ident, .. } = written;
+/// The type of a declaration; what stands in for it where there is no draft without errors.
+fn pruning_type(written: &Written, draft: Option<&Draft<Span>>) -> TokenStream {
+    let Written { attributes, visibility, ident, declaration, parent, .. } = written;
+    let (name, doc) = (&declaration.name.value, &declaration.doc);
     let conditions: Vec<_> = attributes.iter().filter(|attribute| attribute.path().is_ident("cfg")).collect();
-    let description = description(pipeline.unwrap_or(&stand_in()));
-    let registration = pipeline.map(|_| {
+    let private = private();
+    let stand_in = || quote! { #private::declared::Declared::STAND_IN };
+    let declared = draft.map_or_else(stand_in, |draft| declared(draft, parent.as_ref()));
+    let registration = draft.map(|_| {
         quote! {
             #(#conditions)*
-            ::ihip_model::__private::inventory::submit! {
+            #private::inventory::submit! {
                 ::ihip_model::registry::Entry::new::<#ident>(::core::module_path!())
             }
         }
     });
+    let has_constants = draft.is_some_and(|draft| !draft.constants.is_empty());
+    let lint = has_constants.then(|| quote! { #[allow(clippy::identity_op)] });
+    let checks = draft.map(|draft| checks(written, draft));
+    let warnings = draft.filter(|_| parent.is_none()).map(|draft| warnings(attributes, draft));
     quote! {
         #(#attributes)*
         #[derive(Clone, Copy, Debug)]
@@ -61,133 +78,174 @@ fn pruning_type(written: &Written, pipeline: Option<&Pipeline>) -> TokenStream {
 
         #(#conditions)*
         impl ::ihip_model::Pruning for #ident {
+            #lint
+            const DECLARED: &'static #private::declared::Declared = &#declared;
+
             fn pipeline() -> &'static ::ihip_model::Pipeline {
-                use ::ihip_model::__private::*;
-                static PIPELINE: Pipeline = #description;
+                static PIPELINE: #private::LazyLock<::ihip_model::Pipeline> = #private::LazyLock::new(|| {
+                    <#ident as ::ihip_model::Pruning>::DECLARED.pipeline(#name, #doc)
+                });
                 &PIPELINE
             }
         }
 
         #registration
+        #checks
+        #warnings
     }
 }
 
-/// What stands in for a pipeline with errors; nobody ever runs it, since the errors stop the build.
-fn stand_in() -> Pipeline {
-    let base = LayerPruning {
-        sink: 0,
-        window: 1,
-        query_block: 1,
-        stages: Cow::Borrowed(&[]),
-        keep: 0,
-        ranking: Ranking::All,
-        rope: Rope { scan: ScanRope::None, attend: AttendRope::None },
-    };
-    Pipeline::from_checked(Cow::Borrowed(""), Cow::Borrowed(""), Refresh::Together, base.into(), Cow::Borrowed(&[]))
+/// Constants that stop the build where a rule is broken that only the compiler can check, one for each token.
+fn checks(written: &Written, draft: &Draft<Span>) -> TokenStream {
+    let Written { attributes, ident, parent, .. } = written;
+    if parent.is_none() && draft.constants.is_empty() {
+        return TokenStream::new();
+    }
+    let conditions: Vec<_> = attributes.iter().filter(|attribute| attribute.path().is_ident("cfg")).collect();
+    let private = private();
+    let bounds = draft.constants.iter().map(|constant| {
+        let Constant { word, least, most, .. } = constant;
+        let span = draft.tokens[constant.token.index as usize];
+        let number = number(constant, span);
+        let check = quote_spanned! {span=> ::ihip_model::__private::Clash::refuse(#word, #least, #most, #number) };
+        quote! {
+            #(#conditions)*
+            #[allow(clippy::identity_op)]
+            const _: () = #check;
+        }
+    });
+    let indices = 0_u32..;
+    let tokens = indices.zip(&draft.tokens).map(|(index, span)| quote_spanned! {*span=> CLASHES.refuse(#index) });
+    quote! {
+        #(#bounds)*
+        #(#conditions)*
+        const _: () = {
+            const CLASHES: #private::Clashes = #private::Clashes::of(<#ident as ::ihip_model::Pruning>::DECLARED);
+            #(const _: () = #tokens;)*
+        };
+    }
 }
 
-fn description(pipeline: &Pipeline) -> TokenStream {
-    let (name, doc, base) = (pipeline.name(), pipeline.doc(), phases(pipeline.base()));
-    let refresh = format_ident!("{}", format!("{:?}", pipeline.refresh()));
-    let overrides = pipeline.overrides().iter().map(|LayerRange { first, last, phases: of_layers }| {
-        let of_layers = phases(of_layers);
-        quote! { LayerRange { first: #first, last: #last, phases: #of_layers } }
+/// A use of a deprecated constant for each warning: what a macro can have the compiler say without stopping the build.
+/// An `#[allow(deprecated)]` of the declaration silences them.
+fn warnings(attributes: &[Attribute], draft: &Draft<Span>) -> TokenStream {
+    let kept = |attribute: &&Attribute| ["cfg", "allow"].iter().any(|name| attribute.path().is_ident(name));
+    let attributes: Vec<_> = attributes.iter().filter(kept).collect();
+    let warning = |Located { value, at }: Located<Warning, Span>| {
+        let (unwise, note) = (Ident::new("UNWISE", at), value.to_string());
+        quote! {
+            #(#attributes)*
+            const _: () = {
+                #[deprecated(note = #note)]
+                const UNWISE: () = ();
+                #unwise
+            };
+        }
+    };
+    draft.warnings().into_iter().map(warning).collect()
+}
+
+/// What the expansion needs of `ihip_model`.
+fn private() -> TokenStream {
+    quote! { ::ihip_model::__private }
+}
+
+/// The value of a constant. Only an integer can stand here, of whatever type.
+fn number(constant: &Constant, span: Span) -> TokenStream {
+    let path = match &constant.scalar {
+        Scalar::Path(path) => path.0.clone(),
+        scalar => Ident::new(&scalar.to_string(), span).into_token_stream(),
+    };
+    quote_spanned! {span=> (#path | 0) as i128 }
+}
+
+fn declared(draft: &Draft<Span>, parent: Option<&syn::Path>) -> TokenStream {
+    let private = private();
+    let parent = match parent {
+        Some(parent) => quote! { ::core::option::Option::Some(<#parent as ::ihip_model::Pruning>::DECLARED) },
+        None => quote! { ::core::option::Option::None },
+    };
+    let refresh = field(draft, draft.declared.refresh);
+    let blocks = draft.declared.blocks.iter().map(|block| self::block(draft, block));
+    quote! {
+        #private::declared::Declared {
+            parent: #parent,
+            refresh: #refresh,
+            blocks: #private::Cow::Borrowed(&[#(#blocks),*]),
+        }
+    }
+}
+
+fn block(draft: &Draft<Span>, block: &Block) -> TokenStream {
+    let private = private();
+    let layers = match block.layers {
+        Some(Range { first, last }) => {
+            let (first, last) = (field(draft, first), field(draft, last));
+            quote! { ::core::option::Option::Some(#private::declared::Range { first: #first, last: #last }) }
+        }
+        None => quote! { ::core::option::Option::None },
+    };
+    let phase = match block.phase {
+        Some(phase) => {
+            let phase = format_ident!("{phase:?}");
+            quote! { ::core::option::Option::Some(#private::declared::Phase::#phase) }
+        }
+        None => quote! { ::core::option::Option::None },
+    };
+    let (here, dense) = (token(block.here), field(draft, block.dense));
+    let fields = fields(draft, "Slot", &block.fields);
+    let stages = block.stages.iter().map(|Stage { here, fields, .. }| {
+        let (here, fields) = (token(*here), self::fields(draft, "StageSlot", fields));
+        quote! { #private::declared::Stage { here: #here, wrong: false, fields: #fields } }
     });
     quote! {
-        Pipeline::from_checked(
-            Cow::Borrowed(#name),
-            Cow::Borrowed(#doc),
-            Refresh::#refresh,
-            #base,
-            Cow::Borrowed(&[#(#overrides),*]),
-        )
-    }
-}
-
-fn phases(Phases { prefill, decode }: &Phases) -> TokenStream {
-    let attention = |attention: &Attention| match attention {
-        Attention::Dense => quote! { Attention::Dense },
-        Attention::Pruned(pruning) => {
-            let pruning = layer_pruning(pruning);
-            quote! { Attention::Pruned(#pruning) }
-        }
-    };
-    let (prefill, decode) = (attention(prefill), attention(decode));
-    quote! { Phases { prefill: #prefill, decode: #decode } }
-}
-
-fn layer_pruning(pruning: &LayerPruning) -> TokenStream {
-    let LayerPruning { sink, window, query_block, stages, keep, ranking, rope: Rope { scan, attend } } = pruning;
-    let stages = stages.iter().map(stage);
-    let (scan, attend) = (format_ident!("{scan:?}"), format_ident!("{attend:?}"));
-    let ranking = format_ident!("{ranking:?}");
-    quote! {
-        LayerPruning {
-            sink: #sink,
-            window: #window,
-            query_block: #query_block,
-            stages: Cow::Borrowed(&[#(#stages),*]),
-            keep: #keep,
-            ranking: Ranking::#ranking,
-            rope: Rope { scan: ScanRope::#scan, attend: AttendRope::#attend },
+        #private::declared::Block {
+            layers: #layers,
+            phase: #phase,
+            inherited: false,
+            here: #here,
+            dense: #dense,
+            fields: #fields,
+            stages: #private::Cow::Borrowed(&[#(#stages),*]),
         }
     }
 }
 
-fn stage(stage: &Stage) -> TokenStream {
-    let Stage { keep, chunk, query_block, query_stride, refresh, scoring, rope } = stage;
-    let keep = match keep {
-        Some(keep) => quote! { Option::Some(#keep) },
-        None => quote! { Option::None },
-    };
-    let scoring = self::scoring(scoring);
-    let rope = match rope {
-        Some(rope) => {
-            let rope = format_ident!("{rope:?}");
-            quote! { Option::Some(ScanRope::#rope) }
+fn fields<S: Debug>(draft: &Draft<Span>, slots: &str, fields: &[(S, Field)]) -> TokenStream {
+    let (private, slots) = (private(), format_ident!("{slots}"));
+    let fields = fields.iter().map(|(slot, value)| {
+        let (slot, value) = (format_ident!("{slot:?}"), field(draft, *value));
+        quote! { (#private::declared::#slots::#slot, #value) }
+    });
+    quote! { #private::Cow::Borrowed(&[#(#fields),*]) }
+}
+
+fn field(draft: &Draft<Span>, field: Field) -> TokenStream {
+    let private = private();
+    match field {
+        Field::Absent => quote! { #private::declared::Field::Absent },
+        // Only a draft without errors is written out.
+        Field::Wrong => quote! { #private::declared::Field::Wrong },
+        Field::Given(Given { value, token }) => {
+            let token = self::token(token);
+            quote! { #private::declared::Field::Given(#private::declared::Given { value: #value, token: #token }) }
         }
-        None => quote! { Option::None },
-    };
-    quote! {
-        Stage {
-            keep: #keep,
-            chunk: #chunk,
-            query_block: #query_block,
-            query_stride: #query_stride,
-            refresh: #refresh,
-            scoring: #scoring,
-            rope: #rope,
+        Field::Later(token) => {
+            let constants = draft.constants.iter().filter(|constant| constant.token == token);
+            let fields = constants.map(|constant| {
+                let Constant { word, least, most, .. } = constant;
+                let number = number(constant, draft.tokens[token.index as usize]);
+                let token = self::token(token);
+                quote! { #private::declared::Field::number(#word, #least, #most, #number, #token) }
+            });
+            fields.collect()
         }
     }
 }
 
-fn scoring(scoring: &Scoring) -> TokenStream {
-    let Scoring { representative, query_reduction, scores } = scoring;
-    let representative = match representative {
-        Representative::Halving(Halving { probe, chunk_score, descent }) => {
-            let probe = format_ident!("{probe:?}");
-            let chunk_score = format_ident!("{chunk_score:?}");
-            let descent = format_ident!("{descent:?}");
-            quote! {
-                Representative::Halving(Halving {
-                    probe: Probe::#probe,
-                    chunk_score: ChunkScore::#chunk_score,
-                    descent: Descent::#descent,
-                })
-            }
-        }
-        Representative::Mean => quote! { Representative::Mean },
-        Representative::MinMax => quote! { Representative::MinMax },
-        Representative::Exact => quote! { Representative::Exact },
-    };
-    let (query_reduction, scores) = (format_ident!("{query_reduction:?}"), format_ident!("{scores:?}"));
-    quote! {
-        Scoring {
-            representative: #representative,
-            query_reduction: QueryReduction::#query_reduction,
-            scores: Scores::#scores,
-        }
-    }
+fn token(Token { index, .. }: Token) -> TokenStream {
+    let private = private();
+    quote! { #private::declared::Token { index: #index, depth: 0 } }
 }
 
 #[cfg(test)]

@@ -15,17 +15,21 @@ const WRITTEN: char = '\u{e000}';
 pub(crate) fn of_a_file(rule: &Rule, excerpt: &str) -> String {
     let mut rule = rule.clone();
     let written = rule.written().map(|text| std::mem::replace(text, WRITTEN.to_string()));
-    let message = rule.to_string();
-    let pieces = message.split('`').enumerate().map(|(index, piece)| match index % 2 {
-        1 => toml(piece).unwrap_or_else(|| piece.to_owned()),
-        _ => piece.to_owned(),
-    });
-    let message = pieces.collect::<Vec<_>>().join("`");
+    let message = in_toml(&rule.to_string());
     match written {
         Some(written) if unquoted(excerpt) == Some(&written) => message.replace(WRITTEN, excerpt),
         Some(written) => message.replace(WRITTEN, &written),
         None => message,
     }
+}
+
+/// A message with every piece of the language as a file has it.
+pub(crate) fn in_toml(message: &str) -> String {
+    let pieces = message.split('`').enumerate().map(|(index, piece)| match index % 2 {
+        1 => toml(piece).unwrap_or_else(|| piece.to_owned()),
+        _ => piece.to_owned(),
+    });
+    pieces.collect::<Vec<_>>().join("`")
 }
 
 /// A piece of the language as a file has it; `None` where it is the same there.

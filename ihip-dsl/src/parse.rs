@@ -1,22 +1,25 @@
 //! The grammar, from Rust tokens.
 //!
 //! ```text
-//! declaration  =  attribute* visibility name { item* }
-//! item         =  word scalar ;  |  word { field,* }  |  word scalar ( ..= scalar )? { item* }
+//! declaration  =  attribute* visibility name ( : path )? { item* }
+//! item         =  word scalar? ;  |  word { field,* }  |  word { item* }  |  word scalar ( ..= scalar )? { item* }
 //! field        =  word scalar
+//! scalar       =  number  |  word  |  path
 //! ```
 //!
 //! A mistake is noted and skipped up to the next `;` or `,`, so that one pass finds all of them. Which words there
 //! are is no matter of the grammar: [`crate::check`] knows them.
 
 use proc_macro2::{Delimiter, Span, TokenStream, TokenTree};
+use quote::ToTokens;
 use syn::ext::IdentExt;
 use syn::parse::{Parse, ParseStream, Parser};
 use syn::{Attribute, Expr, ExprLit, Ident, Lit, LitInt, Meta, Token, Visibility, braced, token};
 
-use crate::ast::{Declaration, Item, Located, Scalar, Value};
+use crate::ast::{Declaration, Item, Located, Path, Scalar, Value};
+use crate::check::Known;
 use crate::error::{Errors, Position, Rule};
-use crate::words::{Place, Takes};
+use crate::words::Place;
 use crate::{Pipeline, ast, check};
 
 /// What stands between the braces of `pruning!`.
@@ -36,6 +39,8 @@ pub struct Written {
     pub visibility: Visibility,
     /// Name of the type.
     pub ident: Ident,
+    /// The type that it inherits from.
+    pub parent: Option<syn::Path>,
     /// What the language sees of it.
     pub declaration: Declaration<Span>,
     /// What is no sentence of the grammar in it.
@@ -73,11 +78,19 @@ fn too_deep(tokens: &TokenStream, depth: usize) -> Option<Span> {
     })
 }
 
-/// Reads and checks every declaration in `text`.
+/// Reads and checks every declaration in `text`; each may inherit from one above.
 ///
 /// # Errors
 /// Every broken rule, with its line and column.
 pub fn parse_str(text: &str) -> Result<Vec<Pipeline>, Errors<Position>> {
+    parse_str_among(text, &[])
+}
+
+/// Reads and checks every declaration in `text`; each may inherit from one above or from one of `known`.
+///
+/// # Errors
+/// Every broken rule, with its line and column.
+pub fn parse_str_among(text: &str, known: &Known<'_>) -> Result<Vec<Pipeline>, Errors<Position>> {
     let tokens = text.parse::<TokenStream>().map_err(|error| {
         let at = position(error.span());
         let rest = text.lines().nth(at.line - 1).unwrap_or_default().chars().skip(at.column - 1);
@@ -86,17 +99,14 @@ pub fn parse_str(text: &str) -> Result<Vec<Pipeline>, Errors<Position>> {
         errors.push(at, unexpected(rest.take_while(|c| !c.is_whitespace()).collect(), expected));
         errors
     })?;
-    let Declarations { declarations, mut errors } = declarations(tokens);
-    let mut pipelines = Vec::with_capacity(declarations.len());
+    let Declarations { mut declarations, mut errors } = declarations(tokens);
     errors.append(check::names(declarations.iter().map(|written| &written.declaration.name)));
-    for written in declarations {
-        errors.append(written.errors);
-        match check::check(&written.declaration) {
-            Ok(pipeline) => pipelines.push(pipeline),
-            Err(found) => errors.append(found),
-        }
+    for written in &mut declarations {
+        errors.append(std::mem::take(&mut written.errors));
     }
-    errors.locate(position).or(pipelines)
+    let (checked, found) = check::all(declarations.iter().map(|written| &written.declaration), known);
+    errors.append(found);
+    errors.locate(position).or(checked.into_iter().map(|checked| checked.pipeline).collect())
 }
 
 /// First and last layer.
@@ -139,18 +149,27 @@ impl Parse for Declarations {
         let mut this = Self::default();
         while !input.is_empty() {
             match Header::parse(input, &mut this.errors) {
-                Some(Header { attributes, visibility, ident }) => {
+                Some(Header { attributes, visibility, ident, parent }) => {
                     let mut reader = Reader { errors: Errors::new() };
                     let content;
                     braced!(content in input);
                     let items = reader.items(&content, ';')?;
                     let declaration = Declaration {
                         name: Located { value: ident.unraw().to_string(), at: ident.span() },
+                        parent: parent.as_ref().and_then(|path| {
+                            let name = &path.segments.last()?.ident;
+                            Some(Located { value: name.unraw().to_string(), at: name.span() })
+                        }),
                         doc: doc(&attributes),
                         items,
                     };
-                    let errors = reader.errors;
-                    this.declarations.push(Written { attributes, visibility, ident, declaration, errors });
+                    let mut errors = reader.errors;
+                    if let (Some(path), Some(named)) = (&parent, &declaration.parent)
+                        && path.is_ident(&ident)
+                    {
+                        errors.push(named.at, Rule::ParentOfItself { name: named.value.clone() });
+                    }
+                    this.declarations.push(Written { attributes, visibility, ident, parent, declaration, errors });
                 }
                 None => skip_block(input)?,
             }
@@ -164,6 +183,7 @@ struct Header {
     attributes: Vec<Attribute>,
     visibility: Visibility,
     ident: Ident,
+    parent: Option<syn::Path>,
 }
 
 impl Header {
@@ -181,8 +201,17 @@ impl Header {
         expect(visibility.is_ok(), "`pub` or `pub(crate)`")?;
         expect(input.peek(Ident), "the name of a pipeline, as in `pub Name { … }`,")?;
         let ident = input.parse().ok()?;
+        let parent = if input.peek(Token![:]) && !input.peek(Token![::]) {
+            input.parse::<Token![:]>().ok()?;
+            let named = input.peek(Ident::peek_any) || input.peek(Token![::]);
+            let parent = if named { input.call(syn::Path::parse_mod_style).ok() } else { None };
+            expect(parent.is_some(), "the pipeline to inherit from, as in `pub Name: Parent { … }`,")?;
+            parent
+        } else {
+            None
+        };
         expect(input.peek(token::Brace), "`{` with the words of the pipeline")?;
-        Some(Self { attributes: attributes.ok()?, visibility: visibility.ok()?, ident })
+        Some(Self { attributes: attributes.ok()?, visibility: visibility.ok()?, ident, parent })
     }
 }
 
@@ -206,7 +235,14 @@ impl Reader {
             let value = self.value(input, &word.value)?;
             match &value {
                 Value::Scalar(scalar) => self.separator(input, separator, &word, scalar)?,
-                Value::Missing => skip_item(input)?,
+                Value::Missing => {
+                    let left_out = input.is_empty() && separator == ',';
+                    if Place::takes_nothing(&word.value) && !at_separator(input) && !left_out {
+                        let after = word.value.clone();
+                        self.errors.push(word.at, Rule::MissingSeparator { after, separator });
+                    }
+                    skip_item(input)?;
+                }
                 Value::Block(_) | Value::Layers { .. } => {
                     if separator == ',' && input.peek(Token![,]) {
                         input.parse::<Token![,]>()?;
@@ -243,14 +279,13 @@ impl Reader {
 
     /// The items between braces; those of an unknown word are separated by `otherwise`.
     fn block(&mut self, input: ParseStream<'_>, word: &str, otherwise: char) -> syn::Result<Vec<Item<Span>>> {
-        let separator = match Place::home(word).map(|(_, word)| word.takes) {
-            Some(Takes::Block(_)) => ',',
-            Some(Takes::Layers(_)) => ';',
-            Some(Takes::Number { .. } | Takes::Mode) => {
+        let separator = match (Place::separator(word), Place::home(word)) {
+            (Some(separator), _) => separator,
+            (None, Some(_)) => {
                 input.parse::<TokenTree>()?;
                 return Ok(Vec::new());
             }
-            None => otherwise,
+            (None, None) => otherwise,
         };
         let content;
         braced!(content in input);
@@ -318,7 +353,12 @@ impl Reader {
 /// One token, or a sign and a number.
 fn scalar(input: ParseStream<'_>) -> syn::Result<Located<Scalar, Span>> {
     let at = input.span();
-    let value = if input.peek(Ident::peek_any) {
+    let value = if input.peek(Token![::]) || input.peek(Ident::peek_any) && input.peek2(Token![::]) {
+        match input.call(syn::Path::parse_mod_style) {
+            Ok(path) => Scalar::Path(Path(path.into_token_stream())),
+            Err(_) => Scalar::Other("::".to_owned()),
+        }
+    } else if input.peek(Ident::peek_any) {
         Scalar::Word(input.call(Ident::parse_any)?.to_string())
     } else if input.peek(LitInt) {
         let number = input.parse::<LitInt>()?;

@@ -4,10 +4,11 @@ use std::borrow::Cow;
 
 use serde::Serialize;
 
+use crate::Declared;
+
 /// A pruning pipeline that has passed every rule of [`crate::check`].
 ///
-/// Fields are private so that nobody can make an unchecked one; all of it is `const`-constructible so that a
-/// declaration costs nothing at run time.
+/// Fields are private so that nobody can make an unchecked one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Pipeline {
     name: Cow<'static, str>,
@@ -284,7 +285,7 @@ pub struct LayerRange {
 }
 
 impl Pipeline {
-    /// For `check` and for the expansion of `pruning!` alone: whoever calls this has checked every rule.
+    /// For `check` alone: whoever calls this has checked every rule.
     #[doc(hidden)]
     #[must_use]
     pub const fn from_checked(
@@ -321,7 +322,7 @@ impl Pipeline {
         &self.base
     }
 
-    /// The overrides, in the order they were declared; they never overlap.
+    /// The overrides, by ascending layers; they never overlap.
     #[must_use]
     pub fn overrides(&self) -> &[LayerRange] {
         &self.overrides
@@ -338,7 +339,14 @@ impl Pipeline {
 }
 
 /// A type declared by `pruning!`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no pipeline: inherit from a type that `pruning!` declared",
+    label = "no type that `pruning!` declared"
+)]
 pub trait Pruning {
+    /// What was declared, for the pipelines that inherit from it.
+    const DECLARED: &'static Declared;
+
     /// The checked description.
     fn pipeline() -> &'static Pipeline;
 }

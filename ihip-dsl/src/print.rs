@@ -12,7 +12,11 @@ impl<L> Display for Declaration<L> {
             self.doc.split('\n').try_for_each(|line| writeln!(f, "{}", format!("/// {line}").trim_end()))?;
         }
         let raw = if syn::parse_str::<syn::Ident>(&self.name.value).is_ok() { "" } else { "r#" };
-        writeln!(f, "pub {raw}{} {{", self.name.value)?;
+        write!(f, "pub {raw}{}", self.name.value)?;
+        if let Some(parent) = &self.parent {
+            write!(f, ": {}", parent.value)?;
+        }
+        writeln!(f, " {{")?;
         sentences(f, &self.items, "    ")?;
         writeln!(f, "}}")
     }
@@ -82,6 +86,9 @@ impl<L> Declaration<L> {
     #[must_use]
     pub fn toml(&self) -> String {
         let mut text = format!("name = {}\n", quoted(&self.name.value));
+        if let Some(parent) = &self.parent {
+            text += &format!("inherit = {}\n", quoted(&parent.value));
+        }
         if !self.doc.is_empty() {
             text += &format!("doc = {}\n", quoted(&self.doc));
         }
@@ -146,7 +153,7 @@ fn key(word: &str) -> String {
 fn literal(scalar: &Scalar) -> String {
     match scalar {
         Scalar::Word(word) => quoted(word),
-        Scalar::Number(_) | Scalar::Other(_) => scalar.to_string(),
+        Scalar::Number(_) | Scalar::Path(_) | Scalar::Other(_) => scalar.to_string(),
     }
 }
 

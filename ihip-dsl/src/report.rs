@@ -3,8 +3,9 @@
 
 use std::fmt;
 
+use crate::ast::Located;
 use crate::error::{Error, Errors, Region};
-use crate::message;
+use crate::{Warning, message};
 
 /// Errors that are shown; the rest is counted.
 const MOST_ERRORS: usize = 20;
@@ -41,6 +42,12 @@ impl fmt::Display for Report {
 }
 
 impl std::error::Error for Report {}
+
+/// A warning about `file` on one line.
+#[must_use]
+pub fn warning(file: &str, Located { value, at }: &Located<Warning, Region>) -> String {
+    format!("warning: {file}:{at}: {}", message::in_toml(&value.to_string()))
+}
 
 fn excerpt(file: &str, text: &str, Error { at, rule }: &Error<Region>) -> String {
     let number = at.start.line.to_string();

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::pipeline::{
-    AttendRope, ChunkScore, Descent, Halving, Probe, QueryReduction, Ranking, Representative, ScanRope, Scores,
+    AttendRope, ChunkScore, Descent, Halving, Probe, QueryReduction, Ranking, Refresh, Representative, ScanRope, Scores,
 };
 
 /// A part of a declaration that has words of its own.
@@ -13,6 +13,10 @@ pub enum Place {
     Pipeline,
     /// Between the braces of `layers`.
     Layers,
+    /// Between the braces of `prefill`.
+    Prefill,
+    /// Between the braces of `decode`.
+    Decode,
     /// Between the braces of `stage`.
     Stage,
     /// Between the braces of `attend`.
@@ -44,8 +48,10 @@ pub enum Takes {
         /// Greatest value.
         most: u32,
     },
-    /// A word out of a few.
-    Mode,
+    /// A word out of these.
+    Mode(&'static [&'static str]),
+    /// Nothing: the word says it all.
+    Nothing,
     /// Braces with the words of a place.
     Block(Place),
     /// Layers, then braces with the words of a place.
@@ -59,6 +65,8 @@ pub const MOST_TOKENS: u32 = 1 << 24;
 pub const MOST_CHUNK: u32 = 1 << 16;
 /// Greatest query block.
 pub const MOST_QUERY_BLOCK: u32 = 1 << 10;
+/// Tokens of a segment of the prompt, which holds whole query blocks: the scan's grid is laid out for whole segments.
+pub const SEGMENT: u32 = 1 << 13;
 /// Greatest number of decoding steps between two renewals of a stage.
 pub const MOST_REFRESH: u32 = 1 << 16;
 /// Greatest number of a layer.
@@ -79,54 +87,74 @@ const fn block(name: &'static str, place: Place, example: &'static str, repeats:
     Word { name, takes: Takes::Block(place), example, repeats }
 }
 
-const fn mode(name: &'static str, example: &'static str) -> Word {
-    Word { name, takes: Takes::Mode, example, repeats: false }
+const fn mode(name: &'static str, modes: &'static [&'static str], example: &'static str) -> Word {
+    Word { name, takes: Takes::Mode(modes), example, repeats: false }
 }
 
-const PIPELINE: [Word; 8] = [
+pub(crate) const SINK: Word = number("sink", 0, MOST_TOKENS, "sink 256;");
+pub(crate) const WINDOW: Word = number("window", 1, MOST_TOKENS, "window 1024;");
+pub(crate) const CUT: Word = block("attend", Place::Attend, "attend { keep 2048 }", false);
+pub(crate) const POSITIONS: Word = block("rope", Place::Rope, "rope { scan relative, attend streaming }", false);
+pub(crate) const CHUNK: Word = number("chunk", 1, MOST_CHUNK, "chunk 32");
+pub(crate) const KEEP: Word = number("keep", 1, MOST_TOKENS, "keep 2048");
+pub(crate) const SCAN: Word = mode("scan", ScanRope::WORDS, "scan relative");
+pub(crate) const ATTEND_AT: Word = mode("attend", AttendRope::WORDS, "attend streaming");
+
+/// Words of every block that prunes, of those that have phases, and of the pipeline alone, in this order.
+const PIPELINE: [Word; 12] = [
     number("query_block", 1, MOST_QUERY_BLOCK, "query_block 64;"),
-    number("sink", 0, MOST_TOKENS, "sink 256;"),
-    number("window", 1, MOST_TOKENS, "window 1024;"),
+    SINK,
+    WINDOW,
     block("stage", Place::Stage, "stage { chunk 256 }", true),
-    block("attend", Place::Attend, "attend { keep 2048 }", false),
-    mode("ranking", "ranking kv_group;"),
-    block("rope", Place::Rope, "rope { scan relative, attend streaming }", false),
+    CUT,
+    mode("ranking", Ranking::WORDS, "ranking kv_group;"),
+    POSITIONS,
+    Word { name: "dense", takes: Takes::Nothing, example: "dense;", repeats: false },
+    block("prefill", Place::Prefill, "prefill { dense; }", false),
+    block("decode", Place::Decode, "decode { attend { keep 1024 } }", false),
     Word {
         name: "layers",
         takes: Takes::Layers(Place::Layers),
         example: "layers 0..=2 { attend { keep 4096 } }",
         repeats: true,
     },
+    mode("refresh", Refresh::WORDS, "refresh staggered;"),
 ];
 
+/// In the order of [`crate::declared::StageSlot`].
 const STAGE: [Word; 12] = [
     number("keep", 1, MOST_TOKENS, "keep 32768"),
-    number("chunk", 1, MOST_CHUNK, "chunk 32"),
+    CHUNK,
     number("query_stride", 1, MOST_QUERY_BLOCK, "query_stride 4"),
     number("query_block", 1, MOST_QUERY_BLOCK, "query_block 64"),
     number("refresh", 1, MOST_REFRESH, "refresh 8"),
-    mode("representative", "representative halving"),
-    mode("probe", "probe middle"),
-    mode("chunk_score", "chunk_score running_max"),
-    mode("descent", "descent kv_group"),
-    mode("query_reduction", "query_reduction max"),
-    mode("scores", "scores soft"),
-    mode("rope", "rope relative"),
+    mode("representative", Representative::WORDS, "representative halving"),
+    mode("probe", Probe::WORDS, "probe middle"),
+    mode("chunk_score", ChunkScore::WORDS, "chunk_score running_max"),
+    mode("descent", Descent::WORDS, "descent kv_group"),
+    mode("query_reduction", QueryReduction::WORDS, "query_reduction max"),
+    mode("scores", Scores::WORDS, "scores soft"),
+    mode("rope", ScanRope::WORDS, "rope relative"),
 ];
 
-const ATTEND: [Word; 1] = [number("keep", 1, MOST_TOKENS, "keep 2048")];
+const ATTEND: [Word; 1] = [KEEP];
 
-const ROPE: [Word; 2] = [mode("scan", "scan relative"), mode("attend", "attend streaming")];
+const ROPE: [Word; 2] = [SCAN, ATTEND_AT];
+
+/// The numbers of layers.
+pub(crate) const LAYER: Word = number("layers", 0, MOST_LAYER, "layers 0..=2 { attend { keep 4096 } }");
 
 impl Place {
-    const ALL: [Self; 5] = [Self::Pipeline, Self::Layers, Self::Stage, Self::Attend, Self::Rope];
+    const ALL: [Self; 7] =
+        [Self::Pipeline, Self::Layers, Self::Prefill, Self::Decode, Self::Stage, Self::Attend, Self::Rope];
 
     /// The words that may stand here, in the order they are usually written.
     #[must_use]
     pub const fn words(self) -> &'static [Word] {
         match self {
             Self::Pipeline => &PIPELINE,
-            Self::Layers => PIPELINE.split_at(PIPELINE.len() - 1).0,
+            Self::Layers => PIPELINE.split_at(10).0,
+            Self::Prefill | Self::Decode => PIPELINE.split_at(8).0,
             Self::Stage => &STAGE,
             Self::Attend => &ATTEND,
             Self::Rope => &ROPE,
@@ -146,6 +174,11 @@ impl Place {
         nearest(name, &names).and_then(|name| self.word(name))
     }
 
+    /// Whether `name` is a word that says it all by itself.
+    pub(crate) fn takes_nothing(name: &str) -> bool {
+        Self::home(name).is_some_and(|(_, word)| word.takes == Takes::Nothing)
+    }
+
     /// The first place where `name` may stand, and the word it is there.
     #[must_use]
     pub fn home(name: &str) -> Option<(Self, &'static Word)> {
@@ -156,22 +189,32 @@ impl Place {
     #[must_use]
     pub fn separator(word: &str) -> Option<char> {
         match Self::home(word)?.1.takes {
+            Takes::Block(Self::Prefill | Self::Decode) | Takes::Layers(_) => Some(';'),
             Takes::Block(_) => Some(','),
-            Takes::Layers(_) => Some(';'),
-            Takes::Number { .. } | Takes::Mode => None,
+            Takes::Number { .. } | Takes::Mode(_) | Takes::Nothing => None,
+        }
+    }
+}
+
+impl Place {
+    /// As it stands in a message.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pipeline => "the pipeline",
+            Self::Layers => "`layers`",
+            Self::Prefill => "`prefill`",
+            Self::Decode => "`decode`",
+            Self::Stage => "`stage`",
+            Self::Attend => "`attend`",
+            Self::Rope => "`rope`",
         }
     }
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Pipeline => "the pipeline",
-            Self::Layers => "`layers`",
-            Self::Stage => "`stage`",
-            Self::Attend => "`attend`",
-            Self::Rope => "`rope`",
-        })
+        f.write_str(self.name())
     }
 }
 
@@ -179,53 +222,57 @@ impl fmt::Display for Place {
 pub(crate) trait Mode: Copy + 'static {
     /// Every choice.
     const ALL: &'static [Self];
+    /// How every choice is spelled, in the same order.
+    const WORDS: &'static [&'static str];
 
     /// How a choice is spelled.
     fn word(self) -> &'static str;
-
-    /// The choice spelled `word`.
-    fn from_word(word: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|mode| mode.word() == word)
-    }
-
-    /// How every choice is spelled.
-    fn words() -> Vec<&'static str> {
-        Self::ALL.iter().map(|mode| mode.word()).collect()
-    }
 }
 
-impl Mode for ScanRope {
-    const ALL: &'static [Self] =
-        &[Self::Relative, Self::ChunkIndexed, Self::Infllm, Self::DynamicExtend, Self::SelfExtend, Self::None];
+/// Gives every choice its word.
+macro_rules! modes {
+    ($($mode:ident { $($choice:ident $word:literal),+ $(,)? })+) => {$(
+        impl Mode for $mode {
+            const ALL: &'static [Self] = &[$(Self::$choice),+];
+            const WORDS: &'static [&'static str] = &[$($word),+];
 
-    fn word(self) -> &'static str {
-        match self {
-            Self::Relative => "relative",
-            Self::ChunkIndexed => "chunk_indexed",
-            Self::Infllm => "infllm",
-            Self::DynamicExtend => "dynamic_extend",
-            Self::SelfExtend => "self_extend",
-            Self::None => "none",
+            fn word(self) -> &'static str {
+                match self {
+                    $(Self::$choice => $word),+
+                }
+            }
         }
-    }
+    )+};
 }
 
-impl Mode for AttendRope {
-    const ALL: &'static [Self] = &[Self::Streaming, Self::Infllm, Self::DynamicExtend, Self::SelfExtend, Self::None];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Streaming => "streaming",
-            Self::Infllm => "infllm",
-            Self::DynamicExtend => "dynamic_extend",
-            Self::SelfExtend => "self_extend",
-            Self::None => "none",
-        }
+modes! {
+    Refresh { Together "together", Staggered "staggered" }
+    ScanRope {
+        Relative "relative",
+        ChunkIndexed "chunk_indexed",
+        Infllm "infllm",
+        DynamicExtend "dynamic_extend",
+        SelfExtend "self_extend",
+        None "none",
     }
+    AttendRope {
+        Streaming "streaming",
+        Infllm "infllm",
+        DynamicExtend "dynamic_extend",
+        SelfExtend "self_extend",
+        None "none",
+    }
+    Probe { Middle "middle", First "first" }
+    ChunkScore { RunningMax "running_max", Last "last" }
+    Descent { Each "each", KvGroup "kv_group" }
+    Ranking { All "all", KvGroup "kv_group", Each "each" }
+    QueryReduction { Max "max", Mean "mean" }
+    Scores { Raw "raw", Soft "soft" }
 }
 
 impl Mode for Representative {
     const ALL: &'static [Self] = &[Self::Halving(Halving::PUBLISHED), Self::Mean, Self::MinMax, Self::Exact];
+    const WORDS: &'static [&'static str] = &["halving", "mean", "min_max", "exact"];
 
     fn word(self) -> &'static str {
         match self {
@@ -237,96 +284,21 @@ impl Mode for Representative {
     }
 }
 
-impl Mode for Probe {
-    const ALL: &'static [Self] = &[Self::Middle, Self::First];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Middle => "middle",
-            Self::First => "first",
-        }
-    }
-}
-
-impl Mode for ChunkScore {
-    const ALL: &'static [Self] = &[Self::RunningMax, Self::Last];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::RunningMax => "running_max",
-            Self::Last => "last",
-        }
-    }
-}
-
-impl Mode for Descent {
-    const ALL: &'static [Self] = &[Self::Each, Self::KvGroup];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Each => "each",
-            Self::KvGroup => "kv_group",
-        }
-    }
-}
-
-impl Mode for Ranking {
-    const ALL: &'static [Self] = &[Self::All, Self::KvGroup, Self::Each];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::All => "all",
-            Self::KvGroup => "kv_group",
-            Self::Each => "each",
-        }
-    }
-}
-
-impl Mode for QueryReduction {
-    const ALL: &'static [Self] = &[Self::Max, Self::Mean];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Max => "max",
-            Self::Mean => "mean",
-        }
-    }
-}
-
-impl Mode for Scores {
-    const ALL: &'static [Self] = &[Self::Raw, Self::Soft];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Soft => "soft",
-        }
-    }
-}
-
 /// Whether some word takes `choice`.
 pub(crate) fn is_choice(choice: &str) -> bool {
-    let choices = [
-        AttendRope::words(),
-        ChunkScore::words(),
-        Descent::words(),
-        Probe::words(),
-        QueryReduction::words(),
-        Ranking::words(),
-        Representative::words(),
-        ScanRope::words(),
-        Scores::words(),
-    ];
-    choices.iter().flatten().any(|known| *known == choice)
+    Place::ALL.iter().flat_map(|place| place.words()).any(|word| match word.takes {
+        Takes::Mode(modes) => modes.contains(&choice),
+        _ => false,
+    })
 }
 
 /// The one of `known` that `word` was probably meant to be: at most one edit in three letters away, case aside.
 #[must_use]
-pub(crate) fn nearest(word: &str, known: &[&'static str]) -> Option<&'static str> {
+pub(crate) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     let word = word.to_lowercase();
     known
         .iter()
-        .map(|known| (strsim::damerau_levenshtein(&word, known), *known))
+        .map(|known| (strsim::damerau_levenshtein(&word, &known.to_lowercase()), *known))
         .filter(|(edits, known)| edits * 3 <= known.len().max(word.len()))
         .min_by_key(|(edits, _)| *edits)
         .map(|(_, known)| known)

@@ -25,17 +25,22 @@ impl Pipeline {
         if self.refresh() == Refresh::Staggered {
             items.push(word("refresh", "staggered"));
         }
-        items.extend(phases(self.base()));
+        let split = self.base().prefill != self.base().decode;
+        items.extend(phases(self.base(), split));
         for LayerRange { first, last, phases: of_layers } in self.overrides() {
-            let value = Value::Layers { first: number(*first), last: number(*last), items: phases(of_layers) };
+            let items_of_layers = phases(of_layers, split);
+            let value = Value::Layers { first: number(*first), last: number(*last), items: items_of_layers };
             items.push(Item { word: located("layers".to_owned()), value });
         }
-        Declaration { name: located(self.name().to_owned()), doc: self.doc().to_owned(), items }
+        let name = located(self.name().to_owned());
+        Declaration { name, parent: None, doc: self.doc().to_owned(), items }
     }
 }
 
-fn phases(Phases { prefill, decode }: &Phases) -> Vec<Item<()>> {
-    if prefill == decode {
+/// Both phases, apart where they differ or where they are `split` in the rest of the pipeline: what that says of a phase
+/// would go before what is said of layers in both.
+fn phases(Phases { prefill, decode }: &Phases, split: bool) -> Vec<Item<()>> {
+    if prefill == decode && (!split || *prefill == Attention::Dense) {
         return attention(prefill);
     }
     vec![block("prefill", attention(prefill)), block("decode", attention(decode))]

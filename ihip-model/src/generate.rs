@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ihip_dsl::Plan;
-use ihip_runtime::device::{BlockLists, Sampling};
+use ihip_runtime::device::{BlockLists, Compilation, Sampling};
 use ihip_runtime::session::Phase;
 use ihip_runtime::{Device, Session, Step};
 use rand_chacha::ChaCha8Rng;
@@ -88,6 +88,12 @@ impl<'a, D: Device> Generation<'a, D> {
     /// Where the device fails to answer.
     pub fn available_bytes(&self) -> Result<Option<u64>> {
         Ok(self.device.available_bytes()?)
+    }
+
+    /// What compiling the device's kernels has taken so far.
+    #[must_use]
+    pub fn compilation(&self) -> Compilation {
+        self.device.compilation()
     }
 
     /// Whether [`Generation::block_lists`] has those of the steps to come; it has not at first.

@@ -6,6 +6,7 @@ extern crate self as ihip_model;
 pub mod chat;
 pub mod cli;
 mod error;
+pub mod export;
 pub mod fetch;
 pub mod gallery;
 pub mod generate;
@@ -30,11 +31,8 @@ pub use tokenizer::{Special, Tokenizer};
 #[doc(hidden)]
 pub mod __private {
     pub use std::borrow::Cow;
-    pub use std::option::Option;
+    pub use std::sync::LazyLock;
 
-    pub use ihip_dsl::{
-        AttendRope, Attention, ChunkScore, Descent, Halving, LayerPruning, LayerRange, Phases, Pipeline, Probe,
-        QueryReduction, Ranking, Refresh, Representative, Rope, ScanRope, Scores, Scoring, Stage,
-    };
+    pub use ihip_dsl::{Clash, Clashes, declared};
     pub use inventory;
 }

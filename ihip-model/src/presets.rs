@@ -77,10 +77,9 @@ crate::pruning! {
     /// HiP: chunks halved again and again, the better half of them kept each time (arXiv 2406.09827).
     ///
     /// 256 chunks enter every stage and are cut in two, as in an iteration of the paper; 512 tokens are left, in blocks
-    /// of 2, every head for itself. Differs: chunks start at 128 tokens whatever the length, where the paper cuts the
-    /// whole context into 256; a stage looks for a chunk's best token by descent, where the paper takes one; no layer
-    /// is dense, where the paper leaves the first three or four. Keys stand at true positions, as in the paper: nothing
-    /// reaches beyond the trained length.
+    /// of 2, every head for itself; the first three layers are dense. Differs: chunks start at 128 tokens whatever the
+    /// length, where the paper cuts the whole context into 256; a stage looks for a chunk's best token by descent, where
+    /// the paper takes one. Keys stand at true positions, as in the paper: nothing reaches beyond the trained length.
     pub Hip {
         query_block 32; sink 16; window 256;
 
@@ -95,6 +94,7 @@ crate::pruning! {
 
         ranking each;
         rope { scan none, attend none }
+        layers 0..=2 { dense; }
     }
 
     /// InfLLM: 16 blocks of 128 tokens besides 128 sinks and a window of 4,096 (arXiv 2402.04617; the authors'
@@ -114,9 +114,9 @@ crate::pruning! {
 
     /// Quest: pages of 16 tokens by the bound of their least and greatest key elements (arXiv 2406.10774, Algorithm 1).
     ///
-    /// Every head ranks for itself, at every step, 2,048 tokens: one of the budgets of section 4. Differs: the prompt
-    /// is pruned as well and no layer is dense, where the paper prunes decoding alone and not in the first two layers;
-    /// the last 32 tokens are always seen. Keys stand at true positions, as in the paper.
+    /// The prompt and the first two layers are dense; every head ranks for itself, at every step, 2,048 tokens, one of
+    /// the budgets of section 4. Differs: the last 32 tokens are always seen, besides the budget. Keys stand at true
+    /// positions, as in the paper.
     pub Quest {
         query_block 16; sink 0; window 32;
 
@@ -125,6 +125,8 @@ crate::pruning! {
 
         ranking each;
         rope { scan none, attend none }
+        prefill { dense; }
+        layers 0..=1 { dense; }
     }
 
     /// MoBA-like: three blocks of 512 tokens by their mean key, every head for itself (arXiv 2502.13189, section 3.1).

@@ -1,12 +1,13 @@
 //! The pipelines that are linked into this program, by name.
 
-use ihip_dsl::{Pipeline, Pruning};
+use ihip_dsl::{Declared, Pipeline, Pruning};
 use thiserror::Error;
 
 /// A pipeline that `pruning!` registered.
 #[derive(Debug)]
 pub struct Entry {
     pipeline: fn() -> &'static Pipeline,
+    declared: &'static Declared,
     module: &'static str,
 }
 
@@ -17,7 +18,7 @@ impl Entry {
     #[doc(hidden)]
     #[must_use]
     pub const fn new<P: Pruning>(module: &'static str) -> Self {
-        Self { pipeline: P::pipeline, module }
+        Self { pipeline: P::pipeline, declared: P::DECLARED, module }
     }
 }
 
@@ -43,6 +44,12 @@ pub fn all() -> Vec<&'static Pipeline> {
 #[must_use]
 pub fn find(name: &str) -> Option<&'static Pipeline> {
     all().into_iter().find(|pipeline| pipeline.name() == name)
+}
+
+/// Every pipeline as it was declared, by its name: what a text may inherit from.
+#[must_use]
+pub fn declared() -> Vec<(&'static str, &'static Declared)> {
+    entries().into_iter().map(|entry| ((entry.pipeline)().name(), entry.declared)).collect()
 }
 
 /// Names that `name` may have been meant to be, the nearest first, case aside.

@@ -1,6 +1,7 @@
 //! Numbers of one request.
 
 use ihip_dsl::{LayerPlan, Plan};
+use ihip_runtime::jit::Compilations;
 use serde::Serialize;
 
 /// What a request took.
@@ -14,6 +15,9 @@ pub struct Stats {
     pub tokens: Tokens,
     /// Wall-clock seconds of each phase.
     pub seconds: Seconds,
+    /// Kernels that the request needed; `None` where it runs without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernels: Option<Kernels>,
     /// Keys that a query head attends to in one decoding step, the mean over steps and layers; 0 where nothing was
     /// decoded.
     pub keys_attended_per_step: f64,
@@ -34,10 +38,30 @@ pub struct Tokens {
     pub generated: usize,
 }
 
+/// Kernels of a request, by where they came from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Kernels {
+    /// Those that were compiled.
+    pub compiled: usize,
+    /// Those that were compiled by an earlier run and kept.
+    pub loaded: usize,
+}
+
+impl Kernels {
+    /// What a device has counted; `None` where it counted none.
+    #[must_use]
+    pub fn counted(kernels: Compilations) -> Option<Self> {
+        let Compilations { compiled, loaded } = kernels;
+        (compiled + loaded > 0).then_some(Self { compiled, loaded })
+    }
+}
+
 /// Seconds of the phases of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Seconds {
-    /// Reading and dequantising the weights.
+    /// Compiling kernels, or finding those that were compiled before; 0 where there are none.
+    pub compile: f64,
+    /// Reading and dequantising the weights, and allocating the cache.
     pub load: f64,
     /// From the first prompt token to the first logits.
     pub prefill: f64,

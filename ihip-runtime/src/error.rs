@@ -114,14 +114,6 @@ pub enum Error {
         /// Tokens of a segment.
         segment: usize,
     },
-    /// A query block that would straddle the segments of the scan's grid.
-    #[error("a query block of {block} does not divide segments of {segment} tokens: declare a power of two")]
-    QueryBlock {
-        /// Queries of the largest query block.
-        block: usize,
-        /// Tokens of a segment.
-        segment: usize,
-    },
     /// Threads that cannot be started.
     #[error("cannot start {threads} threads for the CPU device: {source}")]
     Threads {

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use ihip_dsl::{LayerPlan, Plan};
+use ihip_dsl::{LayerPlan, Plan, words};
 
 use crate::{Error, Result};
 
 /// Keys that the scan's grid is laid out for come in segments of this many tokens, so that any prefill chunk that
 /// divides it gives the same masks.
-pub const SEGMENT: usize = 8192;
+pub const SEGMENT: usize = words::SEGMENT as usize;
 
 /// A prefill chunk is a multiple of this many tokens, and of the plan's largest query block.
 pub const SMALLEST_CHUNK: usize = 64;
@@ -99,13 +99,10 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::PrefillChunk`] where `chunk` is no multiple of [`SMALLEST_CHUNK`] and of the largest query block or does
-    /// not divide [`SEGMENT`]; [`Error::QueryBlock`] where no chunk would do.
+    /// not divide [`SEGMENT`].
     pub fn prefill_steps(&self, tokens: usize, chunk: usize) -> Result<Vec<Step>> {
         let (block, shrinks) = self.query_blocks();
-        if !SEGMENT.is_multiple_of(block) {
-            return Err(Error::QueryBlock { block, segment: SEGMENT });
-        }
-        // Both are powers of two by now.
+        // Both are powers of two: the language has no other query blocks.
         let multiple = block.max(SMALLEST_CHUNK);
         if chunk == 0 || !chunk.is_multiple_of(multiple) || !SEGMENT.is_multiple_of(chunk) {
             return Err(Error::PrefillChunk { chunk, multiple, segment: SEGMENT });

@@ -3,11 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ihip_dsl::words::{Place, Takes, Word};
-use ihip_dsl::{Rule, parse_str};
 
 use super::blocks::pages;
 
-const PLACES: [Place; 5] = [Place::Pipeline, Place::Layers, Place::Stage, Place::Attend, Place::Rope];
+const PLACES: [Place; 4] = [Place::Pipeline, Place::Stage, Place::Attend, Place::Rope];
 
 /// Pages of words, by word.
 fn word_pages() -> BTreeMap<String, String> {
@@ -15,25 +14,9 @@ fn word_pages() -> BTreeMap<String, String> {
     pages().into_iter().filter_map(|(page, text)| Some((word(&page).filter(|word| word != "README")?, text))).collect()
 }
 
-/// Every word of the language, place by place.
+/// Every word of the language, place by place. `layers`, `prefill` and `decode` have those of the pipeline.
 fn words() -> impl Iterator<Item = (Place, &'static Word)> {
     PLACES.into_iter().flat_map(|place| place.words().iter().map(move |word| (place, word)))
-}
-
-/// The modes of a word, as the message for one that is none lists them.
-fn modes(place: Place, word: &str) -> Vec<&'static str> {
-    let wrong = match place {
-        Place::Pipeline | Place::Layers => format!("A {{ {word} zzzzzzzz; }}"),
-        Place::Stage => format!("A {{ stage {{ {word} zzzzzzzz }} }}"),
-        Place::Attend => format!("A {{ attend {{ {word} zzzzzzzz }} }}"),
-        Place::Rope => format!("A {{ rope {{ {word} zzzzzzzz }} }}"),
-    };
-    let errors = parse_str(&wrong).expect_err("no mode is called zzzzzzzz");
-    let known = errors.iter().find_map(|error| match &error.rule {
-        Rule::UnknownMode { known, .. } => Some(known.clone()),
-        _ => None,
-    });
-    known.unwrap_or_else(|| panic!("`{word}` takes a mode"))
 }
 
 /// `16777216` as `16,777,216`.
@@ -52,10 +35,10 @@ fn every_word_has_a_page_and_every_page_a_word() {
 #[test]
 fn every_mode_has_a_heading_on_the_page_of_its_word_and_every_heading_a_mode() {
     let mut known: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
-    for (place, word) in words() {
+    for (_, word) in words() {
         let of_word = known.entry(word.name).or_default();
-        if word.takes == Takes::Mode {
-            of_word.extend(modes(place, word.name).into_iter().map(str::to_owned));
+        if let Takes::Mode(modes) = word.takes {
+            of_word.extend(modes.iter().map(|mode| (*mode).to_owned()));
         }
     }
     for (word, page) in word_pages() {
@@ -63,6 +46,26 @@ fn every_mode_has_a_heading_on_the_page_of_its_word_and_every_heading_a_mode() {
         let headings: BTreeSet<_> = page.lines().filter_map(heading).collect();
         assert_eq!(headings, known[word.as_str()], "headings of `{word}`");
     }
+}
+
+#[test]
+fn one_table_has_every_word_with_what_it_takes() {
+    let pages = pages();
+    let (_, table) = pages.iter().find(|(page, _)| page == "docs/src/words/README.md").expect("the page is there");
+    let row = |(place, word): (Place, &Word)| {
+        let takes = match word.takes {
+            Takes::Number { least, most } => format!("{} to {}", grouped(least), grouped(most)),
+            Takes::Mode(modes) => modes.iter().map(|mode| format!("`{mode}`")).collect::<Vec<_>>().join(", "),
+            Takes::Nothing => String::new(),
+            Takes::Block(_) => "braces".to_owned(),
+            Takes::Layers(_) => "layers and braces".to_owned(),
+        };
+        format!("| {place} | [`{0}`]({0}.md) | {takes} |", word.name)
+    };
+    let rows: Vec<_> = words().map(row).collect();
+    let listed: Vec<_> =
+        table.lines().filter(|line| line.contains("](")).filter(|line| line.starts_with('|')).collect();
+    assert_eq!(listed.join("\n"), rows.join("\n"));
 }
 
 #[test]

@@ -48,8 +48,13 @@ fn of_kernels_export() {
 }
 
 #[test]
+fn of_cache() {
+    insta::assert_snapshot!(help(&["cache"]));
+}
+
+#[test]
 fn of_the_other_commands_of_kernels() {
-    for command in ["list", "show", "explain", "check"] {
+    for command in ["list", "show", "explain", "check", "compile", "gallery"] {
         assert!(help(&["kernels", command]).contains(&format!("Usage: ihip kernels {command}")), "{command}");
     }
 }

@@ -96,3 +96,26 @@ fn hand_edited_text_is_compiled_in_the_place_of_what_was_generated_and_dumped() 
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("missing") && said.ends_with("error: 1 of 1 compilations failed\n"), "{said}");
 }
+
+#[test]
+fn a_dump_of_sass_is_written_or_refused_before_any_work() {
+    let dump = tempfile::tempdir().unwrap();
+    let arguments = ["kernels", "check", "Paper3k", "--filter", "s0_select", "--arch", "sm_90"];
+    let mut command = ihip_tests::support::command::command(super::PROGRAM, &arguments);
+    command.env("IHIP_NVRTC", ihip_tests::support::nvrtc::nvrtc().path());
+    command.env("IHIP_DUMP", "sass").env("IHIP_DUMP_DIR", dump.path());
+    let output = command.output().expect("the program runs");
+    let said = String::from_utf8(output.stderr).unwrap();
+    match output.status.code() {
+        Some(0) => assert!(dump.path().join("ihip_paper3k_s0_select_c256_k32768.sm_90.sass").is_file(), "{said}"),
+        code => {
+            assert_eq!((code, output.stdout.len()), (Some(2), 0), "{said}");
+            assert!(
+                said.starts_with("error: IHIP_DUMP asks for sass, and neither nvdisasm nor cuobjdump is in "),
+                "{said}"
+            );
+            assert!(said.ends_with("put one on the PATH, set CUDA_PATH, or leave sass out\n"), "{said}");
+            assert_eq!(said.lines().count(), 1, "{said}");
+        }
+    }
+}

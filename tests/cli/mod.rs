@@ -1,6 +1,7 @@
 //! The command line, run as a program.
 
 mod bench;
+mod cache;
 mod help;
 mod kernels;
 mod masks;

@@ -32,6 +32,22 @@ const PIPELINES: &str = "
         attend { keep 128 }
         rope { scan chunk_indexed, attend infllm }
     }
+    pub Summarised {
+        sink 32; window 128; ranking kv_group;
+        stage { chunk 48, representative min_max, refresh 8 }
+        stage { keep 480, chunk 16, representative mean, scores soft, rope chunk_indexed, refresh 4 }
+        stage { keep 256, chunk 8, representative exact, query_reduction mean, refresh 2 }
+        attend { keep 128 }
+        rope { scan relative, attend streaming }
+    }
+    pub Together {
+        sink 32; window 128; ranking each;
+        stage { chunk 64, probe first, chunk_score last, descent kv_group, query_stride 4, refresh 8 }
+        stage { keep 512, chunk 16, descent kv_group, scores soft, query_reduction mean, rope dynamic_extend, refresh 4 }
+        stage { keep 256, chunk 8, representative min_max, rope chunk_indexed, refresh 2 }
+        attend { keep 128 }
+        rope { scan relative, attend dynamic_extend }
+    }
 ";
 
 /// Numbers that a test is free to choose, in one place.
@@ -67,7 +83,7 @@ impl Tensors {
             values: &self.values,
             first_position: first,
             t_max,
-            trained: 8192,
+            trained: 600,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ihip_dsl::reference::Problem;
-use ihip_dsl::{AttendRope, LayerPruning, Plan, Ranking, Rope, ScanRope};
+use ihip_dsl::{AttendRope, LayerPruning, Plan, Ranking, Rope, ScanRope, parse_str};
 use ihip_runtime::device::Device;
 use ihip_runtime::device::cpu::{CpuDevice, CpuTensor};
 use ihip_runtime::session::Phase;
@@ -73,6 +73,33 @@ fn a_cache_takes_what_it_says_and_little_more() {
     let grown = device.cache_bytes(&plan, 200_000) - device.cache_bytes(&plan, 100_000);
     // Keys and values of 2 heads, and one row of the rotary table, in f32.
     assert_eq!(grown, 100_000 * (2 * 2 * HEAD_DIM + HEAD_DIM) as u64 * 4);
+}
+
+#[test]
+fn a_cache_counts_what_stands_for_its_chunks() {
+    let device = CpuDevice::new(1).expect("a thread");
+    let with = |representatives: [&str; 2]| {
+        let [first, second] = representatives;
+        let text = format!(
+            "pub Summaries {{
+                sink 16; window 31;
+                stage {{ chunk 16, representative {first} }}
+                stage {{ keep 64, chunk 16, representative {second} }}
+                attend {{ keep 32 }}
+                rope {{ scan none, attend none }}
+            }}"
+        );
+        let pipeline = parse_str(&text).expect("a valid pipeline").remove(0);
+        let sample = sample(pipeline.base().decode.pruned().expect("it prunes").clone());
+        device.cache_bytes(&layer::plan(&sample.problem()), 16_016)
+    };
+    // 1,000 chunks in 2 heads, in f32: of bounds two vectors each, and one array for both stages.
+    let keys_alone = with(["halving", "exact"]);
+    let vectors = (2 * 1_000 * HEAD_DIM * 4) as u64;
+    assert_eq!(with(["mean", "exact"]), keys_alone + vectors);
+    assert_eq!(with(["min_max", "exact"]), keys_alone + 2 * vectors);
+    assert_eq!(with(["min_max", "min_max"]), keys_alone + 2 * vectors);
+    assert_eq!(with(["mean", "min_max"]), keys_alone + 3 * vectors);
 }
 
 #[test]

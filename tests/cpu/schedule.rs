@@ -111,13 +111,6 @@ fn a_chunk_that_masks_would_depend_on_is_refused() {
     assert_eq!(wide.prefill_steps(300, 256).expect("a query block").len(), 2);
 }
 
-#[test]
-fn a_query_block_that_straddles_segments_is_refused() {
-    let error = session(&blocks_of(48)).prefill_steps(10, 64).expect_err("8,192 is no multiple of 48");
-    let text = "a query block of 48 does not divide segments of 8192 tokens: declare a power of two";
-    assert_eq!(error.to_string(), text);
-}
-
 /// A pipeline with query blocks of `query_block`.
 fn blocks_of(query_block: usize) -> Pipeline {
     let text = format!("pub Blocks {{ query_block {query_block}; sink 4; window 16; rope {{ attend streaming }} }}");

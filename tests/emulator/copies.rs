@@ -1,6 +1,6 @@
 //! Asynchronous copies: early, late, zero-filled, waited for by groups.
 
-use ihip_tests::support::emulator::{Argument, CopyTime, Emulator, Memory};
+use ihip_tests::support::emulator::{Access, Argument, CopyTime, Emulator, EmulatorError, Failure, Memory, Place};
 
 use super::{Given, Trial};
 
@@ -18,29 +18,43 @@ KERNEL(32) copied(const int* in, int* out, int wait) {
     for (int at = threadIdx.x; at < 3 * 128; at += 32) out[at] = tile[at];
 }";
 
-fn copied(copies: CopyTime, wait: i32) -> Vec<i32> {
+/// What is copied, with a wait after which `wait` groups may be under way: the tile, or what is wrong with it.
+fn copied(copies: CopyTime, wait: i32) -> Result<Vec<i32>, EmulatorError> {
     let values: Vec<i32> = (0..384).collect();
     let (input, out) = (Memory::of("in", &values), Memory::new("out", 384 * 4));
     let emulator = Emulator { copies, ..Emulator::default() };
     let trial = Trial { emulator, ..Trial::warp("copied", BODY) };
-    trial.emulate(&[Argument::Buffer(&input, 0), Argument::Buffer(&out, 0), Argument::I32(wait)]).unwrap();
-    out.read()
+    trial.emulate(&[Argument::Buffer(&input, 0), Argument::Buffer(&out, 0), Argument::I32(wait)])?;
+    Ok(out.read())
 }
 
-/// The values in groups that have been waited for, −1 elsewhere, zeros where the copy was not valid.
-fn expected(groups: i32) -> Vec<i32> {
-    let value = |at: i32| match at {
-        at if at / 128 >= groups => -1,
-        at if at % 128 / 4 == 9 => 0,
-        at => at,
-    };
-    (0..384).map(value).collect()
+/// The values, with zeros where the copy was not valid.
+fn expected() -> Vec<i32> {
+    (0..384).map(|at| if at % 128 / 4 == 9 { 0 } else { at }).collect()
+}
+
+const TIMES: [CopyTime; 3] = [CopyTime::Late, CopyTime::Early, CopyTime::Random];
+
+#[test]
+fn copies_are_there_after_their_wait_whenever_they_are_made() {
+    for copies in TIMES {
+        assert_eq!(copied(copies, 0).unwrap(), expected(), "{copies:?}");
+    }
 }
 
 #[test]
-fn late_copies_are_there_only_after_their_wait() {
-    for (wait, groups) in [(0, 3), (1, 2), (2, 1), (3, 0)] {
-        assert_eq!(copied(CopyTime::Late, wait), expected(groups), "wait {wait}");
+fn a_group_that_was_not_waited_for_is_found_whenever_it_is_made() {
+    for copies in TIMES {
+        for (wait, groups) in [(1, 2), (2, 1), (3, 0)] {
+            let Err(EmulatorError::Failed { line, thread, failure, .. }) = copied(copies, wait) else {
+                panic!("{copies:?}, wait {wait}: bytes that are under way were read");
+            };
+            // Thread 31 was the last at the barrier and goes on first, up to the first group that is under way.
+            let offset = groups * 512 + 31 * 4;
+            let place = Place { buffer: "a shared array".to_owned(), bytes: 1536, offset };
+            let unfinished = Failure::UnfinishedCopy { place, access: Access::Read, copier: 7 };
+            assert_eq!((failure, thread, line.number), (unfinished, 31, 11), "{copies:?}, wait {wait}");
+        }
     }
 }
 
@@ -48,20 +62,49 @@ fn late_copies_are_there_only_after_their_wait() {
 fn copies_are_all_there_after_the_wait_for_all() {
     let values: Vec<i32> = (0..384).collect();
     let given = [Given::values(&values), Given::room::<i32>(384), Given::I32(0)];
-    assert_eq!(Trial::warp("copied", BODY).results(&given).of::<i32>(1), expected(3));
+    assert_eq!(Trial::warp("copied", BODY).results(&given).of::<i32>(1), expected());
 }
 
 #[test]
-fn early_copies_are_there_at_once() {
-    assert_eq!(copied(CopyTime::Early, 3), expected(3));
+fn a_copy_that_another_thread_reads_without_a_barrier_is_found() {
+    let body = r"
+KERNEL(32) unordered_copy(const int* in, int* out) {
+    SHARED(int, tile, 128);
+    copy_async_16(&tile[4 * threadIdx.x], in + 4 * threadIdx.x, true);
+    copy_async_commit();
+    copy_async_wait<0>();
+    out[threadIdx.x] = tile[threadIdx.x];
+}";
+    let (input, out) = (Memory::of("in", &[7; 128]), Memory::new("out", 128));
+    for copies in TIMES {
+        let trial =
+            Trial { emulator: Emulator { copies, ..Emulator::default() }, ..Trial::warp("unordered_copy", body) };
+        let (failure, _, thread, line) = trial.failure_at(&[Argument::Buffer(&input, 0), Argument::Buffer(&out, 0)]);
+        let place = Place { buffer: "a shared array".to_owned(), bytes: 512, offset: 4 };
+        let race = Failure::Race { place, access: Access::Read, other: 0, did: Access::Write };
+        assert_eq!((failure, thread, line), (race, 1, 6));
+    }
 }
 
 #[test]
-fn random_copies_are_all_there_after_the_wait() {
-    assert_eq!(copied(CopyTime::Random, 0), expected(3));
-    let without = copied(CopyTime::Random, 3);
-    assert_ne!(without, expected(3));
-    assert_ne!(without, expected(0));
+fn a_copy_into_bytes_that_others_still_read_is_found() {
+    let body = r"
+KERNEL(64) overtaken(const int* in, int* out) {
+    SHARED(int, tile, 256);
+    tile[threadIdx.x] = 1;
+    sync_block();
+    out[threadIdx.x] = tile[63 - threadIdx.x];
+    copy_async_16(&tile[4 * threadIdx.x], in, true);
+}";
+    let (input, out) = (Memory::of("in", &[7; 4]), Memory::new("out", 256));
+    for copies in TIMES {
+        let emulator = Emulator { copies, ..Emulator::default() };
+        let trial = Trial { emulator, threads: 64, ..Trial::warp("overtaken", body) };
+        let (failure, _, thread, line) = trial.failure_at(&[Argument::Buffer(&input, 0), Argument::Buffer(&out, 0)]);
+        // Thread 63 was the last at the barrier and goes on first: it has read what thread 0 copies to.
+        assert!(matches!(failure, Failure::Race { access: Access::Write, did: Access::Read, .. }), "{failure}");
+        assert_eq!((thread, line), (0, 6));
+    }
 }
 
 #[test]

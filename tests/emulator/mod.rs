@@ -2,6 +2,7 @@
 //!
 //! What a GPU must do as well runs there where `IHIP_TEST_DEVICE=cuda` asks for it: [`Trial::results`].
 
+mod accesses;
 mod conversions;
 mod copies;
 mod failures;
@@ -64,8 +65,9 @@ impl<'a> Trial<'a> {
         Self { emulator: Emulator::default(), name, body, threads: 32, shared_bytes: 0, grid: [1, 1, 1] }
     }
 
+    /// Laid out as generated texts are: the first line of the body is line 1 of "`name`, declared".
     fn text(&self) -> String {
-        format!("{PRELUDE}\n{}", self.body)
+        format!("#line 1 \"prelude.cu\"\n{PRELUDE}\n#line 1 \"{}, declared\"\n{}", self.name, self.body.trim_start())
     }
 
     /// Runs it on the device that the tests are asked to run on.
@@ -111,10 +113,16 @@ impl<'a> Trial<'a> {
 
     /// The failure in the emulator, which must name the kernel, with the block and thread that it names.
     fn failure(&self, arguments: &[Argument<'_>]) -> (Failure, [u32; 3], usize) {
+        let (failure, block, thread, _) = self.failure_at(arguments);
+        (failure, block, thread)
+    }
+
+    /// The same with the line of the body.
+    fn failure_at(&self, arguments: &[Argument<'_>]) -> (Failure, [u32; 3], usize, u32) {
         match self.emulate(arguments) {
-            Err(EmulatorError::Failed { kernel, block, thread, failure }) => {
-                assert_eq!(kernel, self.name);
-                (failure, block, thread)
+            Err(EmulatorError::Failed { kernel, line, block, thread, failure }) => {
+                assert_eq!((kernel.as_str(), line.declared), (self.name, format!("{}, declared", self.name)));
+                (failure, block, thread, line.number)
             }
             other => panic!("a failed thread was expected, not {other:?}"),
         }

@@ -89,35 +89,6 @@ KERNEL(256) reversed(const int* in, int* out) {
 }
 
 #[test]
-fn without_the_barrier_some_order_reads_what_nobody_wrote() {
-    let body = r"
-KERNEL(64) unordered(int* out) {
-    SHARED(int, tile, 64);
-    tile[threadIdx.x] = threadIdx.x;
-    out[threadIdx.x] = tile[63 - threadIdx.x];
-}";
-    let out = Memory::new("out", 256);
-    let trial = Trial { threads: 64, ..Trial::warp("unordered", body) };
-    trial.emulate(&[Argument::Buffer(&out, 0)]).unwrap();
-    assert_eq!(out.read::<i32>().iter().filter(|&&value| value == -1).count(), 32);
-}
-
-#[test]
-fn shared_memory_is_forgotten_between_blocks() {
-    let body = r"
-KERNEL(32) leftover(unsigned* out) {
-    SHARED(unsigned, tile, 32);
-    SHARED_DYNAMIC(unsigned, more);
-    out[blockIdx.x * 32 + threadIdx.x] = tile[threadIdx.x] & more[threadIdx.x];
-    tile[threadIdx.x] = more[threadIdx.x] = 7;
-}";
-    let out = Memory::new("out", 256);
-    let trial = Trial { shared_bytes: 128, grid: [2, 1, 1], ..Trial::warp("leftover", body) };
-    trial.emulate(&[Argument::Buffer(&out, 0)]).unwrap();
-    assert_eq!(out.read::<u32>(), [u32::MAX; 64]);
-}
-
-#[test]
 fn atomics_count_over_all_blocks() {
     let body = r"
 KERNEL(64) counted(unsigned* counters, unsigned* tickets) {

@@ -12,27 +12,34 @@ use ihip_dsl::{
 };
 use ihip_tests::support::attention::Attention;
 use ihip_tests::support::host::host;
+use ihip_tests::support::sample::prunings;
 use proptest::prelude::Strategy;
+use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 
 mod append;
 mod attend;
 mod decode;
 mod extended;
+mod methods;
 mod scan;
 mod scoring;
 mod select;
 mod text;
 mod whole;
 
+pub(crate) use scoring::scored_layers;
+
 /// Rows of the largest call.
 const ROWS: usize = 160;
 /// Largest `Tmax`.
 const TOKENS: usize = 640;
+/// Layers that are sampled.
+const SAMPLED: usize = 8;
 
 /// A layer to test: `(query heads, key-value heads, head dimension)`, element type, page, stages and the rest.
 #[derive(Clone, Debug)]
-struct Layer {
+pub(crate) struct Layer {
     heads: (u32, u32, u32),
     kv_type: KvType,
     page: u32,
@@ -70,7 +77,7 @@ fn layer(
 }
 
 /// Layers that differ in everything that changes a kernel's text.
-fn layers() -> Vec<Layer> {
+pub(crate) fn layers() -> Vec<Layer> {
     use {AttendRope as A, KvType as T, ScanRope as S};
     vec![
         layer(
@@ -115,6 +122,21 @@ fn all_layers() -> Vec<Layer> {
     layers().into_iter().chain(scoring::scored_layers()).chain(extended::extended_layers()).collect()
 }
 
+/// Sampled descriptions of every word, on geometries that take turns: the same ones every time.
+fn sampled_layers() -> Vec<Layer> {
+    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    let heads = [(4, 2, 32), (3, 1, 64), (2, 2, 32), (8, 1, 32), (6, 2, 128)];
+    let layer = |number: usize| Layer {
+        heads: heads[number % heads.len()],
+        kv_type: KvType::ALL[number % 3],
+        page: [16, 4][number % 2],
+        trained: [8192, 96, 40, 300][number % 4],
+        pruning: prunings().new_tree(&mut runner).expect("nothing is rejected").current(),
+    };
+    (0..SAMPLED).map(layer).collect()
+}
+
 /// Those that attend in every way.
 fn attended_layers() -> Vec<Layer> {
     layers().into_iter().chain(extended::extended_layers()).collect()
@@ -133,7 +155,7 @@ impl Layer {
         (0..head_dim / 2).map(|pair| 10_000_f64.powf(-2.0 * f64::from(pair) / f64::from(head_dim))).collect()
     }
 
-    fn plan(&self) -> Plan {
+    pub(crate) fn plan(&self) -> Plan {
         let name = Cow::Borrowed("Families");
         let pipeline = Pipeline::from_checked(
             name,

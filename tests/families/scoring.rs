@@ -1,6 +1,6 @@
 //! Layers that score and rank in every way the language has words for, and what `append` keeps for them.
 
-use ihip_dsl::emit::{Activation, Buffer, Element, Program, Storage};
+use ihip_dsl::emit::{Activation, Buffer, Element, Program, Storage, Value};
 use ihip_dsl::{
     AttendRope, ChunkScore, Descent, Halving, KvType, LayerRange, Pipeline, Plan, Probe, QueryReduction, Ranking,
     Refresh, Representative, ScanRope, Scores, Scoring, Stage,
@@ -280,4 +280,33 @@ fn layers_that_score_otherwise_share_all_kernels_but_those_of_the_stage() {
         "ihip_two_s0_scan_decode_min_max_soft_relative_c32_d32_f32",
     ]
     "#);
+}
+
+#[test]
+fn soft_stages_lay_their_rows_out_by_chunks_of_their_own() {
+    use QueryReduction as Q;
+    // The first stage has few chunks and many rows, the second many chunks and few rows.
+    let stages = [
+        scored(stage(0, 64, 64, 1), scoring(Representative::default(), Q::Max, Scores::Soft)),
+        scored(stage(256, 2, 64, 16), scoring(Representative::Exact, Q::Max, Scores::Soft)),
+    ];
+    let modes = (ScanRope::Relative, AttendRope::Streaming);
+    let layer = layer((4, 2, 32), KvType::F32, 16, (16, 128), &stages, 32, modes);
+    let program = Program::new(&layer.plan(), Activation::F32).expect("a usual head");
+    let extent = ihip_dsl::emit::Extent { rows: super::ROWS, tokens: TOKENS };
+    let chunks = [(TOKENS - 16 - 128).div_ceil(64), 256 / 2];
+    for launches in [program.prefill(0, extent, 100, 500), program.decode(0, extent, Some(0))] {
+        let strides = launches.iter().filter_map(|launch| {
+            let rows = launch.arguments.iter().any(|value| *value == Value::Buffer(Buffer::RowScores));
+            launch.arguments.iter().find(|value| rows && matches!(value, Value::I32(_)))
+        });
+        let mut strides: Vec<Value> = strides.copied().collect();
+        strides.dedup();
+        assert_eq!(strides, chunks.map(|chunks| Value::I32(chunks as i32)));
+    }
+    // Of 4 heads and 3 query blocks, 64 rows and 4.
+    let storage = program.workspace(extent).into_iter().find(|storage| storage.buffer == Buffer::RowScores);
+    assert_eq!(storage.map(|storage| storage.count), Some(3 * 4 * 64 * chunks[0]));
+
+    check(&[layer], 4, &(call(), any::<u64>()), super::whole::prefill);
 }

@@ -2,12 +2,16 @@
 
 use ihip_dsl::emit::{Buffer, Value};
 use ihip_dsl::reference::{scan, select};
+use ihip_dsl::{AttendRope, KvType, ScanRope};
 use proptest::prelude::*;
 
-use super::{Layer, Noise, ROWS, TOKENS, check, layers};
+use super::{Layer, Noise, ROWS, TOKENS, check, layer, layers, stage};
 
+/// Layers with a ranking, and one whose lists are longer than a block has threads.
 fn pruned() -> Vec<Layer> {
-    layers().into_iter().filter(|layer| !layer.pruning.stages.is_empty()).collect()
+    let modes = (ScanRope::None, AttendRope::None);
+    let long = layer((2, 1, 32), KvType::F32, 16, (0, 8), &[stage(0, 1, 64, 1)], 24, modes);
+    layers().into_iter().filter(|layer| !layer.pruning.stages.is_empty()).chain([long]).collect()
 }
 
 /// A score as the scan writes it: an integer of the same order, 0 for none.
@@ -18,8 +22,10 @@ fn ordered(score: f32) -> i32 {
 
 #[test]
 fn kept_chunks_are_those_of_a_sort() {
-    let strategy = (0..400_usize, 1..=ROWS, 1..12_usize, any::<u64>());
-    check(&pruned(), 6, &strategy, |layer, attention, (first, rows, levels, seed)| {
+    // Fewer chunks than are kept, some more, and as many as there may be.
+    let first = prop_oneof![0..40_usize, 40..400_usize, 470..480_usize];
+    let strategy = (first, prop_oneof![1..=8_usize, 1..=ROWS], 1..12_usize, any::<u64>());
+    check(&pruned(), 12, &strategy, |layer, attention, (first, rows, levels, seed)| {
         let pruning = &layer.pruning;
         let t_max = (first + rows + 50).min(TOKENS);
         let row = layer.query_row() + 2 * layer.key_row();

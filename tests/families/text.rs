@@ -56,6 +56,30 @@ fn no_kernel_needs_more_than_any_chip_since_sm_80_has() {
 }
 
 #[test]
+fn arguments_are_those_that_the_text_declares() {
+    for program in programs() {
+        for kernel in program.kernels() {
+            let (_, rest) = kernel.text.split_once(&format!(") {}(", kernel.name)).expect("the text has the entry");
+            let (declared, _) = rest.split_once(')').expect("the arguments end");
+            let element = |alias: &str| {
+                let definition = format!("using {alias} = ");
+                let (_, rest) = kernel.text.split_once(&definition).unwrap_or(("", alias));
+                rest.split([';', '\n']).next().unwrap_or(alias).to_owned()
+            };
+            let declared = declared.replace("__restrict__ ", "");
+            let declared: Vec<String> = declared
+                .split(',')
+                .map(|argument| argument.split_whitespace().collect::<Vec<_>>().join(" "))
+                .map(|argument| argument.replace("Activation", &element("Activation")))
+                .map(|argument| argument.replace("Cached", &element("Cached")))
+                .collect();
+            let stated: Vec<String> = kernel.arguments.iter().map(Argument::declaration).collect();
+            assert_eq!(declared, stated, "{}", kernel.name);
+        }
+    }
+}
+
+#[test]
 fn launches_pass_what_their_kernels_take() {
     for program in programs() {
         let kernels: BTreeMap<String, Kernel> =

@@ -6,43 +6,11 @@ use ihip_dsl::reference::{self, Problem};
 use ihip_dsl::{
     AttendRope, Geometry, KvType, LayerPruning, Pipeline, Plan, Ranking, Refresh, Rope, ScanRope, Scoring, Stage,
 };
-use ihip_runtime::device::cpu::CpuDevice;
 use ihip_runtime::device::cuda::{CudaDevice, Precision};
 use ihip_runtime::device::{Device, Sampling};
 use ihip_runtime::{Error, Session, Step};
 
-/// Something to be checked on a device.
-trait Check {
-    /// `rounding` is how far a product of some hundred terms of size 1 may be off.
-    fn on<D: Device>(&self, device: &mut D, rounding: f64);
-}
-
-/// Checks on the device that `IHIP_TEST_DEVICE` names, in each of its precisions: the CPU where it names the emulator
-/// or nothing.
-fn check(check: &impl Check) {
-    match std::env::var("IHIP_TEST_DEVICE").as_deref() {
-        Ok("cuda") => {
-            // TF32 would be as far off as 1e-2.
-            for (precision, rounding) in [(Precision::F32, 1e-4), (Precision::Bf16, 1e-1)] {
-                let device = CudaDevice::new(0, precision);
-                let mut device = device.unwrap_or_else(|error| panic!("IHIP_TEST_DEVICE is cuda, but {error}"));
-                check.on(&mut device, rounding);
-            }
-        }
-        _ => check.on(&mut CpuDevice::new(2).unwrap(), 1e-4),
-    }
-}
-
-/// Numbers that look random, multiples of 2⁻⁷ in [−1, 1): bf16 holds them as they are.
-fn noise(seed: u64, count: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..count)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            ((state >> 56) as f32 / 128.0) - 1.0
-        })
-        .collect()
-}
+use super::{Check, check, noise};
 
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;

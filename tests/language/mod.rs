@@ -2,7 +2,11 @@
 
 mod config;
 mod doors;
+mod inheritance;
+mod names;
+mod phases;
 mod presets;
 mod properties;
+mod random;
 mod rules;
 mod ui;

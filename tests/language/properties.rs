@@ -105,6 +105,8 @@ impl Sketch {
             return false;
         }
         let whole = u32::is_multiple_of;
+        let blocks = self.query_block.into_iter().chain(self.stages.iter().filter_map(|stage| stage.query_block));
+        let powers = blocks.into_iter().all(u32::is_power_of_two);
         let strides =
             (0..self.stages.len()).all(|stage| whole(self.block(stage), self.stages[stage].query_stride.unwrap_or(1)));
         let later = (1..self.stages.len()).all(|stage| {
@@ -130,7 +132,7 @@ impl Sketch {
                 && (layers.first..=layers.last).all(|layer| taken.insert(layer))
                 && self.changed(layers).is_right()
         });
-        strides && later && ends && layers
+        powers && strides && later && ends && layers
     }
 
     fn is_described_by(&self, pruning: &LayerPruning) -> bool {
@@ -234,7 +236,7 @@ fn sketch() -> impl Strategy<Value = Sketch> {
 /// Tokens of the language in no order at all.
 fn soup() -> impl Strategy<Value = String> {
     let words = "pub Name sink window stage keep chunk query_stride query_block refresh attend rope scan layers relative \
-                 none 0 1 64 256 1_024 99999999999999999999 -4 2.5 \"text\" 'c' ; , .. ..= : :: + # #[doc] /// ! = & < '_";
+                 dense prefill decode staggered none 0 1 64 256 1_024 99999999999999999999 -4 2.5 \"text\" 'c' ; , .. ..= : :: + # #[doc] /// ! = & < '_";
     let token = select(words.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
     let leaf = prop::collection::vec(token, 0..8).prop_map(|tokens| tokens.join(" "));
     leaf.prop_recursive(4, 32, 4, |inner| {
@@ -257,6 +259,7 @@ proptest! {
                 let [pipeline] = pipelines.as_slice() else { panic!("one pipeline was declared") };
                 prop_assert!(sketch.is_described_by(pipeline.base().prefill.pruned().expect("not dense")), "{text}\n{pipeline:#?}");
                 prop_assert_eq!(pipeline.overrides().len(), sketch.layers.len());
+                prop_assert_eq!(parse_str(&pipeline.to_string()), Ok(pipelines.clone()));
                 for layers in &sketch.layers {
                     let pruning = pipeline.layer(layers.first).decode.pruned().expect("not dense");
                     prop_assert!(sketch.changed(layers).is_described_by(pruning), "{text}\n{pruning:#?}");

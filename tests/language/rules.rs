@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::path::Path;
 
-use ihip_dsl::{Geometry, KvType, Plan, parse_str};
-use ihip_model::Pruning;
+use ihip_dsl::{Geometry, KvType, Plan, Rule, parse_str, parse_str_among};
+use ihip_model::{Pruning, registry};
 use proc_macro2::{TokenStream, TokenTree};
 
 /// Name of the variant that `value` is.
@@ -14,10 +14,18 @@ fn variant(value: &impl Debug) -> String {
     text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default().to_owned()
 }
 
-/// Names of the variants of `pub enum Rule` in the source of the language.
+/// Names of all rules in the source of the language: of those that single words break, and of clashes.
 fn rules() -> BTreeSet<String> {
-    let source = include_str!("../../ihip-dsl/src/error.rs").parse::<TokenStream>().unwrap();
-    let body = group_after(source, &["enum", "Rule"]).expect("the enum of the rules");
+    let mut rules = variants(include_str!("../../ihip-dsl/src/error.rs"), "Rule");
+    assert!(rules.remove("Clash") && rules.remove("Toml"), "rules of their own, and what no Rust breaks");
+    rules.append(&mut variants(include_str!("../../ihip-dsl/src/clash.rs"), "Clash"));
+    rules
+}
+
+/// Names of the variants of `pub enum name` in `source`.
+fn variants(source: &str, name: &str) -> BTreeSet<String> {
+    let source = source.parse::<TokenStream>().unwrap();
+    let body = group_after(source, &["enum", name]).expect("an enum of rules");
     let mut variants = BTreeSet::new();
     let mut tokens = body.into_iter().peekable();
     while let Some(token) = tokens.next() {
@@ -58,8 +66,11 @@ fn every_rule_is_broken_by_a_failing_case() {
         }
         let source = std::fs::read_to_string(&path).unwrap().parse::<TokenStream>().unwrap();
         let declarations = group_after(source, &["pruning", "!"]).expect("a case declares something");
-        let errors = parse_str(&declarations.to_string()).expect_err("a failing case is wrong");
-        broken.extend(errors.iter().map(|error| variant(&error.rule)));
+        let errors = parse_str_among(&declarations.to_string(), &registry::declared());
+        broken.extend(errors.expect_err("a failing case is wrong").iter().map(|error| match &error.rule {
+            Rule::Clash(clash) => variant(clash),
+            rule => variant(rule),
+        }));
     }
     let rules = rules();
     assert!(rules.len() > 25, "{rules:?}");

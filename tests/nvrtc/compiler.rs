@@ -116,5 +116,5 @@ fn architectures_are_read_and_written_alike() {
         assert_eq!(word.parse::<Architecture>().unwrap().to_string(), word);
     }
     let error = "90".parse::<Architecture>().unwrap_err();
-    assert_eq!(error.to_string(), "90 is no architecture: write sm_ and a compute capability, such as sm_90");
+    assert_eq!(error.to_string(), "90 is no architecture: write sm_ and a compute capability, such as sm_90 or sm_90a");
 }

@@ -8,7 +8,7 @@ use ihip_model::gallery::{self, Entry, MANIFEST, Manifest};
 use ihip_tests::support::nvrtc::nvrtc;
 
 /// How to bring the folder up to date.
-const HINT: &str = "run `cargo run --bin ihip -- kernels export` and look at the difference";
+const HINT: &str = "run `cargo run --bin ihip -- kernels gallery` and look at the difference";
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels-generated")

@@ -1,7 +1,9 @@
 //! The run-time compiler, without a GPU: cubins, resources, and what its errors say.
 
 mod compiler;
+mod export;
 mod gallery;
 mod library;
 mod model;
 mod scoring;
+mod store;

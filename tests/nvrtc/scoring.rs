@@ -1,5 +1,5 @@
-//! Ways to score that no preset of the gallery has: one kernel of each kind is kept as a snapshot, and all compile for
-//! every tested architecture, without spills.
+//! Ways to score and positions that no preset of the gallery has: one kernel of each kind is kept as a snapshot, and all
+//! compile for every tested architecture, without spills.
 
 use ihip_dsl::emit::{Activation, Family, Kernel, Program};
 use ihip_dsl::{Geometry, KvType, Plan};
@@ -29,6 +29,21 @@ pub Distributions {
     attend { keep 2_048 }
     rope { scan chunk_indexed, attend streaming }
 }
+pub DynamicallyExtended {
+    query_block 64; sink 256; window 1024;
+    stage { chunk 256, query_stride 4 }
+    stage { keep 32_768, chunk 32, query_stride 4, descent kv_group, query_reduction mean }
+    stage { keep 8_192, chunk 8, query_stride 1, representative exact }
+    attend { keep 2_048 }
+    rope { scan dynamic_extend, attend dynamic_extend }
+}
+pub SelfExtended {
+    query_block 64; sink 256; window 1024; ranking each;
+    stage { chunk 256, query_stride 4, scores soft }
+    stage { keep 8_192, chunk 16, query_stride 4, representative exact, scores soft, rope dynamic_extend }
+    attend { keep 2_048 }
+    rope { scan self_extend, attend self_extend }
+}
 ";
 
 fn kernels() -> Vec<Kernel> {
@@ -47,7 +62,12 @@ fn kernels() -> Vec<Kernel> {
         Program::new(&plan, Activation::F32).expect("a usual head")
     });
     let kernels = programs.flat_map(|program| program.kernels());
-    kernels.filter(|kernel| matches!(kernel.family, Family::Append | Family::Scan)).collect()
+    let otherwise = |kernel: &Kernel| match kernel.family {
+        Family::Append | Family::Scan => true,
+        Family::Attend => kernel.name.contains("_extend_"),
+        Family::Select | Family::Dense | Family::Merge | Family::Model | Family::Measure => false,
+    };
+    kernels.filter(otherwise).collect()
 }
 
 #[test]
@@ -86,6 +106,9 @@ fn texts_of_kernels_that_score_otherwise() {
             "ihip_summaries_append_bounds_c16_d128_bf16",
             "ihip_summaries_s1_scan_min_max_relative_c16_k8192_d128_bf16",
             "ihip_distributions_s0_normalise_mean_rows_each_c256_h32",
+            "ihip_dynamically_extended_s0_scan_decode_dynamic_extend_c256_d128_bf16",
+            "ihip_dynamically_extended_attend_decode_dynamic_extend_k2048_d128_bf16",
+            "ihip_self_extended_s0_scan_path_soft_self_extend_each_c256_d128_bf16",
         ] {
             let kernel = kernels.iter().find(|kernel| kernel.name == name);
             insta::assert_snapshot!(name, own_text(kernel.unwrap_or_else(|| panic!("no kernel is called {name}"))));

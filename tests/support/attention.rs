@@ -56,7 +56,9 @@ impl Attention {
     ) -> Self {
         let program = Program::new(plan, activation).unwrap_or_else(|error| panic!("{error}"));
         let geometry = *plan.geometry();
-        let kernels = program.kernels().into_iter().map(|kernel| (kernel.name.clone(), kernel)).collect();
+        let kernels = program.kernels();
+        host.prepare(&kernels);
+        let kernels = kernels.into_iter().map(|kernel| (kernel.name.clone(), kernel)).collect();
         let head_dim = geometry.head_dim as usize;
         let qkv_row = (geometry.query_heads + 2 * geometry.kv_heads) as usize * head_dim;
         let out_row = geometry.query_heads as usize * head_dim;

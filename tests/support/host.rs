@@ -34,6 +34,9 @@ pub trait Host {
     /// The `bytes` bytes from `offset` on.
     fn read(&mut self, from: Handle, offset: usize, bytes: usize) -> Vec<u8>;
 
+    /// Compiles kernels side by side where that saves time; those of others are compiled when they are launched.
+    fn prepare(&mut self, _kernels: &[Kernel]) {}
+
     /// Compiles a kernel unless it did so before, and runs it over `grid` blocks.
     fn launch(&mut self, kernel: &Kernel, grid: [u32; 3], arguments: &[HostValue]);
 }
@@ -88,6 +91,10 @@ impl Host for OnGpu {
 
     fn read(&mut self, from: Handle, offset: usize, bytes: usize) -> Vec<u8> {
         self.buffers[from.0].read(offset, bytes).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn prepare(&mut self, kernels: &[Kernel]) {
+        self.runner.load(kernels).unwrap_or_else(|error| panic!("{error}"));
     }
 
     fn launch(&mut self, kernel: &Kernel, grid: [u32; 3], arguments: &[HostValue]) {

@@ -1,6 +1,7 @@
 //! One module for each thing that tests share.
 
 pub mod agreement;
+pub mod allocation;
 pub mod attention;
 pub mod command;
 pub mod declaration;
@@ -9,7 +10,9 @@ pub mod generation;
 pub mod gguf;
 pub mod golden;
 pub mod host;
+pub mod inputs;
 pub mod layer;
 pub mod model;
+pub mod mutant;
 pub mod nvrtc;
 pub mod sample;

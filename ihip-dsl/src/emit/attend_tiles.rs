@@ -77,15 +77,18 @@ impl AttendTiles {
 
     pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
         let (what, family) = match self.visible {
-            Visible::All => {
-                ("Prefill of a dense layer: causal attention over every key, rotated before it was cached.", Family::Dense)
-            }
+            Visible::All => (
+                "Prefill of a dense layer: causal attention over every key, rotated before it was cached.",
+                Family::Dense,
+            ),
             Visible::Pruned { .. } => (
                 "Prefill: attention over the kept blocks, the sinks and the window, each key in exactly one of the three.",
                 Family::Attend,
             ),
         };
-        let heading = format!("{what}\nA block of threads takes TILE_QUERIES queries of TILE_HEADS heads, a warp 16 of these rows.");
+        let heading = format!(
+            "{what}\nA block of threads takes TILE_QUERIES queries of TILE_HEADS heads, a warp 16 of these rows."
+        );
         let origin = if family == Family::Dense { "dense" } else { "attend" };
         let mut writer = Writer::new(&heading, &format!("{pipeline}, {origin}"));
         self.shape.constants(&mut writer);
@@ -154,7 +157,14 @@ impl AttendTiles {
         };
         let place = |text: String| text.replace("\n                ", "\n            ");
         let (counts, upcoming, listed) = if self.visible.has_list() {
-            (LISTED_TILES, UPCOMING, format!("{LISTED_CASE}{}\n        }} else ", place(self.visible.place_listed(Phase::Prefill, "position", "slot"))))
+            (
+                LISTED_TILES,
+                UPCOMING,
+                format!(
+                    "{LISTED_CASE}{}\n        }} else ",
+                    place(self.visible.place_listed(Phase::Prefill, "position", "slot"))
+                ),
+            )
         } else {
             ("    constexpr int listed_tiles = 0;\n", "", "        ".to_owned())
         };

@@ -65,13 +65,14 @@ pub(super) fn blend(writer: &mut Writer) {
 
 const DYNAMIC: &str = r"
 // Where the queries from first to end - 1 have the key at position token: beyond what the model was trained on, keys
-// further back are drawn together linearly until all fit. The product takes more than 32 bits.
+// further back are drawn together linearly until all fit. The product takes more than 32 bits and less than 53: the
+// quotient, truncated, is that of integers, whose division would be a call.
 inline int extended_position(int token, int first, int end) {
     if (end <= TRAINED) return token;
     int position = token;
     if (token < end - NEAR && first > NEAR) {
         const int far = first - NEAR;
-        position = static_cast<int>(static_cast<long long>(token - far) * (TRAINED - NEAR) / far) + far;
+        position = static_cast<int>(static_cast<double>(token - far) * (TRAINED - NEAR) / far) + far;
     }
     return max(end - TRAINED, position);
 }

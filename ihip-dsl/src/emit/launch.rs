@@ -168,6 +168,65 @@ pub enum Buffer {
     Arrivals,
 }
 
+impl Buffer {
+    /// Its name in a manifest, such as `cached_lists_1`.
+    #[must_use]
+    pub fn word(self) -> String {
+        match self {
+            Self::Step => "step".to_owned(),
+            Self::Qkv => "qkv".to_owned(),
+            Self::Out => "out".to_owned(),
+            Self::Keys => "keys".to_owned(),
+            Self::Values => "values".to_owned(),
+            Self::PageTable => "page_table".to_owned(),
+            Self::RopeTable => "rope_table".to_owned(),
+            Self::Frequencies => "frequencies".to_owned(),
+            Self::Scores => "scores".to_owned(),
+            Self::RowScores => "row_scores".to_owned(),
+            Self::Paths => "paths".to_owned(),
+            Self::Means { sink, chunk } => format!("means_s{sink}_c{chunk}"),
+            Self::Bounds { sink, chunk } => format!("bounds_s{sink}_c{chunk}"),
+            Self::Lists { stage } => format!("lists_{stage}"),
+            Self::Blocks => "blocks".to_owned(),
+            Self::Counts => "counts".to_owned(),
+            Self::CachedLists { stage } => format!("cached_lists_{stage}"),
+            Self::CachedBlocks => "cached_blocks".to_owned(),
+            Self::CachedCount => "cached_count".to_owned(),
+            Self::Partials => "partials".to_owned(),
+            Self::PartialSums => "partial_sums".to_owned(),
+            Self::Arrivals => "arrivals".to_owned(),
+        }
+    }
+
+    /// What its dimensions stand for, the outermost first.
+    #[must_use]
+    pub const fn shape(self) -> &'static str {
+        match self {
+            Self::Step => "[start, rows, t_max, first_row, 0, 0, 0, 0]",
+            Self::Qkv => "[rows, query_heads + 2 * kv_heads, head_dim]",
+            Self::Out => "[rows, query_heads, head_dim]",
+            Self::Keys | Self::Values => "[physical page, kv_heads, page, head_dim]",
+            Self::PageTable => "[logical page]",
+            Self::RopeTable => "[positions, head_dim / 2]",
+            Self::Frequencies => "[head_dim / 2]",
+            Self::Scores => "[query blocks, rankings, chunks]",
+            Self::RowScores => "[query blocks, query_heads, rows, chunks]",
+            Self::Paths => "[query blocks, descents, path, chunks]",
+            Self::Means { .. } => "[chunks, kv_heads, head_dim]",
+            Self::Bounds { .. } => "[chunks, kv_heads, 2, head_dim]",
+            Self::Lists { .. } => "[query blocks, rankings, kept chunks + 1]",
+            Self::Blocks => "[query blocks, rankings, kept blocks]",
+            Self::Counts => "[query blocks, rankings]",
+            Self::CachedLists { .. } => "[rankings, kept chunks + 1]",
+            Self::CachedBlocks => "[rankings, kept blocks]",
+            Self::CachedCount => "[rankings]",
+            Self::Partials => "[query_heads, splits, head_dim]",
+            Self::PartialSums => "[query_heads, splits, 2]",
+            Self::Arrivals => "[query_heads]",
+        }
+    }
+}
+
 /// A buffer that the device has to allocate for the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Storage {

@@ -3,7 +3,7 @@
 
 use super::extend;
 use super::functions::{ROTATE, Shape};
-use super::scoring;
+use super::scoring::{self, Operand};
 use super::writer::Writer;
 use crate::{PrunedLayer, Ranking, ScanRope, StagePlan};
 
@@ -56,6 +56,15 @@ impl Row<'_> {
             (_, Ranking::All) => " const int* kept,",
             (_, Ranking::KvGroup | Ranking::Each) => " const int* parents,",
         }
+    }
+
+    /// What a launch passes, the list under the name of [`Row::parents`].
+    pub(super) fn named(&self, mut operands: Vec<Operand>) -> Vec<Operand> {
+        let list = operands.iter_mut().find(|operand| operand.argument.name == "parents");
+        if let Some(list) = list.filter(|_| self.layer.ranking == Ranking::All) {
+            list.argument.name = "kept";
+        }
+        operands
     }
 
     /// Defines where a block of threads works, and brings the queries into shared memory.

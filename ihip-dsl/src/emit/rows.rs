@@ -280,7 +280,7 @@ impl Rows {
             ),
             Product::Scores => format!(
                 "                        if ({live} && slot_live[warp / ROW_WARPS * 32 + across + 8 * j])\n\
-                 \x20                           keep_score(&own_scores[static_cast<unsigned long long>({row}row + down + 4 * i) * row_stride + 8 * j], sum[i][j], key);\n"
+                 \x20                           keep_score(&own_scores[({row}row + down + 4 * i) * row_stride + 8 * j], sum[i][j], key);\n"
             ),
         };
         text.replace("$REST\n", &rest)

@@ -186,7 +186,11 @@ impl ScanColumns {
         // Where the whole chunk is loaded at once, that is outside of the loop over halvings.
         let placed = |text: &str| {
             let text = text.trim_start_matches('\n');
-            if self.whole() { text.strip_prefix("    ").unwrap_or(text).replace("\n    ", "\n") } else { text.to_owned() }
+            if self.whole() {
+                text.strip_prefix("    ").unwrap_or(text).replace("\n    ", "\n")
+            } else {
+                text.to_owned()
+            }
         };
         let score_row = if self.layer.ranking == Ranking::All { "" } else { "kv_head * score_stride + " };
         BODY.replace("$HALVE\n", body.trim_start_matches('\n'))

@@ -12,6 +12,8 @@ use crate::{PrunedLayer, ScanRope, StagePlan};
 
 /// Keys of a chunk that a team of lanes loads at a time.
 const AT_ONCE: usize = 4;
+/// The same where it turns them: a turned key takes twice the registers.
+const TURNED_AT_ONCE: usize = 2;
 
 /// Constants of the kernel.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,7 +39,8 @@ impl ScanKeysRow {
 
     pub(super) fn operands(&self, parents: impl Fn(usize) -> Buffer) -> Vec<scoring::Operand> {
         let output = if scoring::soft(self.plan()) { Output::RowScores } else { Output::Scores };
-        scoring::operands(self.shape, &self.layer, self.stage, self.source(), output, parents)
+        let operands = scoring::operands(self.shape, &self.layer, self.stage, self.source(), output, parents);
+        self.row().named(operands)
     }
 
     fn plan(&self) -> &StagePlan {
@@ -83,7 +86,7 @@ impl ScanKeysRow {
         if self.source() == Source::Keys {
             writer.float("LOWEST", f32::MIN, "below every product").constant(
                 "AT_ONCE",
-                AT_ONCE.min(plan.chunk),
+                if row.turns_keys() { TURNED_AT_ONCE } else { AT_ONCE }.min(plan.chunk),
                 "keys of a chunk that a team loads at a time",
             );
         }

@@ -40,7 +40,8 @@ impl ScanRow {
 
     pub(super) fn operands(&self, parents: impl Fn(usize) -> Buffer) -> Vec<scoring::Operand> {
         let output = if self.soft() { Output::RowScores } else { Output::Scores };
-        scoring::operands(self.shape, &self.layer, self.stage, Source::Keys, output, parents)
+        let operands = scoring::operands(self.shape, &self.layer, self.stage, Source::Keys, output, parents);
+        self.row().named(operands)
     }
 
     fn plan(&self) -> &StagePlan {

@@ -9,6 +9,7 @@ use thiserror::Error as ThisError;
 
 use super::arguments;
 use super::error::Result;
+use super::progress;
 
 /// Where the model runs, and in which steps it reads a prompt.
 #[derive(Debug, Args)]
@@ -101,8 +102,10 @@ impl DeviceArguments {
     pub(super) fn run<W: Work>(&self, work: W) -> Result<W::Output> {
         match self.device {
             Choice::Cpu => self.run_on_cpu(work),
-            Choice::Cuda(ordinal) => self.run_on_cuda(work, CudaDevice::new(ordinal, self.precision)?),
-            Choice::Auto => match CudaDevice::new(0, self.precision) {
+            Choice::Cuda(ordinal) => {
+                self.run_on_cuda(work, CudaDevice::watched(ordinal, self.precision, progress::compilation())?)
+            }
+            Choice::Auto => match CudaDevice::watched(0, self.precision, progress::compilation()) {
                 Ok(device) => self.run_on_cuda(work, device),
                 Err(ihip_runtime::Error::NoSuchDevice { .. }) => self.run_on_cpu(work),
                 Err(error) => Err(error.into()),

@@ -10,6 +10,7 @@ use thiserror::Error as ThisError;
 
 use super::prompt::Source;
 use super::pruning::Nearest;
+use crate::export::ExportError;
 use crate::gallery::GalleryError;
 use crate::registry::DuplicateName;
 use crate::shapes::KNOWN_SHAPES;
@@ -32,6 +33,9 @@ pub(super) enum Error {
     /// Kernels that cannot be shown.
     #[error(transparent)]
     Gallery(#[from] GalleryError),
+    /// Kernels that cannot be exported.
+    #[error(transparent)]
+    Export(#[from] ExportError),
     /// Pipelines that share a name.
     #[error(transparent)]
     DuplicateName(#[from] DuplicateName),
@@ -142,6 +146,22 @@ pub(super) enum Error {
         /// All of them.
         all: usize,
     },
+    /// Kernels that were compiled and could not be kept.
+    #[error("{kernels} compiled kernels could not be written to {}: is the disk full or read-only?", folder.display())]
+    NotKept {
+        /// How many.
+        kernels: u64,
+        /// The cache.
+        folder: PathBuf,
+    },
+    /// A key that names no entry of the cache, or several.
+    #[error("{found} entries of the cache begin with {key}: `ihip cache list` shows their keys")]
+    NoSuchEntry {
+        /// The key, or its beginning.
+        key: String,
+        /// How many there are.
+        found: usize,
+    },
     /// A request that does not fit into memory.
     #[error(
         "{prompt} prompt tokens and {new} new ones need {cache} bytes of cache ({token} bytes a token) besides {model} bytes \
@@ -212,7 +232,9 @@ impl Error {
             Self::Model(crate::Error::Runtime(Runtime::Jit(error))) if is_refusal(error) => REFUSED,
             Self::Model(crate::Error::Runtime(_))
             | Self::Gallery(_)
+            | Self::Export(ExportError::Jit(_) | ExportError::Write { .. } | ExportError::NearTies { .. })
             | Self::DoNotCompile { .. }
+            | Self::NotKept { .. }
             | Self::Signal(_)
             | Self::Output(_)
             | Self::WriteResult { .. } => FAILED,
@@ -239,7 +261,14 @@ fn is_refusal(error: &JitError) -> bool {
     use JitError as J;
     matches!(
         error,
-        J::NoSuchArchitecture { .. } | J::UnsupportedArchitecture { .. } | J::DumpWord { .. } | J::Override(_)
+        J::NoSuchArchitecture { .. }
+            | J::UnsupportedArchitecture { .. }
+            | J::DumpWord { .. }
+            | J::NoDisassembler { .. }
+            | J::Override(_)
+            | J::NoCacheFolder
+            | J::Store(_)
+            | J::CacheKey(_)
     )
 }
 

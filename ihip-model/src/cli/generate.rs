@@ -20,7 +20,7 @@ use super::progress;
 use super::prompt::Prompt;
 use super::pruning::{self, Pruning};
 use crate::generate::{Extent, Generation, Interrupt, Sampler};
-use crate::stats::{Seconds, Stats, Tokens, keys_attended, peak_resident_bytes};
+use crate::stats::{Kernels, Seconds, Stats, Tokens, keys_attended, peak_resident_bytes};
 use crate::{Special, Tokenizer};
 
 /// Writes text that continues a prompt
@@ -113,12 +113,14 @@ impl Work for Job<'_> {
 
         let start = Instant::now();
         let (model, plan) = model::load(&file, self.pruning, reserve, device, settings, self.interrupt)?;
-        seconds.load = start.elapsed().as_secs_f64();
-
-        let start = Instant::now();
-        let name = device.name();
+        let (name, before) = (device.name(), device.compilation());
         let extent = Extent { capacity: reserve.prompt + reserve.new, chunk: settings.chunk };
         let mut generation = Generation::new(&model, device, &plan, extent, self.interrupt)?;
+        let compilation = generation.compilation();
+        seconds.compile = compilation.seconds;
+        seconds.load = start.elapsed().as_secs_f64() - (compilation.seconds - before.seconds);
+
+        let start = Instant::now();
         self.read(&mut generation, &plan, &prompt)?;
         let mut sampler = Sampler::new(Sampling { temperature, top_p }, seed);
         let first = generation.sample(&mut sampler)?;
@@ -133,6 +135,7 @@ impl Work for Job<'_> {
             pruning: plan.name().to_owned(),
             tokens: Tokens { prompt: prompt.len(), generated: written.tokens },
             seconds,
+            kernels: Kernels::counted(compilation.kernels),
             keys_attended_per_step: if written.steps == 0 { 0.0 } else { written.keys / written.steps as f64 },
             peak_bytes: peak_resident_bytes(),
             device_bytes: match free.zip(generation.available_bytes()?) {

@@ -6,6 +6,7 @@
 
 mod arguments;
 mod bench;
+mod cache;
 mod device;
 mod error;
 mod generate;
@@ -41,6 +42,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Bench(bench::Bench),
+    Cache(cache::Cache),
     Generate(generate::Generate),
     Kernels(kernels::Kernels),
     Pipelines(pipelines::Pipelines),
@@ -61,6 +63,7 @@ pub fn main() -> ExitCode {
     };
     let outcome = match arguments.command {
         Command::Bench(command) => command.run(),
+        Command::Cache(command) => command.run(),
         Command::Generate(command) => command.run(),
         Command::Kernels(command) => command.run(),
         Command::Pipelines(command) => command.run(),

@@ -1,7 +1,9 @@
 //! Progress bars on standard error; nothing where that is not a terminal.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use ihip_runtime::jit::{Progress as Compiling, Watch};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::fetch::Progress;
@@ -10,6 +12,31 @@ use crate::fetch::Progress;
 pub(super) fn bar(message: &'static str, length: usize, unit: &str) -> ProgressBar {
     let template = format!("{{msg:10}} [{{bar:32}}] {{pos}}/{{len}} {unit}, {{per_sec}}, {{eta}} left");
     styled(message, length as u64, &template)
+}
+
+/// A bar for each time that kernels are compiled, with the name of the one that came last.
+pub(super) fn compilation() -> Watch {
+    let shown: Mutex<Option<ProgressBar>> = Mutex::new(None);
+    Watch::new(move |progress| {
+        let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
+        match progress {
+            Compiling::Begins { kernels } => {
+                let template = "{msg:10} [{bar:32}] {pos}/{len} kernels, {prefix}";
+                *shown = Some(styled("compiling", kernels as u64, template));
+            }
+            Compiling::Ready { kernel } => {
+                if let Some(bar) = &*shown {
+                    bar.set_prefix(kernel.to_owned());
+                    bar.inc(1);
+                }
+            }
+            Compiling::Ends => {
+                if let Some(bar) = shown.take() {
+                    bar.finish_and_clear();
+                }
+            }
+        }
+    })
 }
 
 /// The bars of a fetch, one after the other.

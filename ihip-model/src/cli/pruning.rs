@@ -5,7 +5,8 @@ use std::path::{MAIN_SEPARATOR, Path};
 use std::sync::Arc;
 
 use clap::Args;
-use ihip_dsl::{Geometry, KvType, Pipeline, Plan, Report, parse_toml};
+use ihip_dsl::check::Checked;
+use ihip_dsl::{Geometry, KvType, Pipeline, Plan, Report, parse_toml_among, report};
 
 use super::error::{Error, Result};
 use super::prompt;
@@ -51,7 +52,9 @@ pub(super) fn pipeline(name: &str) -> Result<&'static Pipeline> {
     registry::verify()?;
     if name.ends_with(".toml") || name.contains(MAIN_SEPARATOR) {
         let text = prompt::read_file(Path::new(name))?;
-        let pipeline = parse_toml(&text).map_err(|errors| Report::new(name, &text, &errors))?;
+        let checked = parse_toml_among(&text, &registry::declared());
+        let Checked { pipeline, warnings, .. } = checked.map_err(|errors| Report::new(name, &text, &errors))?;
+        warnings.iter().for_each(|warning| eprintln!("{}", report::warning(name, warning)));
         // A command reads one file, and what it says lives as long as a declaration in the program would.
         return Ok(Box::leak(Box::new(pipeline)));
     }
@@ -66,6 +69,14 @@ impl Choice {
     /// Those of [`pipeline`].
     pub(super) fn named(name: &str) -> Result<Self> {
         if name == DENSE { Ok(Self::Dense) } else { pipeline(name).map(Self::Pipeline) }
+    }
+
+    /// The pipeline, unless attention is dense.
+    pub(super) const fn pipeline(self) -> Option<&'static Pipeline> {
+        match self {
+            Self::Dense => None,
+            Self::Pipeline(pipeline) => Some(pipeline),
+        }
     }
 
     /// Everything that can be chosen here.

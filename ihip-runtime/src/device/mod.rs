@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use ihip_dsl::Plan;
 
+use crate::jit::Compilations;
 use crate::{Result, Step};
 
 /// A place where a model runs.
@@ -33,6 +34,11 @@ pub trait Device: Sized {
     /// # Errors
     /// Where the device fails to answer.
     fn available_bytes(&self) -> Result<Option<u64>>;
+
+    /// What compiling kernels has taken since the device was opened; nothing where there are none.
+    fn compilation(&self) -> Compilation {
+        Compilation::default()
+    }
 
     /// Uploads the weights of a linear map, row-major `[outputs, inputs]`.
     ///
@@ -164,6 +170,15 @@ pub trait Device: Sized {
     /// # Errors
     /// A failed launch or transfer.
     fn sample(&mut self, logits: &Self::Tensor, sampling: &Sampling, draw: f32) -> Result<u32>;
+}
+
+/// What compiling kernels took.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Compilation {
+    /// Wall-clock seconds, those of finding what was compiled before among them.
+    pub seconds: f64,
+    /// Kernels.
+    pub kernels: Compilations,
 }
 
 /// How a token is chosen from logits.

@@ -5,6 +5,9 @@ use std::str::FromStr;
 
 use super::{JitError, Resources};
 
+/// The first compute capability, times ten, that has instructions of its own behind the suffix `a`.
+const FIRST_SPECIFIC: u32 = 90;
+
 /// A GPU architecture, such as `sm_90`, or `sm_90a`, whose code runs nowhere else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Architecture {
@@ -38,6 +41,13 @@ impl Architecture {
     #[must_use]
     pub const fn portable(self) -> Self {
         Self::of_capability(self.capability)
+    }
+
+    /// Every architecture whose code runs on a GPU of this one as well as its own, itself first: code for sm_90a runs on
+    /// an H100, which calls itself sm_90.
+    pub(super) fn alike(self) -> Vec<Self> {
+        let specific = Self { specific: true, ..self };
+        if self.specific || self.capability < FIRST_SPECIFIC { vec![self] } else { vec![self, specific] }
     }
 
     /// What PTX is compiled for, such as `compute_90a`.
@@ -81,7 +91,7 @@ impl FromStr for Architecture {
         let digits = !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit());
         let capability = if digits { number.parse().ok() } else { None };
         capability
-            .filter(|capability| *capability >= 10)
+            .filter(|capability| *capability >= if specific { FIRST_SPECIFIC } else { 10 })
             .map(|capability| Self { capability, specific })
             .ok_or_else(|| JitError::NoSuchArchitecture { word: word.to_owned() })
     }
@@ -142,10 +152,22 @@ mod tests {
         assert_eq!(hopper.virtual_name(), "compute_90a");
         assert_eq!(hopper.portable(), Architecture::SM_90);
         assert_ne!(hopper, Architecture::SM_90);
-        for word in ["sm_", "sm_a", "sm_9", "sm_90aa", "sm_+90", "sm90", "90", "sm_90b", ""] {
+        for word in ["sm_", "sm_a", "sm_9", "sm_90aa", "sm_+90", "sm90", "90", "sm_90b", "sm_80a", ""] {
             let error = word.parse::<Architecture>().unwrap_err();
             assert!(matches!(error, JitError::NoSuchArchitecture { .. }), "{word}");
         }
+    }
+
+    #[test]
+    fn code_with_a_suffix_runs_where_code_without_does_and_not_the_other_way_round() {
+        let words = |word: &str| {
+            let alike = word.parse::<Architecture>().unwrap().alike();
+            alike.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(words("sm_90"), ["sm_90", "sm_90a"]);
+        assert_eq!(words("sm_120"), ["sm_120", "sm_120a"]);
+        assert_eq!(words("sm_90a"), ["sm_90a"]);
+        assert_eq!(words("sm_80"), ["sm_80"]);
     }
 
     #[test]

@@ -2,14 +2,18 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fmt;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rayon::prelude::*;
 
-use super::cache::{CacheKey, CubinStore, Entry};
-use super::{Architecture, Cubin, Dump, JitError, Nvrtc, Overrides, cache_folder};
+use super::cache::{CacheKey, CubinStore, Entry, Secret};
+use super::{Architecture, Cubin, Dump, JitError, Nvrtc, Overrides, cache_folder, library};
 
-/// Room of the store that [`Compiler::from_environment`] opens: some thousand kernels.
+/// Room of the store that [`store`] opens: some thousand kernels.
 pub const STORE_BYTES: u64 = 256 << 20;
 
 /// Compiles for one architecture: a kernel comes from memory, else from the store, else from NVRTC.
@@ -19,15 +23,83 @@ pub const STORE_BYTES: u64 = 256 << 20;
 pub struct Compiler {
     nvrtc: Nvrtc,
     architecture: Architecture,
+    /// Whose entries of the store will do, the architecture itself first.
+    accepted: Vec<Architecture>,
     store: Option<CubinStore>,
     may_compile: bool,
     overrides: Option<Overrides>,
     dump: Option<Dump>,
+    watch: Watch,
     flights: Mutex<HashMap<CacheKey, Flight>>,
+    compiled: AtomicUsize,
+    loaded: AtomicUsize,
 }
 
 /// A compilation that is under way or done.
 type Flight = Arc<OnceLock<Result<Arc<Cubin>, Arc<JitError>>>>;
+
+/// Kernels that a [`Compiler`] has come by so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compilations {
+    /// Those that were compiled.
+    pub compiled: usize,
+    /// Those that the store had.
+    pub loaded: usize,
+}
+
+/// How far [`Compiler::cubins`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress<'a> {
+    /// So many kernels are asked for.
+    Begins {
+        /// Kernels.
+        kernels: usize,
+    },
+    /// A kernel is ready.
+    Ready {
+        /// Its name.
+        kernel: &'a str,
+    },
+    /// All are ready, or one has failed.
+    Ends,
+}
+
+/// What hears of [`Progress`].
+type Listener = dyn Fn(Progress<'_>) + Send + Sync;
+
+/// Whoever wants to hear of [`Progress`], from whichever thread.
+#[derive(Clone, Default)]
+pub struct Watch(Option<Arc<Listener>>);
+
+impl Watch {
+    /// Calls `watch` at every step.
+    #[must_use]
+    pub fn new(watch: impl Fn(Progress<'_>) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(watch)))
+    }
+
+    fn tell(&self, progress: Progress<'_>) {
+        if let Some(watch) = &self.0 {
+            watch(progress);
+        }
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Watch")
+    }
+}
+
+/// The store `cubins` in `cache`, with room for [`STORE_BYTES`], and signed where `IHIP_CACHE_KEY` names a key file.
+///
+/// # Errors
+/// [`JitError::CacheKey`], [`JitError::Store`].
+pub fn store(cache: &Path) -> Result<CubinStore, JitError> {
+    let secret = library::variable("IHIP_CACHE_KEY").map(|file| Secret::read(Path::new(&file))).transpose();
+    let secret = secret.map_err(JitError::CacheKey)?;
+    CubinStore::open(&cache.join("cubins"), STORE_BYTES, secret).map_err(JitError::Store)
+}
 
 impl Compiler {
     /// A compiler for `architecture` that keeps cubins in `store`, if there is one.
@@ -35,23 +107,61 @@ impl Compiler {
     /// With `may_compile` false, as `IHIP_NO_JIT=1` asks, a kernel that is not in the store is an error.
     #[must_use]
     pub fn new(nvrtc: Nvrtc, architecture: Architecture, store: Option<CubinStore>, may_compile: bool) -> Self {
-        let (overrides, dump) = (None, None);
-        Self { nvrtc, architecture, store, may_compile, overrides, dump, flights: Mutex::default() }
+        Self {
+            nvrtc,
+            architecture,
+            accepted: vec![architecture],
+            store,
+            may_compile,
+            overrides: None,
+            dump: None,
+            watch: Watch::default(),
+            flights: Mutex::default(),
+            compiled: AtomicUsize::new(0),
+            loaded: AtomicUsize::new(0),
+        }
     }
 
-    /// A compiler for `architecture` as the environment describes it: the NVRTC of [`Nvrtc::find`], the store `cubins`
-    /// in [`cache_folder`] with room for [`STORE_BYTES`], no compilation at all where `IHIP_NO_JIT` is 1, and the
-    /// [`Overrides`] and [`Dump`] that are asked for.
+    /// A compiler for `architecture` as the environment describes it: the NVRTC of [`Nvrtc::find`], the [`store`] in
+    /// [`cache_folder`], no compilation at all where `IHIP_NO_JIT` is 1, and the [`Overrides`] and [`Dump`] that are
+    /// asked for.
     ///
-    /// A store that cannot be used costs the store and no more.
+    /// A store that cannot be used costs the store and a note on standard error, and no more.
     ///
     /// # Errors
-    /// Those of [`Nvrtc::find`], [`Overrides::from_environment`] and [`Dump::from_environment`].
+    /// Those of [`Nvrtc::find`], [`Overrides::from_environment`] and [`Dump::from_environment`];
+    /// [`JitError::CacheKey`], because who asks for signatures does not want to go without.
     pub fn from_environment(architecture: Architecture) -> Result<Self, JitError> {
-        let store = cache_folder().and_then(|cache| CubinStore::open(&cache.join("cubins"), STORE_BYTES, None).ok());
+        let store = match cache_folder().map(|cache| store(&cache)).transpose() {
+            Ok(store) => store,
+            Err(JitError::Store(refused)) => {
+                // Whoever closed standard error does not want to know.
+                let _ = writeln!(io::stderr(), "note: compiled kernels are not kept: {refused}");
+                None
+            }
+            Err(error) => return Err(error),
+        };
         let may_compile = std::env::var_os("IHIP_NO_JIT").is_none_or(|value| value != "1");
         let (overrides, dump) = (Overrides::from_environment()?, Dump::from_environment()?);
         Ok(Self { overrides, dump, ..Self::new(Nvrtc::find()?, architecture, store, may_compile) })
+    }
+
+    /// The same for a GPU, which runs the store's entries of every [`Architecture`] whose code it understands.
+    #[must_use]
+    pub fn for_gpu(self) -> Self {
+        Self { accepted: self.architecture.alike(), ..self }
+    }
+
+    /// The same with someone who hears how far it is.
+    #[must_use]
+    pub fn watched(self, watch: Watch) -> Self {
+        Self { watch, ..self }
+    }
+
+    /// The same with another store.
+    #[must_use]
+    pub fn with_store(self, store: CubinStore) -> Self {
+        Self { store: Some(store), ..self }
     }
 
     /// What it compiles for.
@@ -80,6 +190,13 @@ impl Compiler {
         self.store.as_ref()
     }
 
+    /// Kernels so far, each counted once.
+    #[must_use]
+    pub fn compilations(&self) -> Compilations {
+        let read = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
+        Compilations { compiled: read(&self.compiled), loaded: read(&self.loaded) }
+    }
+
     /// What is compiled for `kernel`: `text`, or what takes its place.
     ///
     /// # Errors
@@ -96,13 +213,11 @@ impl Compiler {
     /// of dumping.
     pub fn cubin(&self, kernel: &str, text: &str) -> Result<Arc<Cubin>, Arc<JitError>> {
         let text = &*self.source(kernel, text)?;
-        let options = Nvrtc::options(self.architecture);
-        let key = CacheKey::new(text, &options, &self.architecture.to_string(), self.nvrtc.version());
         let flight = {
             let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(flights.entry(key).or_default())
+            Arc::clone(flights.entry(self.key(text, self.architecture)).or_default())
         };
-        flight.get_or_init(|| self.find(key, kernel, text).map(Arc::new).map_err(Arc::new)).clone()
+        flight.get_or_init(|| self.find(kernel, text).map(Arc::new).map_err(Arc::new)).clone()
     }
 
     /// The cubins of `kernels` (name and text), in their order, compiled side by side on rayon's threads.
@@ -115,37 +230,50 @@ impl Compiler {
         kernels: &[(&str, &str)],
         done: &(dyn Fn(&str) + Sync),
     ) -> Result<Vec<Arc<Cubin>>, Arc<JitError>> {
+        self.watch.tell(Progress::Begins { kernels: kernels.len() });
         let cubins: Vec<_> = kernels
             .par_iter()
-            .map(|(kernel, text)| {
+            .map(|&(kernel, text)| {
                 let cubin = self.cubin(kernel, text);
+                self.watch.tell(Progress::Ready { kernel });
                 done(kernel);
                 cubin
             })
             .collect();
+        self.watch.tell(Progress::Ends);
         cubins.into_iter().collect()
     }
 
-    fn find(&self, key: CacheKey, kernel: &str, text: &str) -> Result<Cubin, JitError> {
-        let Some(dump) = &self.dump else { return self.make(key, kernel, text) };
+    fn key(&self, text: &str, architecture: Architecture) -> CacheKey {
+        let options = Nvrtc::options(architecture);
+        CacheKey::new(text, &options, &architecture.to_string(), self.nvrtc.version())
+    }
+
+    fn find(&self, kernel: &str, text: &str) -> Result<Cubin, JitError> {
+        let Some(dump) = &self.dump else { return self.make(kernel, text) };
         // The text goes first: it is wanted most where it does not compile.
         dump.text(kernel, text)?;
-        let cubin = self.make(key, kernel, text)?;
+        let cubin = self.make(kernel, text)?;
         dump.compiled(&self.nvrtc, kernel, text, self.architecture, &cubin)?;
         Ok(cubin)
     }
 
-    fn make(&self, key: CacheKey, kernel: &str, text: &str) -> Result<Cubin, JitError> {
-        if let Some(entry) = self.store.as_ref().and_then(|store| store.get(&key)) {
-            return Ok(Cubin { image: entry.image, resources: entry.resources });
+    fn make(&self, kernel: &str, text: &str) -> Result<Cubin, JitError> {
+        if let Some(store) = &self.store {
+            let mut entries = self.accepted.iter().map(|&architecture| store.get(&self.key(text, architecture)));
+            if let Some(entry) = entries.find_map(|entry| entry) {
+                self.loaded.fetch_add(1, Ordering::Relaxed);
+                return Ok(Cubin { image: entry.image, resources: entry.resources });
+            }
         }
         if !self.may_compile {
             return Err(JitError::Disabled { kernel: kernel.to_owned(), architecture: self.architecture });
         }
         let cubin = self.nvrtc.compile(kernel, text, self.architecture)?;
+        self.compiled.fetch_add(1, Ordering::Relaxed);
         if let Some(store) = &self.store {
             store.put(&Entry {
-                key,
+                key: self.key(text, self.architecture),
                 architecture: self.architecture.to_string(),
                 kernel: kernel.to_owned(),
                 nvrtc: self.nvrtc.version(),

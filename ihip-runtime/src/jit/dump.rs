@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use ihip_dsl::Plan;
@@ -22,7 +22,15 @@ pub struct Dump {
     plan: bool,
     cuda: bool,
     ptx: bool,
-    sass: bool,
+    /// What turns cubins into SASS, where that is asked for.
+    sass: Option<Disassembler>,
+}
+
+/// A program that turns a cubin into SASS, and its arguments before the file.
+#[derive(Clone, Debug)]
+struct Disassembler {
+    program: PathBuf,
+    arguments: &'static [&'static str],
 }
 
 impl Dump {
@@ -30,7 +38,7 @@ impl Dump {
     /// them, `IHIP_DUMP_FILTER` a part of kernels' names, `IHIP_DUMP_DIR` the folder (`ihip-dump` where it is not set).
     ///
     /// # Errors
-    /// [`JitError::DumpWord`] for any other word.
+    /// [`JitError::DumpWord`] for any other word, [`JitError::NoDisassembler`] where there is none for `sass`.
     pub fn from_environment() -> Result<Option<Self>, JitError> {
         let text = |name| library::variable(name).map(|value| value.to_string_lossy().into_owned());
         let Some(words) = text("IHIP_DUMP") else { return Ok(None) };
@@ -41,15 +49,16 @@ impl Dump {
     /// A dump of what `words` names into `folder`, of kernels whose name holds `filter`.
     ///
     /// # Errors
-    /// [`JitError::DumpWord`] for a word that is none of `plan`, `cuda`, `ptx` and `sass`.
+    /// [`JitError::DumpWord`] for a word that is none of `plan`, `cuda`, `ptx` and `sass`,
+    /// [`JitError::NoDisassembler`] before any work where there is none for `sass`.
     pub fn new(words: &str, filter: String, folder: PathBuf) -> Result<Self, JitError> {
-        let mut dump = Self { folder, filter, plan: false, cuda: false, ptx: false, sass: false };
+        let mut dump = Self { folder, filter, plan: false, cuda: false, ptx: false, sass: None };
         for word in words.split(',') {
             match word.trim() {
                 "plan" => dump.plan = true,
                 "cuda" => dump.cuda = true,
                 "ptx" => dump.ptx = true,
-                "sass" => dump.sass = true,
+                "sass" => dump.sass = Some(Disassembler::find()?),
                 word => return Err(JitError::DumpWord { word: word.to_owned() }),
             }
         }
@@ -106,8 +115,8 @@ impl Dump {
         if self.ptx {
             self.write(&format!("{kernel}.{architecture}.ptx"), &nvrtc.ptx(kernel, text, architecture)?)?;
         }
-        if self.sass {
-            self.write(&format!("{kernel}.{architecture}.sass"), &disassemble(&cubin.image)?)?;
+        if let Some(disassembler) = &self.sass {
+            self.write(&format!("{kernel}.{architecture}.sass"), &disassembler.run(&cubin.image)?)?;
         }
         Ok(())
     }
@@ -119,29 +128,32 @@ impl Dump {
     }
 }
 
-/// The SASS of a cubin, by a program of the CUDA toolkit.
-fn disassemble(image: &[u8]) -> Result<String, JitError> {
-    let mut looked_in = Vec::new();
-    for (name, arguments) in DISASSEMBLERS {
-        match library::program(name) {
-            Ok(program) => return run(&program, arguments, image),
-            Err(folders) => looked_in = folders,
+impl Disassembler {
+    fn find() -> Result<Self, JitError> {
+        let mut looked_in = Vec::new();
+        for (name, arguments) in DISASSEMBLERS {
+            match library::program(name) {
+                Ok(program) => return Ok(Self { program, arguments }),
+                Err(folders) => looked_in = folders,
+            }
         }
+        let looked_in = looked_in.iter().map(|folder| folder.display().to_string()).collect();
+        Err(JitError::NoDisassembler { names: DISASSEMBLERS.map(|(name, _)| name), looked_in })
     }
-    let looked_in = looked_in.iter().map(|folder| folder.display().to_string()).collect();
-    Err(JitError::NoDisassembler { names: DISASSEMBLERS.map(|(name, _)| name), looked_in })
-}
 
-fn run(program: &Path, arguments: &[&str], image: &[u8]) -> Result<String, JitError> {
-    let failed = |reason: String| JitError::Disassembler { program: program.to_owned(), reason };
-    let io = |error: io::Error| failed(error.to_string());
-    let file = tempfile::Builder::new().suffix(".cubin").tempfile().map_err(io)?;
-    fs::write(file.path(), image).map_err(io)?;
-    let output = Command::new(program).args(arguments).arg(file.path()).stdin(Stdio::null()).output().map_err(io)?;
-    if !output.status.success() {
-        return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+    /// The SASS of a cubin.
+    fn run(&self, image: &[u8]) -> Result<String, JitError> {
+        let failed = |reason: String| JitError::Disassembler { program: self.program.clone(), reason };
+        let io = |error: io::Error| failed(error.to_string());
+        let file = tempfile::Builder::new().suffix(".cubin").tempfile().map_err(io)?;
+        fs::write(file.path(), image).map_err(io)?;
+        let command = Command::new(&self.program).args(self.arguments).arg(file.path()).stdin(Stdio::null()).output();
+        let output = command.map_err(io)?;
+        if !output.status.success() {
+            return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 #[cfg(test)]
@@ -181,9 +193,9 @@ mod tests {
         )
         .unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
-        let arguments = DISASSEMBLERS[0].1;
-        assert_eq!(run(&program, arguments, b"cubin").unwrap(), "--print-code\n");
-        let error = run(&program, arguments, b"other").unwrap_err().to_string();
+        let disassembler = Disassembler { program: program.clone(), arguments: DISASSEMBLERS[0].1 };
+        assert_eq!(disassembler.run(b"cubin").unwrap(), "--print-code\n");
+        let error = disassembler.run(b"other").unwrap_err().to_string();
         assert_eq!(error, format!("{} cannot disassemble the cubin: bad file", program.display()));
     }
 }

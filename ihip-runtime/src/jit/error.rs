@@ -30,7 +30,7 @@ pub enum JitError {
         source: libloading::Error,
     },
     /// The word names no architecture.
-    #[error("{word} is no architecture: write sm_ and a compute capability, such as sm_90")]
+    #[error("{word} is no architecture: write sm_ and a compute capability, such as sm_90 or sm_90a")]
     NoSuchArchitecture {
         /// What was written.
         word: String,
@@ -89,13 +89,25 @@ pub enum JitError {
         log: String,
     },
     /// Compiling is switched off, and the kernel is not in the store.
-    #[error("IHIP_NO_JIT is set and {kernel} for {architecture} is not in the cache: compile it ahead, or unset it")]
+    #[error(
+        "IHIP_NO_JIT is set and {kernel} for {architecture} is not in the cache: compile it ahead with \
+         `ihip kernels compile --arch {architecture}`, or unset it"
+    )]
     Disabled {
         /// The kernel.
         kernel: String,
         /// The architecture.
         architecture: Architecture,
     },
+    /// No variable names a folder for a store.
+    #[error("there is no folder for a cache: set IHIP_CACHE, XDG_CACHE_HOME or HOME")]
+    NoCacheFolder,
+    /// The store is asked for and cannot be used.
+    #[error("the cache of cubins cannot be used: {0}")]
+    Store(super::cache::StoreError),
+    /// The secret that entries are to be signed with cannot be used.
+    #[error("IHIP_CACHE_KEY: {0}")]
+    CacheKey(super::cache::StoreError),
     /// `IHIP_DUMP` asks for something that there is not.
     #[error("IHIP_DUMP has the word “{word}”: give plan, cuda, ptx, sass, or several with commas between them")]
     DumpWord {

@@ -123,15 +123,14 @@ fn load(path: &Path) -> Option<Library> {
     unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.ok()
 }
 
-/// The folders where CUDA, `pip` and ihip's own cache keep libraries, in the order they are searched.
-pub(crate) fn folders() -> Vec<PathBuf> {
-    let mut folders: Vec<PathBuf> = toolkits().iter().map(|root| root.join("lib64")).collect();
-    for site in python_path() {
-        folders.push(site.join("nvidia/cu13/lib"));
-        folders.push(site.join("nvidia/cuda_nvrtc/lib"));
-    }
-    folders.extend(cache_folder().map(|cache| cache.join("nvrtc")));
-    folders
+/// The folders where CUDA, ihip's own cache and `pip` keep libraries, in the order they are searched. Python is asked
+/// last, and only if nothing was found before: starting it takes longer than everything else that a warm start does.
+pub(crate) fn folders() -> impl Iterator<Item = PathBuf> {
+    let toolkits = toolkits().into_iter().map(|root| root.join("lib64"));
+    let cache = cache_folder().map(|cache| cache.join("nvrtc"));
+    let packages = std::iter::once_with(python_path).flatten();
+    let libraries = packages.flat_map(|site| ["nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib"].map(|lib| site.join(lib)));
+    toolkits.chain(cache).chain(libraries)
 }
 
 /// The file of one of a toolkit's programs, such as `nvdisasm`, or every folder that was searched for it: those of

@@ -20,7 +20,7 @@ mod overrides;
 mod resources;
 
 pub use architecture::{Architecture, Multiprocessor};
-pub use compiler::{Compiler, STORE_BYTES};
+pub use compiler::{Compilations, Compiler, Progress, STORE_BYTES, Watch, store};
 pub use diagnostics::{Diagnostic, Diagnostics};
 pub use dump::Dump;
 pub use error::{JitError, Saved};

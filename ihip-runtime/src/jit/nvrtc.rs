@@ -31,8 +31,8 @@ pub struct Nvrtc {
 
 impl Nvrtc {
     /// The first library found in `IHIP_NVRTC` (a file or its folder; nothing else is tried where it is set), the
-    /// loader's path, `CUDA_PATH` and `CUDA_HOME`, `/usr/local/cuda*`, the packages of `python3`, and `nvrtc` in
-    /// [`cache_folder`].
+    /// loader's path, `CUDA_PATH` and `CUDA_HOME`, `/usr/local/cuda*`, `nvrtc` in [`cache_folder`], and the packages of
+    /// `python3`.
     ///
     /// # Errors
     /// [`JitError::LibraryNotFound`] with every place searched, [`JitError::LibraryUnusable`].

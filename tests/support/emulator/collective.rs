@@ -6,6 +6,8 @@ use half::{bf16, f16};
 
 use super::copies::Transfer;
 use super::error::Failure;
+use super::mistake::{Mistake, Site};
+use super::shadow::Access;
 use super::thread::{Block, LANES, Thread, arrive, fail};
 
 /// A primitive that several threads reach together.
@@ -186,17 +188,19 @@ unsafe fn multiply(lanes: &[*mut Thread; LANES], decode: impl Fn(u16) -> f64) {
 /// The functions that `emulator.h` calls, laid out as its `Calls`.
 #[repr(C)]
 pub(super) struct Calls {
-    sync_block: unsafe extern "C" fn(*mut Thread),
-    sync_warp: unsafe extern "C" fn(*mut Thread),
-    exchange: unsafe extern "C" fn(*mut Thread, u64, u32) -> u64,
-    ballot: unsafe extern "C" fn(*mut Thread, bool) -> u32,
-    shared: unsafe extern "C" fn(*mut Thread, usize, usize) -> *mut u8,
+    sync_block: unsafe extern "C" fn(*mut Thread, usize),
+    sync_warp: unsafe extern "C" fn(*mut Thread, usize),
+    exchange: unsafe extern "C" fn(*mut Thread, u64, u32, usize) -> u64,
+    ballot: unsafe extern "C" fn(*mut Thread, bool, usize) -> u32,
+    shared: unsafe extern "C" fn(*mut Thread, usize, usize, usize) -> *mut u8,
     shared_dynamic: unsafe extern "C" fn(*mut Thread) -> *mut u8,
-    copy_async: unsafe extern "C" fn(*mut Thread, *mut u8, *const u8, bool),
+    copy_async: unsafe extern "C" fn(*mut Thread, *mut u8, *const u8, bool, usize),
     copy_async_commit: unsafe extern "C" fn(*mut Thread),
     copy_async_wait: unsafe extern "C" fn(*mut Thread, u32),
-    load_matrix: unsafe extern "C" fn(*mut Thread, *mut [u32; 4], *const [u16; 8], bool),
-    mma: unsafe extern "C" fn(*mut Thread, *mut [f32; 4], *const [u32; 4], *const [u32; 2], bool),
+    load_matrix: unsafe extern "C" fn(*mut Thread, *mut [u32; 4], *const [u16; 8], bool, usize),
+    mma: unsafe extern "C" fn(*mut Thread, *mut [f32; 4], *const [u32; 4], *const [u32; 2], bool, usize),
+    access: unsafe extern "C" fn(*mut Thread, usize, usize, Access, usize),
+    mistake: unsafe extern "C" fn(*mut Thread, u32, u64, *const Site, usize),
 }
 
 pub(super) static CALLS: Calls = Calls {
@@ -211,24 +215,26 @@ pub(super) static CALLS: Calls = Calls {
     copy_async_wait,
     load_matrix,
     mma,
+    access,
+    mistake,
 };
 
 // Each of the functions below is called by the thread that runs, with its own record, whose block outlives it.
 
-unsafe extern "C" fn sync_block(thread: *mut Thread) {
+unsafe extern "C" fn sync_block(thread: *mut Thread, caller: usize) {
     // SAFETY: see above.
-    unsafe { arrive(thread, Operation::SyncBlock) };
+    unsafe { arrive(thread, Operation::SyncBlock, caller) };
 }
 
-unsafe extern "C" fn sync_warp(thread: *mut Thread) {
+unsafe extern "C" fn sync_warp(thread: *mut Thread, caller: usize) {
     // SAFETY: see above.
-    unsafe { arrive(thread, Operation::SyncWarp) };
+    unsafe { arrive(thread, Operation::SyncWarp, caller) };
 }
 
-unsafe extern "C" fn exchange(thread: *mut Thread, value: u64, lane: u32) -> u64 {
+unsafe extern "C" fn exchange(thread: *mut Thread, value: u64, lane: u32, caller: usize) -> u64 {
     // SAFETY: see above.
     unsafe {
-        arrive(thread, Operation::Shuffle { value, lane: lane as usize });
+        arrive(thread, Operation::Shuffle { value, lane: lane as usize }, caller);
         match (*thread).operation {
             Operation::Shuffle { value, .. } => value,
             _ => unreachable!("nothing else writes a lane's operation"),
@@ -236,10 +242,10 @@ unsafe extern "C" fn exchange(thread: *mut Thread, value: u64, lane: u32) -> u64
     }
 }
 
-unsafe extern "C" fn ballot(thread: *mut Thread, predicate: bool) -> u32 {
+unsafe extern "C" fn ballot(thread: *mut Thread, predicate: bool, caller: usize) -> u32 {
     // SAFETY: see above.
     unsafe {
-        arrive(thread, Operation::Ballot(u32::from(predicate)));
+        arrive(thread, Operation::Ballot(u32::from(predicate)), caller);
         match (*thread).operation {
             Operation::Ballot(all) => all,
             _ => unreachable!("nothing else writes a lane's operation"),
@@ -247,11 +253,11 @@ unsafe extern "C" fn ballot(thread: *mut Thread, predicate: bool) -> u32 {
     }
 }
 
-unsafe extern "C" fn shared(thread: *mut Thread, key: usize, bytes: usize) -> *mut u8 {
+unsafe extern "C" fn shared(thread: *mut Thread, key: usize, bytes: usize, caller: usize) -> *mut u8 {
     // SAFETY: see above.
     unsafe {
         let array = (*(*thread).owner).shared.array(key, bytes);
-        array.unwrap_or_else(|failure| fail(thread, failure))
+        array.unwrap_or_else(|failure| fail(thread, caller, failure))
     }
 }
 
@@ -260,22 +266,24 @@ unsafe extern "C" fn shared_dynamic(thread: *mut Thread) -> *mut u8 {
     unsafe { (*(*thread).owner).shared.dynamic() }
 }
 
-unsafe extern "C" fn copy_async(thread: *mut Thread, to: *mut u8, from: *const u8, valid: bool) {
-    // SAFETY: see above; alignment and the target are checked before any byte is touched.
+unsafe extern "C" fn copy_async(thread: *mut Thread, to: *mut u8, from: *const u8, valid: bool, caller: usize) {
+    // SAFETY: see above; alignment, the target and the source are checked before any byte is touched.
     unsafe {
         let block = &mut *(*thread).owner;
-        if !block.shared.holds(to as usize, 16) {
-            fail(thread, Failure::NotShared { primitive: "copy_async_16" });
+        let index = (*thread).index;
+        if !block.shared.holds(to as usize) {
+            fail(thread, caller, Failure::NotShared { primitive: "copy_async_16" });
         }
         for address in [to as usize, if valid { from as usize } else { 0 }] {
             if !address.is_multiple_of(16) {
-                fail(thread, Failure::Misaligned { primitive: "copy_async_16", beyond: address % 16 });
+                fail(thread, caller, Failure::Misaligned { primitive: "copy_async_16", beyond: address % 16 });
             }
         }
-        let transfer = Transfer { shared: to, global: valid.then_some(from) };
-        if let Some(now) = block.start_copy((*thread).index, transfer) {
-            now.make();
+        let source = if valid { block.access(index, from as usize, 16, Access::Read) } else { Ok(()) };
+        if let Err(failure) = source.and_then(|()| block.shared.start_copy(index, to as usize)) {
+            fail(thread, caller, failure);
         }
+        block.start_copy(index, Transfer::new(to, valid.then_some(from)));
     }
 }
 
@@ -287,28 +295,60 @@ unsafe extern "C" fn copy_async_commit(thread: *mut Thread) {
 unsafe extern "C" fn copy_async_wait(thread: *mut Thread, pending: u32) {
     // SAFETY: see above; the transfers were checked when they were started.
     unsafe {
-        let ended = (&mut (*(*thread).owner).copies)[(*thread).index].end(pending as usize);
-        for transfer in ended {
+        let (block, index) = (&mut *(*thread).owner, (*thread).index);
+        for mut transfer in block.copies[index].end(pending as usize) {
             transfer.make();
+            block.shared.end_copy(index, transfer.shared as usize);
         }
     }
 }
 
-unsafe extern "C" fn load_matrix(thread: *mut Thread, to: *mut [u32; 4], row: *const [u16; 8], transposed: bool) {
+unsafe extern "C" fn load_matrix(
+    thread: *mut Thread,
+    to: *mut [u32; 4],
+    row: *const [u16; 8],
+    transposed: bool,
+    caller: usize,
+) {
     let primitive = if transposed { "load_matrix_x4_transposed" } else { "load_matrix_x4" };
     // SAFETY: see above.
     unsafe {
-        if !(*(*thread).owner).shared.holds(row as usize, 16) {
-            fail(thread, Failure::NotShared { primitive });
+        let block = &mut *(*thread).owner;
+        if !block.shared.holds(row as usize) {
+            fail(thread, caller, Failure::NotShared { primitive });
         }
         if !(row as usize).is_multiple_of(16) {
-            fail(thread, Failure::Misaligned { primitive, beyond: row as usize % 16 });
+            fail(thread, caller, Failure::Misaligned { primitive, beyond: row as usize % 16 });
         }
-        arrive(thread, Operation::LoadMatrix { to, row, transposed });
+        if let Err(failure) = block.access((*thread).index, row as usize, 16, Access::Read) {
+            fail(thread, caller, failure);
+        }
+        arrive(thread, Operation::LoadMatrix { to, row, transposed }, caller);
     }
 }
 
-unsafe extern "C" fn mma(thread: *mut Thread, d: *mut [f32; 4], a: *const [u32; 4], b: *const [u32; 2], is_bf16: bool) {
+unsafe extern "C" fn mma(
+    thread: *mut Thread,
+    d: *mut [f32; 4],
+    a: *const [u32; 4],
+    b: *const [u32; 2],
+    is_bf16: bool,
+    caller: usize,
+) {
     // SAFETY: see above.
-    unsafe { arrive(thread, Operation::Mma { d, a, b, is_bf16 }) };
+    unsafe { arrive(thread, Operation::Mma { d, a, b, is_bf16 }, caller) };
+}
+
+unsafe extern "C" fn access(thread: *mut Thread, address: usize, bytes: usize, access: Access, caller: usize) {
+    // SAFETY: see above.
+    unsafe {
+        if let Err(failure) = (*(*thread).owner).access((*thread).index, address, bytes, access) {
+            fail(thread, caller, failure);
+        }
+    }
+}
+
+unsafe extern "C" fn mistake(thread: *mut Thread, number: u32, value: u64, site: *const Site, caller: usize) {
+    // SAFETY: see above; the compiler laid out the site.
+    unsafe { fail(thread, caller, Mistake::ALL[number as usize].failure(value, site)) }
 }

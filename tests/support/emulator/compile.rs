@@ -1,8 +1,9 @@
 //! From a kernel's text to a function of the host.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, c_char, c_void};
 use std::fmt::Write as _;
+use std::mem::MaybeUninit;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,21 +11,32 @@ use std::sync::{Arc, LazyLock, Mutex};
 
 use sha2::{Digest, Sha256};
 
-use super::error::EmulatorError;
+use crate::support::mutant;
+
+use super::error::{EmulatorError, Line};
 use super::shared::DYNAMIC_LIMIT;
 use super::thread::Enter;
 
 /// In front of every text.
 const HEADER: &str = include_str!("emulator.h");
+const HEADER_NAME: &str = "emulator.h";
+/// What the texts call their first part: lines of it say less than the line it is used in.
+const PRELUDE_NAME: &str = "prelude.cu";
 
 /// No contraction of a product and a sum into one rounding, on any host: the results are the same on every machine and
 /// those of neither `--fmad` setting of NVRTC are preferred. Kernels read elements through pointers to wider types, as
 /// CUDA allows: no strict aliasing. No exceptions: kernels leave their stacks behind when one of their threads fails.
 /// Large frames touch every page, or they would reach over the guard page into another thread's stack.
-const OPTIONS: [&str; 12] = [
+///
+/// Of the sanitizers only what the compiler does for them is used: what it calls stands in emulator.h, and the libraries
+/// that come with them are left out. Lines are kept, so that an address in the code is a line of the text.
+const OPTIONS: [&str; 15] = [
     "-std=c++17",
     "-O1",
-    "-g0",
+    "-g1",
+    "-fsanitize=thread",
+    "-fsanitize=alignment,bounds,signed-integer-overflow,shift,integer-divide-by-zero",
+    "-nodefaultlibs",
     "-fPIC",
     "-shared",
     "-DIHIP_EMULATOR",
@@ -60,6 +72,7 @@ pub struct Compiled {
     pub(super) signature: String,
     /// Holds the code that `enter` is part of.
     _library: libloading::Library,
+    file: PathBuf,
 }
 
 type Loaded = HashMap<String, Arc<Compiled>>;
@@ -97,9 +110,9 @@ impl Compiled {
             return Err(EmulatorError::DynamicShared { kernel: kernel(), bytes, limit });
         }
         let unit = format!(
-            "{HEADER}\n#line 1 \"{name}.cu\"\n{text}\nEMULATOR_ENTRY({name})\n",
+            "#line 1 \"{HEADER_NAME}\"\n{HEADER}\n#line 1 \"{name}.cu\"\n{text}\nEMULATOR_ENTRY({name})\n",
             name = source.name,
-            text = source.text,
+            text = mutant::text(source.name, source.text),
         );
         let digest = Sha256::digest(format!("{compiler} {OPTIONS:?} {} {unit}", std::env::consts::ARCH));
         let hash = digest.iter().take(12).fold(String::new(), |mut hash, byte| {
@@ -118,6 +131,28 @@ impl Compiled {
         LOADED.lock().expect("loading does not panic").insert(key, Arc::clone(&compiled));
         Ok(compiled)
     }
+
+    /// Where its library begins.
+    pub(super) fn library(&self) -> Option<usize> {
+        library_of(self.enter as usize)
+    }
+
+    /// The line of the text that the call before the address `caller` stands in: the innermost one outside of the
+    /// prelude, whose functions are part of whatever uses them.
+    pub(super) fn line(&self, caller: usize) -> Option<Line> {
+        let debug = addr2line::Loader::new(&self.file).ok()?;
+        let offset = caller.checked_sub(self.library()? + 1)?;
+        let mut frames = debug.find_frames(offset as u64).ok()?;
+        while let Some(frame) = frames.next().ok()? {
+            let Some(location) = frame.location else { continue };
+            // The compiler puts a folder in front of what the text calls itself.
+            let declared = location.file?.rsplit('/').next()?;
+            if ![HEADER_NAME, PRELUDE_NAME].contains(&declared) {
+                return Some(Line { declared: declared.to_owned(), number: location.line? });
+            }
+        }
+        None
+    }
 }
 
 fn compile(kernel: &str, unit: &str, compiler: &str, library: &PathBuf) -> Result<(), EmulatorError> {
@@ -133,7 +168,7 @@ fn compile(kernel: &str, unit: &str, compiler: &str, library: &PathBuf) -> Resul
         .arg(&text)
         .arg("-o")
         .arg(&object)
-        .arg("-lm")
+        .args(["-lm", "-lc"])
         .output()
         .map_err(|source| EmulatorError::NoCompiler { command: compiler.to_owned(), source })?;
     let kept = library.with_extension("cc");
@@ -148,12 +183,12 @@ fn compile(kernel: &str, unit: &str, compiler: &str, library: &PathBuf) -> Resul
     std::fs::rename(&object, library).map_err(in_folder)
 }
 
-fn load(source: &Source<'_>, library: &PathBuf) -> Result<Compiled, EmulatorError> {
+fn load(source: &Source<'_>, file: &PathBuf) -> Result<Compiled, EmulatorError> {
     let failed = |error| EmulatorError::Load { kernel: source.name.to_owned(), source: error };
     // SAFETY: the library was compiled from a kernel's text and has no initialisers; the two functions are declared by
     // EMULATOR_ENTRY of emulator.h with these types, and the signature is a string constant.
     unsafe {
-        let library = libloading::Library::new(library).map_err(failed)?;
+        let library = libloading::Library::new(file).map_err(failed)?;
         let enter = *library.get::<Enter>(format!("{}__enter", source.name)).map_err(failed)?;
         let signature = *library
             .get::<unsafe extern "C" fn() -> *const c_char>(format!("{}__signature", source.name))
@@ -165,6 +200,17 @@ fn load(source: &Source<'_>, library: &PathBuf) -> Result<Compiled, EmulatorErro
             enter,
             signature: CStr::from_ptr(signature()).to_string_lossy().into_owned(),
             _library: library,
+            file: file.clone(),
         })
+    }
+}
+
+/// Where the library begins that `address` lies in.
+pub(super) fn library_of(address: usize) -> Option<usize> {
+    // SAFETY: a zeroed description is a valid one, and the system only looks the address up.
+    unsafe {
+        let mut found = MaybeUninit::<libc::Dl_info>::zeroed().assume_init();
+        let known = libc::dladdr(address as *const c_void, &raw mut found) != 0;
+        known.then_some(found.dli_fbase as usize)
     }
 }

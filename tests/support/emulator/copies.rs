@@ -22,12 +22,24 @@ pub(super) struct Transfer {
     pub(super) shared: *mut u8,
     /// What is copied; zeros where there is nothing.
     pub(super) global: Option<*const u8>,
+    /// Whether the bytes are there already.
+    made: bool,
 }
 
 impl Transfer {
+    pub(super) const fn new(shared: *mut u8, global: Option<*const u8>) -> Self {
+        Self { shared, global, made: false }
+    }
+
+    /// Copies unless it has been done.
+    ///
     /// # Safety
-    /// Both addresses are 16-byte aligned and the kernel may touch them; a fault is attributed to the running thread.
-    pub(super) unsafe fn make(self) {
+    /// Both addresses are 16-byte aligned and the kernel may touch them.
+    pub(super) unsafe fn make(&mut self) {
+        if self.made {
+            return;
+        }
+        self.made = true;
         // SAFETY: the caller's promise.
         unsafe {
             let bytes = self.global.map_or(0, |global| global.cast::<u128>().read());
@@ -44,18 +56,21 @@ pub(super) struct Copies {
 }
 
 impl Copies {
-    /// Starts `transfer`; gives it back where it is to be made at once.
-    pub(super) fn start(&mut self, transfer: Transfer, time: CopyTime, random: &mut Random) -> Option<Transfer> {
+    /// Starts `transfer`.
+    ///
+    /// # Safety
+    /// As for [`Transfer::make`].
+    pub(super) unsafe fn start(&mut self, mut transfer: Transfer, time: CopyTime, random: &mut Random) {
         let at_once = match time {
             CopyTime::Late => false,
             CopyTime::Early => true,
             CopyTime::Random => random.one_in(2),
         };
         if at_once {
-            return Some(transfer);
+            // SAFETY: the caller's promise.
+            unsafe { transfer.make() };
         }
         self.open.push(transfer);
-        None
     }
 
     /// Closes the open group.

@@ -1,5 +1,6 @@
 // What the host's compiler sees in front of a kernel's text: CUDA's built-in names that kernels use as they are,
 // and behind `namespace emulator` the calls that the host bodies of the prelude make. Laid out as in thread.rs.
+// Every access of a kernel is reported as well: the compiler instruments them, and what it calls is here.
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -8,6 +9,12 @@
 #define __device__
 #define __constant__
 #define __forceinline__ inline
+
+// Everything small is part of the kernel itself, so that an address in the code says which line of the kernel it is.
+#define inline inline __attribute__((always_inline))
+// What a kernel calls, and what is no part of it: the return address is the kernel's, nothing in it is instrumented.
+#define EMULATOR_CALLED __attribute__((noinline, visibility("hidden"), no_sanitize("thread"), no_sanitize("undefined")))
+#define EMULATOR_CALLER reinterpret_cast<uintptr_t>(__builtin_return_address(0))
 
 struct uint3 { unsigned x, y, z; };
 struct dim3 { unsigned x, y, z; };
@@ -46,18 +53,24 @@ namespace emulator {
 
 struct Thread;
 
+enum Access : unsigned { READ = 0, WRITE = 1, UPDATE = 2 };
+enum Mistake : unsigned { MISALIGNED = 0, INDEX = 1, OVERFLOWN = 2, SHIFTED = 3, DIVIDED = 4 };
+
+// `caller` is the address behind the call in the kernel's code.
 struct Calls {
-    void (*sync_block)(Thread*);
-    void (*sync_warp)(Thread*);
-    uint64_t (*exchange)(Thread*, uint64_t value, unsigned lane);
-    unsigned (*ballot)(Thread*, bool predicate);
-    void* (*shared)(Thread*, const void* key, size_t bytes);
+    void (*sync_block)(Thread*, uintptr_t caller);
+    void (*sync_warp)(Thread*, uintptr_t caller);
+    uint64_t (*exchange)(Thread*, uint64_t value, unsigned lane, uintptr_t caller);
+    unsigned (*ballot)(Thread*, bool predicate, uintptr_t caller);
+    void* (*shared)(Thread*, const void* key, size_t bytes, uintptr_t caller);
     void* (*shared_dynamic)(Thread*);
-    void (*copy_async)(Thread*, void* shared, const void* global, bool valid);
+    void (*copy_async)(Thread*, void* shared, const void* global, bool valid, uintptr_t caller);
     void (*copy_async_commit)(Thread*);
     void (*copy_async_wait)(Thread*, unsigned pending);
-    void (*load_matrix)(Thread*, unsigned* r, const void* shared_row, bool transposed);
-    void (*mma)(Thread*, float* d, const unsigned* a, const unsigned* b, bool is_bf16);
+    void (*load_matrix)(Thread*, unsigned* r, const void* shared_row, bool transposed, uintptr_t caller);
+    void (*mma)(Thread*, float* d, const unsigned* a, const unsigned* b, bool is_bf16, uintptr_t caller);
+    void (*access)(Thread*, const void* address, size_t bytes, Access access, uintptr_t caller);
+    void (*mistake)(Thread*, Mistake mistake, uint64_t value, const void* site, uintptr_t caller);
 };
 
 struct Thread {
@@ -75,49 +88,67 @@ inline Thread* current() {
     return reinterpret_cast<Thread*>(top - record_bytes * (1 + top / stack_bytes % shifts));
 }
 
-inline void sync_block() { current()->calls->sync_block(current()); }
-inline void sync_warp() { current()->calls->sync_warp(current()); }
-inline unsigned ballot(bool predicate) { return current()->calls->ballot(current(), predicate); }
+EMULATOR_CALLED void sync_block() { current()->calls->sync_block(current(), EMULATOR_CALLER); }
+EMULATOR_CALLED void sync_warp() { current()->calls->sync_warp(current(), EMULATOR_CALLER); }
+EMULATOR_CALLED unsigned ballot(bool predicate) {
+    return current()->calls->ballot(current(), predicate, EMULATOR_CALLER);
+}
+EMULATOR_CALLED uint64_t exchange_bits(uint64_t bits, int lane) {
+    return current()->calls->exchange(current(), bits, static_cast<unsigned>(lane) % 32, EMULATOR_CALLER);
+}
 
 template <typename T>
 inline T exchange(T value, int lane) {
     static_assert(sizeof(T) == 4 || sizeof(T) == 8, "CUDA shuffles values of 4 or 8 bytes");
     uint64_t bits = 0;
     memcpy(&bits, &value, sizeof(T));
-    bits = current()->calls->exchange(current(), bits, static_cast<unsigned>(lane) % 32);
+    bits = exchange_bits(bits, lane);
     memcpy(&value, &bits, sizeof(T));
     return value;
 }
 
-inline void* shared(const void* key, size_t bytes) { return current()->calls->shared(current(), key, bytes); }
-inline void* shared_dynamic() { return current()->calls->shared_dynamic(current()); }
-inline void copy_async(void* shared, const void* global, bool valid) {
-    current()->calls->copy_async(current(), shared, global, valid);
+EMULATOR_CALLED void* shared(const void* key, size_t bytes) {
+    return current()->calls->shared(current(), key, bytes, EMULATOR_CALLER);
 }
-inline void copy_async_commit() { current()->calls->copy_async_commit(current()); }
-inline void copy_async_wait(int pending) { current()->calls->copy_async_wait(current(), static_cast<unsigned>(pending)); }
-inline void load_matrix(unsigned (&r)[4], const void* row, bool transposed) {
-    current()->calls->load_matrix(current(), r, row, transposed);
+EMULATOR_CALLED void* shared_dynamic() { return current()->calls->shared_dynamic(current()); }
+EMULATOR_CALLED void copy_async(void* shared, const void* global, bool valid) {
+    current()->calls->copy_async(current(), shared, global, valid, EMULATOR_CALLER);
 }
-inline void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-    current()->calls->mma(current(), d, a, b, true);
+EMULATOR_CALLED void copy_async_commit() { current()->calls->copy_async_commit(current()); }
+EMULATOR_CALLED void copy_async_wait(int pending) {
+    current()->calls->copy_async_wait(current(), static_cast<unsigned>(pending));
 }
-inline void mma_f16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-    current()->calls->mma(current(), d, a, b, false);
+EMULATOR_CALLED void load_matrix(unsigned (&r)[4], const void* row, bool transposed) {
+    current()->calls->load_matrix(current(), r, row, transposed, EMULATOR_CALLER);
+}
+EMULATOR_CALLED void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    current()->calls->mma(current(), d, a, b, true, EMULATOR_CALLER);
+}
+EMULATOR_CALLED void mma_f16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    current()->calls->mma(current(), d, a, b, false, EMULATOR_CALLER);
+}
+
+// What lies on the thread's own stack is a local variable, which nobody else can reach.
+inline void report(const void* address, size_t bytes, Access access, uintptr_t caller) {
+    const uintptr_t stack = reinterpret_cast<uintptr_t>(__builtin_frame_address(0));
+    if ((reinterpret_cast<uintptr_t>(address) ^ stack) < stack_bytes) return;
+    current()->calls->access(current(), address, bytes, access, caller);
 }
 
 // Blocks may run on several threads of the host.
-inline unsigned atomic_add(unsigned* address, unsigned value) {
+EMULATOR_CALLED unsigned atomic_add(unsigned* address, unsigned value) {
+    report(address, sizeof(unsigned), UPDATE, EMULATOR_CALLER);
     return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
 }
-inline unsigned atomic_max(unsigned* address, unsigned value) {
+EMULATOR_CALLED unsigned atomic_max(unsigned* address, unsigned value) {
+    report(address, sizeof(unsigned), UPDATE, EMULATOR_CALLER);
     unsigned seen = __atomic_load_n(address, __ATOMIC_RELAXED);
     while (seen < value &&
            !__atomic_compare_exchange_n(address, &seen, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
     }
     return seen;
 }
-inline void fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+EMULATOR_CALLED void fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 template <typename To, typename From>
 inline To reinterpret(From value) {
@@ -187,11 +218,55 @@ inline const char* signature(void (*)(Arguments...)) {
 
 }  // namespace emulator
 
+// ---- What -fsanitize=thread calls: each access before it is made.
+
+extern "C" {
+EMULATOR_CALLED void __tsan_init() {}
+EMULATOR_CALLED void __tsan_func_entry(void*) {}
+EMULATOR_CALLED void __tsan_func_exit() {}
+#define EMULATOR_ACCESS(name, kind, bytes) \
+    EMULATOR_CALLED void __tsan_##name(void* address) { emulator::report(address, bytes, emulator::kind, EMULATOR_CALLER); }
+#define EMULATOR_ACCESSES(bytes)                           \
+    EMULATOR_ACCESS(read##bytes, READ, bytes)              \
+    EMULATOR_ACCESS(write##bytes, WRITE, bytes)            \
+    EMULATOR_ACCESS(unaligned_read##bytes, READ, bytes)    \
+    EMULATOR_ACCESS(unaligned_write##bytes, WRITE, bytes)
+EMULATOR_ACCESSES(1)
+EMULATOR_ACCESSES(2)
+EMULATOR_ACCESSES(4)
+EMULATOR_ACCESSES(8)
+EMULATOR_ACCESSES(16)
+EMULATOR_CALLED void __tsan_read_range(void* address, size_t bytes) {
+    emulator::report(address, bytes, emulator::READ, EMULATOR_CALLER);
+}
+EMULATOR_CALLED void __tsan_write_range(void* address, size_t bytes) {
+    emulator::report(address, bytes, emulator::WRITE, EMULATOR_CALLER);
+}
+
+// ---- What -fsanitize=alignment,bounds,… calls once it has found something.
+
+#define EMULATOR_MISTAKE(handler, kind, ...)                                                                  \
+    EMULATOR_CALLED void __ubsan_handle_##handler(const void* site, uintptr_t value __VA_ARGS__) {             \
+        emulator::current()->calls->mistake(emulator::current(), emulator::kind, value, site, EMULATOR_CALLER);       \
+    }
+#define EMULATOR_SECOND , uintptr_t
+EMULATOR_MISTAKE(type_mismatch_v1, MISALIGNED)
+EMULATOR_MISTAKE(out_of_bounds, INDEX)
+EMULATOR_MISTAKE(negate_overflow, OVERFLOWN)
+EMULATOR_MISTAKE(add_overflow, OVERFLOWN, EMULATOR_SECOND)
+EMULATOR_MISTAKE(sub_overflow, OVERFLOWN, EMULATOR_SECOND)
+EMULATOR_MISTAKE(mul_overflow, OVERFLOWN, EMULATOR_SECOND)
+EMULATOR_MISTAKE(shift_out_of_bounds, SHIFTED, EMULATOR_SECOND)
+EMULATOR_MISTAKE(divrem_overflow, DIVIDED, EMULATOR_SECOND)
+}
+
 #define threadIdx (emulator::current()->thread)
 #define blockIdx (emulator::current()->block)
 #define blockDim (emulator::current()->threads)
 #define gridDim (emulator::current()->grid)
 
 #define EMULATOR_ENTRY(kernel)                                                                     \
-    extern "C" void kernel##__enter(void** arguments) { emulator::enter(kernel, arguments); }      \
+    extern "C" __attribute__((no_sanitize("thread"))) void kernel##__enter(void** arguments) {     \
+        emulator::enter(kernel, arguments);                                                        \
+    }                                                                                              \
     extern "C" const char* kernel##__signature() { return emulator::signature(kernel); }

@@ -1,5 +1,6 @@
 //! What the emulator finds.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use thiserror::Error;
@@ -7,6 +8,7 @@ use thiserror::Error;
 use super::collective::Collective;
 use super::fibre;
 use super::memory::{self, Place};
+use super::shadow::Access;
 use super::thread::Fault;
 
 /// Why a kernel did not run to its end.
@@ -77,10 +79,12 @@ pub enum EmulatorError {
         given: String,
     },
     /// A thread did what no kernel may.
-    #[error("{kernel}, block {block:?}, thread {thread}: {failure}")]
+    #[error("{kernel}, {line}, block {block:?}, thread {thread}: {failure}")]
     Failed {
         /// Name of the kernel.
         kernel: String,
+        /// Where in its text.
+        line: Box<Line>,
         /// Index of the block.
         block: [u32; 3],
         /// Thread of the block.
@@ -88,18 +92,21 @@ pub enum EmulatorError {
         /// What it did.
         failure: Failure,
     },
-    /// A write beside a buffer, found after the launch.
-    #[error("{kernel} wrote at byte {offset} of buffer {buffer}, which has {bytes} bytes")]
-    Overrun {
-        /// Name of the kernel.
-        kernel: String,
-        /// Name of the buffer.
-        buffer: String,
-        /// Its size.
-        bytes: usize,
-        /// Where it was written.
-        offset: isize,
-    },
+}
+
+/// A line of a kernel's text, as its `#line` has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Line {
+    /// What was declared: a pipeline and its stage.
+    pub declared: String,
+    /// The line of that text.
+    pub number: u32,
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}, line {}", self.declared, self.number)
+    }
 }
 
 /// What a thread did.
@@ -142,16 +149,73 @@ pub enum Failure {
     /// More local variables or calls than a stack holds.
     #[error("the thread's local variables outgrow its stack")]
     StackOverflow,
-    /// An integer division by zero.
-    #[error("an integer is divided by zero")]
-    DividedByZero,
-    /// A write beside a shared array, found at the end of the block.
-    #[error("some thread wrote at byte {offset} of a shared array of {bytes} bytes")]
-    SharedOverrun {
-        /// Size of the array.
-        bytes: usize,
-        /// Where it was written.
-        offset: isize,
+    /// A division by zero, or of the least integer by −1.
+    #[error("{name} is divided by zero, or its least value by -1")]
+    Divided {
+        /// The type.
+        name: String,
+    },
+    /// A read of bytes that nobody has written.
+    #[error("byte {} of {}, which has {} bytes, is read, and nobody wrote it", place.offset, place.buffer, place.bytes)]
+    Unwritten {
+        /// Where.
+        place: Place,
+    },
+    /// Two threads touch the same shared bytes without a barrier between them, and one of them writes.
+    #[error(
+        "it {access} byte {} of {} of {} bytes, which thread {other} {did}: there is no barrier between the two",
+        place.offset, place.buffer, place.bytes
+    )]
+    Race {
+        /// Where.
+        place: Place,
+        /// What the thread does.
+        access: Access,
+        /// The thread that was there before.
+        other: usize,
+        /// What that one did.
+        did: Access,
+    },
+    /// Shared bytes are touched that a copy is still under way to.
+    #[error(
+        "it {access} byte {} of {} of {} bytes, where thread {copier} has not waited for its copy",
+        place.offset, place.buffer, place.bytes
+    )]
+    UnfinishedCopy {
+        /// Where.
+        place: Place,
+        /// What the thread does.
+        access: Access,
+        /// The thread that started the copy.
+        copier: usize,
+    },
+    /// A value of a type at an address that is not aligned for it.
+    #[error("a {name} at address {address:#x}, where its type may not be")]
+    MisalignedValue {
+        /// The address.
+        address: usize,
+        /// The type.
+        name: String,
+    },
+    /// An index outside of an array.
+    #[error("index {index} into {name}")]
+    Index {
+        /// The index.
+        index: i64,
+        /// The array's type.
+        name: String,
+    },
+    /// A result that its type does not hold.
+    #[error("the result of a calculation in {name} does not fit")]
+    Overflow {
+        /// The type.
+        name: String,
+    },
+    /// A shift by more bits than there are, or by a negative number.
+    #[error("{name} is shifted by as many bits as it has, or more, or fewer than none")]
+    Shift {
+        /// The type.
+        name: String,
     },
     /// More static shared memory than devices have.
     #[error("static shared arrays of {bytes} bytes, and devices have {limit}")]
@@ -180,15 +244,21 @@ pub enum Failure {
 impl Failure {
     /// What a signal means that was raised by the thread whose record lies at `record`.
     pub(super) fn of_fault(fault: Fault, record: usize) -> Self {
-        if fault.signal == libc::SIGFPE {
-            return Self::DividedByZero;
-        }
         if fibre::is_guard(record, fault.address) {
             return Self::StackOverflow;
         }
-        match memory::place(fault.address) {
-            Some(place) => Self::OutOfBounds { place },
-            None => Self::NoBuffer { address: fault.address },
-        }
+        Self::outside(fault.address)
+    }
+
+    /// An access outside of every buffer that was given to the kernel.
+    #[cold]
+    pub(super) fn outside(address: usize) -> Self {
+        memory::place(address).map_or(Self::NoBuffer { address }, |place| Self::OutOfBounds { place })
+    }
+
+    /// A read of what nobody has written in one of the kernel's buffers.
+    #[cold]
+    pub(super) fn unwritten(address: usize) -> Self {
+        memory::place(address).map_or(Self::NoBuffer { address }, |place| Self::Unwritten { place })
     }
 }

@@ -7,12 +7,12 @@ use std::sync::OnceLock;
 
 use super::thread::{Fault, end_by_fault};
 
-const SIGNALS: [i32; 3] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE];
+const SIGNALS: [i32; 2] = [libc::SIGSEGV, libc::SIGBUS];
 /// Bytes of the stack that handlers run on, where the thread of the host has none yet.
 const HANDLER_STACK: usize = 1 << 16;
 
 /// What was done about the signals before.
-static BEFORE: OnceLock<[libc::sigaction; 3]> = OnceLock::new();
+static BEFORE: OnceLock<[libc::sigaction; 2]> = OnceLock::new();
 
 thread_local! {
     static HAS_STACK: Cell<bool> = const { Cell::new(false) };
@@ -50,14 +50,26 @@ fn install(signal: i32) -> libc::sigaction {
     }
 }
 
-unsafe extern "C" fn handle(signal: i32, information: *mut libc::siginfo_t, _: *mut c_void) {
+unsafe extern "C" fn handle(signal: i32, information: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the system calls this on the thread that faulted. Where no kernel was running there, the signal is given
     // back to whoever handled it before: it is raised again by the return.
     unsafe {
-        end_by_fault(Fault { signal, address: (*information).si_addr() as usize });
+        let code = instruction(context.cast());
+        end_by_fault(Fault { address: (*information).si_addr() as usize, code });
         let before = BEFORE.get().zip(SIGNALS.iter().position(|&known| known == signal));
         if let Some((before, at)) = before {
             libc::sigaction(signal, &raw const before[at], std::ptr::null_mut());
         }
     }
+}
+
+/// What the interrupted thread was about to do.
+unsafe fn instruction(context: *const libc::ucontext_t) -> usize {
+    // SAFETY: the system's description of what it interrupted.
+    let machine = unsafe { &(*context).uc_mcontext };
+    #[cfg(target_arch = "x86_64")]
+    let code = machine.gregs[libc::REG_RIP as usize];
+    #[cfg(target_arch = "aarch64")]
+    let code = machine.pc;
+    code as usize
 }

@@ -1,14 +1,15 @@
-//! Memory that kernels see: buffers between guard pages, so that what lies outside cannot be touched unnoticed.
+//! Memory that kernels see: buffers that know which of their bytes have been written, between guard pages.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytemuck::Pod;
 
+use super::shadow::Access;
+
 /// What nobody has written yet: NaN in every float type, −1 as an integer, far out of range as an index.
 pub(super) const POISON: u8 = 0xff;
-/// Bytes in front of a buffer that are checked after each launch.
-const RED_ZONE: usize = 64;
 /// CUDA's widest access; a buffer ends this close to its guard page.
 const WIDEST: usize = 16;
 
@@ -19,7 +20,7 @@ pub(super) fn page_bytes() -> usize {
     usize::try_from(bytes).expect("the system knows its page size")
 }
 
-/// A buffer as kernels see it: 16-byte aligned, nothing readable behind its last 16 bytes or in the page before it.
+/// A buffer as kernels see it: 16-byte aligned, with pages around it that nothing may touch.
 #[derive(Debug)]
 pub struct Memory {
     name: String,
@@ -27,6 +28,8 @@ pub struct Memory {
     mapped: usize,
     data: *mut u8,
     bytes: usize,
+    /// A bit a byte: whether anyone has written it.
+    written: Box<[AtomicU64]>,
 }
 
 // SAFETY: the mapping is the buffer's own; what runs on several threads of the host at once are kernels, whose races
@@ -53,8 +56,18 @@ impl Memory {
     /// A buffer that nobody has written.
     #[must_use]
     pub fn new(name: &str, bytes: usize) -> Self {
+        let memory = Self::sparse(name, bytes);
+        // SAFETY: the bytes are the buffer's own.
+        unsafe { memory.data.write_bytes(POISON, bytes) };
+        memory
+    }
+
+    /// A buffer that nobody has written and of which only what is touched takes memory, however large it is. What
+    /// nobody wrote reads as zeros here.
+    #[must_use]
+    pub fn sparse(name: &str, bytes: usize) -> Self {
         let page = page_bytes();
-        let body = (bytes.next_multiple_of(WIDEST) + RED_ZONE).next_multiple_of(page);
+        let body = bytes.next_multiple_of(WIDEST).next_multiple_of(page);
         let mapped = body + 2 * page;
         // SAFETY: an anonymous mapping at an address of the system's choice touches no memory that exists.
         let mapping = unsafe {
@@ -74,13 +87,13 @@ impl Memory {
         unsafe {
             let refused = libc::mprotect(mapping.add(page).cast(), body, libc::PROT_READ | libc::PROT_WRITE);
             assert_eq!(refused, 0, "no memory for buffer {name} of {bytes} bytes");
-            mapping.add(page).write_bytes(POISON, body);
         }
         BUFFERS
             .lock()
             .expect("the register of buffers is whole")
             .insert(mapping as usize, (mapping as usize + mapped, data as usize, bytes, name.to_owned()));
-        Self { name: name.to_owned(), mapping, mapped, data, bytes }
+        let written = bytemuck::zeroed_slice_box(bytes.div_ceil(u64::BITS as usize));
+        Self { name: name.to_owned(), mapping, mapped, data, bytes, written }
     }
 
     /// A buffer of `values`.
@@ -117,6 +130,12 @@ impl Memory {
         unsafe {
             self.data.add(offset).copy_from_nonoverlapping(values.as_ptr().cast(), bytes);
         };
+        mark(&self.written, offset, bytes);
+    }
+
+    /// The buffer for launches.
+    pub(super) fn region(&self) -> Region {
+        Region { start: self.data as usize, bytes: self.bytes, written: &raw const *self.written }
     }
 
     /// Everything in it.
@@ -124,21 +143,6 @@ impl Memory {
     pub fn read<T: Pod>(&self) -> Vec<T> {
         // SAFETY: the data lies in the readable pages of the mapping, and the values are copied out of it.
         bytemuck::pod_collect_to_vec(unsafe { std::slice::from_raw_parts(self.data, self.bytes) })
-    }
-
-    /// The first byte beside the data that was written, as an offset from the data's start.
-    pub(super) fn overrun(&self) -> Option<isize> {
-        let slack = self.bytes.next_multiple_of(WIDEST) - self.bytes;
-        // SAFETY: both stretches lie in the readable pages of the mapping.
-        let (before, after) = unsafe {
-            (
-                std::slice::from_raw_parts(self.data.sub(RED_ZONE), RED_ZONE),
-                std::slice::from_raw_parts(self.data.add(self.bytes), slack),
-            )
-        };
-        let written = |zone: &[u8]| zone.iter().position(|&byte| byte != POISON);
-        let front = written(before).map(|at| at.cast_signed() - RED_ZONE.cast_signed());
-        front.or_else(|| written(after).map(|at| (self.bytes + at).cast_signed()))
     }
 }
 
@@ -148,6 +152,60 @@ impl Drop for Memory {
         // SAFETY: the mapping is this buffer's own, and kernels run only while it is borrowed.
         unsafe { libc::munmap(self.mapping.cast(), self.mapped) };
     }
+}
+
+/// A buffer among the arguments of a launch.
+pub(super) struct Region {
+    start: usize,
+    bytes: usize,
+    written: *const [AtomicU64],
+}
+
+// SAFETY: what it points to is only changed by atomics, and outlives the launch that it is made for.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// Whether all of the `bytes` bytes from `address` on are the buffer's.
+    pub(super) fn holds(&self, address: usize, bytes: usize) -> bool {
+        address >= self.start && address - self.start + bytes <= self.bytes
+    }
+
+    /// Does `access` to bytes that it holds; whether they may be read if that is what is done.
+    pub(super) fn touch(&self, address: usize, bytes: usize, access: Access) -> bool {
+        // SAFETY: the buffer is borrowed while the launch runs.
+        let written = unsafe { &*self.written };
+        let offset = address - self.start;
+        match access {
+            Access::Write => {
+                mark(written, offset, bytes);
+                true
+            }
+            Access::Read | Access::Update => is_marked(written, offset, bytes),
+        }
+    }
+}
+
+/// The words of `bits` with those of them that stand for the bytes `offset..offset + bytes`.
+fn words(offset: usize, bytes: usize) -> impl Iterator<Item = (usize, u64)> {
+    let bits = u64::BITS as usize;
+    (offset / bits..(offset + bytes).div_ceil(bits)).map(move |word| {
+        let first = offset.saturating_sub(word * bits);
+        let end = (offset + bytes - word * bits).min(bits);
+        (word, u64::MAX >> (bits - (end - first)) << first)
+    })
+}
+
+fn mark(written: &[AtomicU64], offset: usize, bytes: usize) {
+    for (word, mask) in words(offset, bytes) {
+        // Most bytes are written many times: a load is cheaper than an atomic.
+        if written[word].load(Ordering::Relaxed) & mask != mask {
+            written[word].fetch_or(mask, Ordering::Relaxed);
+        }
+    }
+}
+
+fn is_marked(written: &[AtomicU64], offset: usize, bytes: usize) -> bool {
+    words(offset, bytes).all(|(word, mask)| written[word].load(Ordering::Relaxed) & mask == mask)
 }
 
 /// The buffer whose mapping, guard pages included, holds `address`.

@@ -1,9 +1,10 @@
 //! Runs kernels where there is no GPU: the very text that NVRTC gets, compiled by the host's C++ compiler.
 //!
 //! Threads of a block are fibres on one thread of the host. They run one after another; a collective (shuffle, ballot,
-//! barrier, matrix load, `mma`) ends when all who belong to it have arrived. Shared memory starts as bytes that nobody
-//! wrote, buffers end at guard pages, asynchronous copies arrive as late as they may. What a GPU would let pass or hang
-//! on is an [`EmulatorError`] with kernel, block and thread. Needs x86-64 or aarch64, and Linux.
+//! barrier, matrix load, `mma`) ends when all who belong to it have arrived. The compiler reports every access: outside
+//! of the arrays and buffers, to bytes that nobody wrote, to shared bytes that another thread touches with no barrier
+//! between, to those that a copy is still under way to. What a GPU would let pass or hang on is an [`EmulatorError`]
+//! with kernel, declared stage and line, block and thread. Needs x86-64 or aarch64, and Linux.
 
 mod collective;
 mod compile;
@@ -12,7 +13,9 @@ mod error;
 mod fault;
 mod fibre;
 mod memory;
+mod mistake;
 mod order;
+mod shadow;
 mod shared;
 mod thread;
 
@@ -23,9 +26,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub use collective::Collective;
 pub use compile::{Compiled, Source};
 pub use copies::CopyTime;
-pub use error::{EmulatorError, Failure};
+pub use error::{EmulatorError, Failure, Line};
+use memory::Region;
 pub use memory::{Memory, Place};
 pub use order::Order;
+pub use shadow::Access;
+use thread::Failed;
 
 /// What a kernel is given.
 #[derive(Clone, Copy, Debug)]
@@ -94,7 +100,7 @@ impl Emulator {
     /// Runs a kernel over `grid` blocks.
     ///
     /// # Errors
-    /// The first failure of a thread, or a write beside one of the buffers among the arguments.
+    /// Arguments that are not the kernel's, and the first failure of a thread.
     pub fn launch(&self, kernel: &Compiled, grid: [u32; 3], arguments: &[Argument<'_>]) -> Result<(), EmulatorError> {
         let given: String = arguments.iter().map(Argument::kind).collect();
         if given != kernel.signature {
@@ -103,20 +109,21 @@ impl Emulator {
         }
         let words: Vec<[u8; 8]> = arguments.iter().map(Argument::word).collect();
         let words: Vec<Aligned> = words.into_iter().map(Aligned).collect();
-        self.run_blocks(kernel, grid, &words)?;
-        for argument in arguments {
-            let Argument::Buffer(memory, _) = argument else {
-                continue;
-            };
-            if let Some(offset) = memory.overrun() {
-                let (kernel, buffer) = (kernel.name.clone(), memory.name().to_owned());
-                return Err(EmulatorError::Overrun { kernel, buffer, bytes: memory.bytes(), offset });
-            }
-        }
-        Ok(())
+        let regions = arguments.iter().filter_map(|argument| match argument {
+            Argument::Buffer(memory, _) => Some(memory.region()),
+            _ => None,
+        });
+        self.run_blocks(kernel, grid, &words, &regions.collect::<Vec<_>>())
     }
 
-    fn run_blocks(&self, kernel: &Compiled, grid: [u32; 3], words: &[Aligned]) -> Result<(), EmulatorError> {
+    fn run_blocks(
+        &self,
+        kernel: &Compiled,
+        grid: [u32; 3],
+        words: &[Aligned],
+        regions: &[Region],
+    ) -> Result<(), EmulatorError> {
+        let library = kernel.library().expect("the kernel's own code is loaded");
         let count: usize = grid.iter().map(|&extent| extent as usize).product();
         let numbers = self.blocks.all(count);
         let taken = AtomicUsize::new(0);
@@ -128,6 +135,8 @@ impl Emulator {
                 &thread::Launch {
                     enter: kernel.enter,
                     arguments: &addresses,
+                    regions,
+                    library,
                     threads: kernel.threads,
                     grid,
                     shared_bytes: kernel.shared_bytes as usize,
@@ -138,10 +147,11 @@ impl Emulator {
             );
             while let Some(&number) = numbers.get(taken.fetch_add(1, Ordering::Relaxed)) {
                 let [x, y, z] = position(number, grid);
-                if let Err((thread, found)) = block.run([x, y, z]) {
+                if let Err(Failed { thread, failure: found, caller }) = block.run([x, y, z]) {
                     taken.store(count, Ordering::Relaxed);
+                    let line = Box::new(kernel.line(caller).unwrap_or_default());
                     let kernel = kernel.name.clone();
-                    let error = EmulatorError::Failed { kernel, block: [x, y, z], thread, failure: found };
+                    let error = EmulatorError::Failed { kernel, line, block: [x, y, z], thread, failure: found };
                     failure.lock().expect("nothing panics here").get_or_insert(error);
                     return;
                 }

@@ -7,7 +7,9 @@ use super::collective::{self, Collective, Operation};
 use super::copies::{Copies, CopyTime, Transfer};
 use super::error::Failure;
 use super::fibre::{self, Stacks};
+use super::memory::Region;
 use super::order::{Order, Random};
+use super::shadow::Access;
 use super::shared::Shared;
 
 /// Lanes of a warp.
@@ -29,6 +31,8 @@ pub(super) struct Thread {
     pub(super) index: usize,
     /// What it waits in, or waited in last; results of a shuffle or ballot are left here.
     pub(super) operation: Operation,
+    /// Where in the kernel's code that is.
+    caller: usize,
 }
 
 /// How a kernel is entered, by addresses of its arguments.
@@ -38,6 +42,10 @@ pub(super) type Enter = unsafe extern "C" fn(*const *const c_void);
 pub(super) struct Launch<'a> {
     pub(super) enter: Enter,
     pub(super) arguments: &'a [*const c_void],
+    /// The buffers among the arguments: what a kernel may touch.
+    pub(super) regions: &'a [Region],
+    /// Where the kernel's library begins, whose constants it may read.
+    pub(super) library: usize,
     pub(super) threads: u32,
     pub(super) grid: [u32; 3],
     pub(super) shared_bytes: usize,
@@ -59,11 +67,19 @@ impl Warp {
     const READY: Self = Self { ready: u32::MAX, waiting: 0, left: 0 };
 }
 
-/// A signal that a thread's access or division raised.
+/// A signal that a thread's access raised.
 #[derive(Clone, Copy)]
 pub(super) struct Fault {
-    pub(super) signal: i32,
     pub(super) address: usize,
+    /// The instruction.
+    pub(super) code: usize,
+}
+
+/// A thread that failed, what it did, and behind which instruction of the kernel.
+pub(super) struct Failed {
+    pub(super) thread: usize,
+    pub(super) failure: Failure,
+    pub(super) caller: usize,
 }
 
 /// One block at a time, run on one thread of the host.
@@ -85,7 +101,9 @@ pub(super) struct Block {
     pub(super) copies: Vec<Copies>,
     copy_time: CopyTime,
     pub(super) shared: Shared,
-    failure: Option<Failure>,
+    regions: *const [Region],
+    library: usize,
+    failure: Option<(Failure, usize)>,
     fault: Option<Fault>,
     stacks: Option<Stacks>,
 }
@@ -130,7 +148,9 @@ impl Block {
             at_barrier: 0,
             copies: (0..count).map(|_| Copies::default()).collect(),
             copy_time: launch.copies,
-            shared: Shared::new(launch.shared_bytes),
+            shared: Shared::new(launch.shared_bytes, count / LANES),
+            regions: launch.regions,
+            library: launch.library,
             failure: None,
             fault: None,
             stacks: Some(stacks),
@@ -147,6 +167,7 @@ impl Block {
                 owner,
                 index,
                 operation: Operation::SyncBlock,
+                caller: 0,
             };
             // SAFETY: the record's place on its stack is reserved for it, and no one else has these stacks.
             unsafe { record.write(thread) };
@@ -154,10 +175,10 @@ impl Block {
         block
     }
 
-    /// Runs one block to its end or to its first failure, and says which thread failed.
-    pub(super) fn run(&mut self, index: [u32; 3]) -> Result<(), (usize, Failure)> {
+    /// Runs one block to its end or to its first failure.
+    pub(super) fn run(&mut self, index: [u32; 3]) -> Result<(), Failed> {
         self.release_all();
-        self.shared.poison();
+        self.shared.begin();
         for (&thread, copies) in self.threads.iter().zip(&mut self.copies) {
             *copies = Copies::default();
             // SAFETY: `new` has written the record, and no fibre is alive between two blocks.
@@ -179,14 +200,27 @@ impl Block {
         // SAFETY: `current` is one of the records.
         let thread = unsafe { (*self.current).index };
         if let Some(fault) = self.fault.take() {
-            return Err((thread, Failure::of_fault(fault, self.current as usize)));
+            let failure = Failure::of_fault(fault, self.current as usize);
+            return Err(Failed { thread, failure, caller: fault.code + 1 });
         }
-        if let Some(failure) = self.failure.take() {
-            return Err((thread, failure));
-        }
-        match self.shared.overrun() {
-            Some(overrun) => Err((thread, overrun)),
+        match self.failure.take() {
+            Some((failure, caller)) => Err(Failed { thread, failure, caller }),
             None => Ok(()),
+        }
+    }
+
+    /// Finds out whether thread `index` may do `access` to `bytes` bytes from `address` on.
+    pub(super) fn access(&mut self, index: usize, address: usize, bytes: usize, access: Access) -> Result<(), Failure> {
+        if self.shared.holds(address) {
+            return self.shared.touch(index, address, bytes, access);
+        }
+        // SAFETY: the launch, which has the regions, outlives its blocks.
+        let regions = unsafe { &*self.regions };
+        match regions.iter().find(|region| region.holds(address, bytes)) {
+            Some(region) if region.touch(address, bytes, access) => Ok(()),
+            Some(_) => Err(Failure::unwritten(address)),
+            None if access == Access::Read && super::compile::library_of(address) == Some(self.library) => Ok(()),
+            None => Err(Failure::outside(address)),
         }
     }
 
@@ -205,9 +239,13 @@ impl Block {
         Some(self.threads[warp * LANES + lane])
     }
 
-    /// Starts a copy of thread `index`; gives it back where it is to be made at once.
-    pub(super) fn start_copy(&mut self, index: usize, transfer: Transfer) -> Option<Transfer> {
-        self.copies[index].start(transfer, self.copy_time, &mut self.random)
+    /// Starts a copy of thread `index`.
+    ///
+    /// # Safety
+    /// As for [`Transfer::make`].
+    pub(super) unsafe fn start_copy(&mut self, index: usize, transfer: Transfer) {
+        // SAFETY: the caller's promise.
+        unsafe { self.copies[index].start(transfer, self.copy_time, &mut self.random) };
     }
 
     /// The record of a lane of the warp of `index`.
@@ -275,8 +313,9 @@ unsafe fn leave(thread: *mut Thread) -> ! {
             block.first_at_barrier()
         };
         if let Some(waits) = waits {
-            let collective = (*block.threads[waits]).operation.collective();
-            fail(thread, Failure::Left { waits, collective, left: index });
+            let waiting = block.threads[waits];
+            let collective = (*waiting).operation.collective();
+            fail(thread, (*waiting).caller, Failure::Left { waits, collective, left: index });
         }
         give_way(thread);
         unreachable!("a thread that left is not taken up again")
@@ -301,19 +340,19 @@ unsafe fn give_way(thread: *mut Thread) {
     }
 }
 
-/// Ends the block: `thread` has done what no kernel may.
-pub(super) unsafe fn fail(thread: *mut Thread, failure: Failure) -> ! {
+/// Ends the block: `thread` has done what no kernel may, in the call that returns to `caller`.
+pub(super) unsafe fn fail(thread: *mut Thread, caller: usize, failure: Failure) -> ! {
     // SAFETY: the thread that runs calls this; the host's stack was saved in `Block::run`.
     unsafe {
         let block = (*thread).owner;
-        (*block).failure = Some(failure);
+        (*block).failure = Some((failure, caller));
         fibre::switch(&raw mut (*thread).stack, (*block).host);
     }
     unreachable!("a thread that failed is not taken up again")
 }
 
 /// Takes `thread` into a collective of its warp or block, and returns when all who belong to it have arrived.
-pub(super) unsafe fn arrive(thread: *mut Thread, operation: Operation) {
+pub(super) unsafe fn arrive(thread: *mut Thread, operation: Operation, caller: usize) {
     // SAFETY: the thread that runs calls this; no reference to the block lives across the switch.
     unsafe {
         let block = &mut *(*thread).owner;
@@ -321,6 +360,7 @@ pub(super) unsafe fn arrive(thread: *mut Thread, operation: Operation) {
         let (number, lane) = (index / LANES, index % LANES);
         let collective = operation.collective();
         (*thread).operation = operation;
+        (*thread).caller = caller;
         let warp = &mut block.warps[number];
         let left = if collective == Collective::SyncBlock {
             block.warps.iter().position(|warp| warp.left != 0)
@@ -329,17 +369,15 @@ pub(super) unsafe fn arrive(thread: *mut Thread, operation: Operation) {
         };
         if let Some(left) = left {
             let left = left * LANES + block.warps[left].left.trailing_zeros() as usize;
-            fail(thread, Failure::Left { waits: index, collective, left });
+            fail(thread, caller, Failure::Left { waits: index, collective, left });
         }
         let warp = &mut block.warps[number];
         if warp.waiting != 0 {
             let other = number * LANES + warp.waiting.trailing_zeros() as usize;
             let waits_in = (*block.threads[other]).operation.collective();
             if waits_in != collective {
-                fail(
-                    thread,
-                    Failure::Divergent { first: other, in_first: waits_in, second: index, in_second: collective },
-                );
+                let (in_first, in_second) = (waits_in, collective);
+                fail(thread, caller, Failure::Divergent { first: other, in_first, second: index, in_second });
             }
         }
         warp.waiting |= 1 << lane;
@@ -356,7 +394,12 @@ pub(super) unsafe fn arrive(thread: *mut Thread, operation: Operation) {
         }
         if collective == Collective::SyncBlock {
             block.release_all();
+            block.shared.sync_block();
         } else {
+            match collective {
+                Collective::SyncWarp => block.shared.sync_warp(number),
+                _ => block.shared.exchange(number),
+            }
             *warp = Warp::READY;
             block.ready_warps |= 1 << number;
             collective::complete(block, thread);

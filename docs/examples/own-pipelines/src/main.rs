@@ -7,7 +7,7 @@ use ihip_model::pruning;
 pruning! {
     /// Every page of 16 by its bound, for each key-value head.
     pub Pages {
-        sink 16; window 512;
+        query_block 16; sink 16; window 512;
 
         stage { chunk 16, representative min_max }
         attend { keep 1_024 }

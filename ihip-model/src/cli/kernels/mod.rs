@@ -1,6 +1,7 @@
 //! `ihip kernels`: what pipelines become on a GPU, without one.
 
 mod check;
+mod compile;
 mod explain;
 mod export;
 mod gallery;
@@ -25,7 +26,9 @@ enum Command {
     Show(show::Show),
     Explain(explain::Explain),
     Check(check::Check),
+    Compile(compile::Compile),
     Export(export::Export),
+    Gallery(gallery::Gallery),
 }
 
 impl Kernels {
@@ -39,7 +42,9 @@ impl Kernels {
             Command::Show(show) => show.run(),
             Command::Explain(explain) => explain.run(),
             Command::Check(check) => check.run(),
+            Command::Compile(compile) => compile.run(),
             Command::Export(export) => export.run(),
+            Command::Gallery(gallery) => gallery.run(),
         }
     }
 }

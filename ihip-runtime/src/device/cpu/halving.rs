@@ -34,6 +34,8 @@ impl HeadScan<'_> {
         let right_rows = other_rows.as_ref().unwrap_or(&left_rows);
         let mut left_half = Products::default();
         let mut right_half = Products::default();
+        let (mut left_scores, mut right_scores) = (Vec::new(), Vec::new());
+        let mut taken = Vec::new();
         let mut scores = self.products(self.scored.len(), visible.len(), &left_rows);
 
         for _ in 0..self.scan.stage.halvings {
@@ -51,20 +53,19 @@ impl HeadScan<'_> {
                     self.probe(&descents, Descent::middle, right_rows, Branch::Right, &mut right_half);
                 }
             }
-            for (number, chunk) in descents.iter_mut().enumerate() {
-                let middle = chunk.middle();
+            left_half.largest(&mut left_scores);
+            right_half.largest(&mut right_scores);
+            taken.clear();
+            for (chunk, (left, right)) in descents.iter_mut().zip(left_scores.iter().zip(&right_scores)) {
                 // A tie goes right.
-                let taken = if left_half.largest(number) > right_half.largest(number) {
-                    chunk.right = middle;
-                    &left_half
-                } else {
-                    chunk.left = middle;
-                    &right_half
-                };
-                for (scored, head) in self.scored.clone().enumerate() {
-                    let at = (head - self.heads.start, number);
-                    scores.take((scored, chunk.index), taken, at, halving.chunk_score);
-                }
+                let goes_left = left > right;
+                let middle = chunk.middle();
+                (chunk.left, chunk.right) = if goes_left { (chunk.left, middle) } else { (middle, chunk.right) };
+                taken.push((chunk.index, goes_left));
+            }
+            for (head, of) in self.scored.clone().enumerate() {
+                let halves = (&left_half, &right_half, of - self.heads.start);
+                scores.take(head, halves, &taken, halving.chunk_score);
             }
         }
         scores

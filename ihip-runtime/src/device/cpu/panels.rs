@@ -49,44 +49,48 @@ impl<const W: usize> Panels<W> {
         let depth = if form.parts { 2 * head_dim } else { head_dim };
         let count = if form.mean { 1 } else { bases().count() };
         let mut values = vec![0.0; heads.len() * count.next_multiple_of(W) * depth];
-        let mut averaged = vec![0.0; head_dim];
+        let mut averaged = vec![0.0; depth];
         for (head, panels) in heads.clone().zip(values.chunks_exact_mut(count.next_multiple_of(W) * depth)) {
-            let mut row = |base: usize, add: &mut dyn FnMut(usize, f32)| {
+            let mut average = |base: usize, add: &mut dyn FnMut(&[f32])| {
                 let neighbours = base..(base + stride).min(rows.end);
-                averaged.copy_from_slice(queries.head(base, head));
+                let (mean, negative) = averaged.split_at_mut(head_dim);
+                mean.copy_from_slice(queries.head(base, head));
                 for neighbour in base + 1..neighbours.end {
-                    for (mean, value) in averaged.iter_mut().zip(queries.head(neighbour, head)) {
+                    for (mean, value) in mean.iter_mut().zip(queries.head(neighbour, head)) {
                         *mean += value;
                     }
                 }
                 let share = 1.0 / neighbours.len() as f32;
-                averaged.iter_mut().for_each(|mean| *mean *= share);
+                mean.iter_mut().for_each(|mean| *mean *= share);
                 // All neighbours turn by the same angle, so that rotating their mean is the same.
                 if let Some(position) = position(queries.position(base)) {
-                    queries.rope().rotate(&mut averaged, position);
+                    queries.rope().rotate(mean, position);
                 }
-                for (element, value) in averaged.iter().enumerate() {
-                    if form.parts {
-                        add(element, value.max(0.0));
-                        add(head_dim + element, value.min(0.0));
-                    } else {
-                        add(element, *value);
-                    }
+                // Without parts there is nowhere to put the negative ones.
+                for (positive, negative) in mean.iter_mut().zip(negative) {
+                    *negative = positive.min(0.0);
+                    *positive = positive.max(0.0);
                 }
+                add(&averaged);
             };
             if form.mean {
-                for base in bases() {
-                    row(base, &mut |element, value| panels[element * W] += value);
-                }
+                // One row is one column: what is left of the panel repeats it.
                 let share = 1.0 / bases().count() as f32;
-                for columns in panels.chunks_exact_mut(W) {
-                    let mean = columns[0] * share;
-                    columns.fill(mean);
+                for base in bases() {
+                    average(base, &mut |row| {
+                        for (columns, value) in panels.chunks_exact_mut(W).zip(row) {
+                            columns.iter_mut().for_each(|sum| *sum += value * share);
+                        }
+                    });
                 }
             } else {
                 for (column, base) in (0..count.next_multiple_of(W)).zip(bases().chain(std::iter::repeat(rows.start))) {
                     let panel = &mut panels[column / W * W * depth..];
-                    row(base, &mut |element, value| panel[element * W + column % W] = value);
+                    average(base, &mut |row| {
+                        for (element, value) in row.iter().enumerate() {
+                            panel[element * W + column % W] = *value;
+                        }
+                    });
                 }
             }
         }
@@ -118,6 +122,7 @@ impl<const W: usize> Panels<W> {
         T: Fn(usize) -> usize,
     {
         let Vectors { data, depth, ref range, rope, .. } = *vectors;
+        let Products { count, columns, .. } = *products;
         let mut rotated = Vec::new();
         for first in range.clone().step_by(BATCH) {
             let batch = first..(first + BATCH).min(range.end);
@@ -138,10 +143,10 @@ impl<const W: usize> Panels<W> {
                         range: batch.clone(),
                         start: |row| if rope.is_some() { (row - first) * depth } else { (vectors.start)(row) },
                     };
-                    let target = |row: usize| head * products.count + (vectors.target)(row);
-                    if products.columns == 0 {
+                    if columns == 0 {
+                        let reduced = &mut products.reduced[head * count..][..count];
                         let merge = |row: usize, score: f32| {
-                            let best = &mut products.reduced[target(row)];
+                            let best = &mut reduced[(vectors.target)(row)];
                             *best = best.max(score);
                         };
                         match W {
@@ -149,9 +154,9 @@ impl<const W: usize> Panels<W> {
                             _ => row_max::<W, _, _>(arch, rows, panel, merge),
                         }
                     } else {
-                        let columns = products.columns;
+                        let products = &mut products.rows[head * count * columns..][..count * columns];
                         let mut merge = |row: usize, scores: &[f32]| {
-                            let best = &mut products.rows[target(row) * columns + number * W..][..W];
+                            let best = &mut products[(vectors.target)(row) * columns + number * W..][..W];
                             best.iter_mut().zip(scores).for_each(|(best, score)| *best = best.max(*score));
                         };
                         match W {
@@ -213,30 +218,43 @@ impl Products {
         &self.rows[head * length..][..length]
     }
 
-    /// The largest of what any head made of chunk or key `number`.
-    pub(super) fn largest(&self, number: usize) -> f32 {
-        let scores = self.reduced[number..].iter().step_by(self.count);
-        scores.copied().fold(f32::NEG_INFINITY, f32::max)
+    /// The largest of what any head made of each.
+    pub(super) fn largest(&self, largest: &mut Vec<f32>) {
+        largest.clear();
+        largest.extend_from_slice(&self.reduced[..self.count]);
+        for scores in self.reduced[self.count..].chunks_exact(self.count.max(1)) {
+            largest.iter_mut().zip(scores).for_each(|(largest, score)| *largest = largest.max(*score));
+        }
     }
 
-    /// Makes what a head made of something in `from`, both numbered, part of the score that a head gives a chunk here:
-    /// the largest that it took, or the last.
+    /// Makes what head `of` made of the halves taken part of its scores of whole chunks, as head `head` here: the largest
+    /// that it took, or the last. `taken` has for every half the number of its chunk and whether the left one was taken.
     pub(super) fn take(
         &mut self,
-        (head, chunk): (usize, usize),
-        from: &Self,
-        (from_head, number): (usize, usize),
+        head: usize,
+        (left, right, of): (&Self, &Self, usize),
+        taken: &[(usize, bool)],
         chunk_score: ChunkScore,
     ) {
-        let (to, from_number) = (head * self.count + chunk, from_head * from.count + number);
-        let columns = self.columns;
-        let rows = self.rows[to * columns..][..columns].iter_mut();
-        let taken = std::iter::once((&mut self.reduced[to], &from.reduced[from_number]));
-        for (score, taken) in taken.chain(rows.zip(&from.rows[from_number * columns..][..columns])) {
+        let merge = |score: &mut f32, taken: f32| {
             *score = match chunk_score {
-                ChunkScore::RunningMax => score.max(*taken),
-                ChunkScore::Last => *taken,
+                ChunkScore::RunningMax => score.max(taken),
+                ChunkScore::Last => taken,
             };
+        };
+        let scores = &mut self.reduced[head * self.count..][..self.count];
+        let halves = left.reduced[of * left.count..].iter().zip(&right.reduced[of * right.count..]);
+        for ((chunk, left_taken), (left, right)) in taken.iter().zip(halves) {
+            merge(&mut scores[*chunk], if *left_taken { *left } else { *right });
+        }
+        if self.columns > 0 {
+            let scores = &mut self.rows[head * self.count * self.columns..][..self.count * self.columns];
+            let halves =
+                left.head_rows(of).chunks_exact(left.columns).zip(right.head_rows(of).chunks_exact(right.columns));
+            for ((chunk, left_taken), (left, right)) in taken.iter().zip(halves) {
+                let scores = scores[chunk * self.columns..][..self.columns].iter_mut();
+                scores.zip(if *left_taken { left } else { right }).for_each(|(score, taken)| merge(score, *taken));
+            }
         }
     }
 

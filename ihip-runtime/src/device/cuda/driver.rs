@@ -50,16 +50,18 @@ fn cublaslt() -> std::result::Result<(), String> {
     if present() {
         return Ok(());
     }
-    let folders = jit::library_folders();
-    for file in folders.iter().flat_map(|folder| CUBLASLT.map(|name| folder.join(name))) {
-        if file.is_file() && jit::preload(&file) && present() {
-            return Ok(());
+    let mut looked_in = Vec::new();
+    for folder in jit::library_folders() {
+        for file in CUBLASLT.map(|name| folder.join(name)) {
+            if file.is_file() && jit::preload(&file) && present() {
+                return Ok(());
+            }
         }
+        looked_in.push(folder.display().to_string());
     }
-    let folders: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
     Err(format!(
         "cuBLASLt is missing: none of {} is on the loader's path or in {}; install CUDA 12 or 13 or `pip install nvidia-cublas`",
         CUBLASLT.join(", "),
-        folders.join(", ")
+        looked_in.join(", ")
     ))
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cudarc::driver::sys::{CUdeviceptr, CUfunction_attribute};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, result};
@@ -10,6 +11,7 @@ use cudarc::nvrtc::Ptx;
 use ihip_dsl::emit::{ArgumentKind, Kernel};
 
 use super::memory::failed;
+use crate::device::Compilation;
 use crate::jit::Compiler;
 use crate::{Error, Result};
 
@@ -89,18 +91,27 @@ pub(super) struct Loader {
     compiler: Compiler,
     /// By text: kernels of two plans may share a name and differ in a constant.
     loaded: HashMap<String, Arc<Function>>,
+    /// What compiling, or finding what was compiled before, took so far.
+    compiling: Duration,
 }
 
 impl Loader {
     pub(super) fn new(context: Arc<CudaContext>, compiler: Compiler) -> Self {
-        Self { context, compiler, loaded: HashMap::new() }
+        Self { context, compiler, loaded: HashMap::new(), compiling: Duration::ZERO }
+    }
+
+    /// What it compiled so far.
+    pub(super) fn compilation(&self) -> Compilation {
+        Compilation { seconds: self.compiling.as_secs_f64(), kernels: self.compiler.compilations() }
     }
 
     /// Loads `kernels`; those that were not loaded before are compiled side by side.
     pub(super) fn load(&mut self, kernels: Vec<Kernel>) -> Result<HashMap<String, Arc<Function>>> {
         let missing: Vec<&Kernel> = kernels.iter().filter(|kernel| !self.loaded.contains_key(&kernel.text)).collect();
         let texts: Vec<(&str, &str)> = missing.iter().map(|kernel| (&*kernel.name, &*kernel.text)).collect();
+        let start = Instant::now();
         let compiled = self.compiler.cubins(&texts, &|_| ())?;
+        self.compiling += start.elapsed();
         for (kernel, cubin) in missing.into_iter().zip(compiled) {
             let function = Arc::new(self.load_one(kernel, cubin.image.clone())?);
             self.loaded.insert(kernel.text.clone(), function);

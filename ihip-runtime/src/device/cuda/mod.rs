@@ -33,8 +33,8 @@ use self::cache::{MOST_GRAPHS, Recording};
 use self::launch::{Function, Loader, Operand};
 use self::linear::{Products, Shape};
 use self::memory::{Buffer, failed};
-use super::{BlockLists, Device, Sampling};
-use crate::jit::{Architecture, Compiler};
+use super::{BlockLists, Compilation, Device, Sampling};
+use crate::jit::{Architecture, Compiler, Watch};
 use crate::session::SEGMENT;
 use crate::{Error, Result, Step};
 
@@ -110,10 +110,19 @@ impl CudaDevice {
     /// [`Error::NoSuchDevice`] where driver, GPU or cuBLASLt are missing, with what was found instead;
     /// [`Error::Jit`] where NVRTC is.
     pub fn new(ordinal: usize, precision: Precision) -> Result<Self> {
+        Self::watched(ordinal, precision, Watch::default())
+    }
+
+    /// The same; `watch` hears of every kernel that is compiled, now and later.
+    ///
+    /// # Errors
+    /// Those of [`CudaDevice::new`].
+    pub fn watched(ordinal: usize, precision: Precision, watch: Watch) -> Result<Self> {
         let context = driver::open(ordinal)?;
         let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
         let product = context.name().map_err(failed("cuDeviceGetName"))?;
-        let mut loader = Loader::new(context.clone(), Compiler::from_environment(architecture(&context)?)?);
+        let compiler = Compiler::from_environment(architecture(&context)?)?.for_gpu().watched(watch);
+        let mut loader = Loader::new(context.clone(), compiler);
         let weights = precision.weights();
         let kernels = ModelKernel::all(weights).into_iter().map(|kernel| kernel.emit(weights)).collect();
         Ok(Self {
@@ -243,6 +252,10 @@ impl Device for CudaDevice {
 
     fn name(&self) -> String {
         self.name.clone()
+    }
+
+    fn compilation(&self) -> Compilation {
+        self.loader.compilation()
     }
 
     fn available_bytes(&self) -> Result<Option<u64>> {

@@ -42,7 +42,7 @@ impl KernelRunner {
     pub fn new(ordinal: usize) -> Result<Self> {
         let context = driver::open(ordinal)?;
         let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
-        let compiler = Compiler::from_environment(architecture(&context)?)?;
+        let compiler = Compiler::from_environment(architecture(&context)?)?.for_gpu();
         Ok(Self { stream, loader: Loader::new(context, compiler) })
     }
 
@@ -52,6 +52,14 @@ impl KernelRunner {
     /// Out of memory.
     pub fn allocate(&self, bytes: usize) -> Result<KernelBuffer> {
         Buffer::new(&self.stream, "a kernel's buffer", bytes, true).map(KernelBuffer)
+    }
+
+    /// Compiles `kernels` side by side, so that their first launches do not.
+    ///
+    /// # Errors
+    /// A kernel that does not compile or load.
+    pub fn load(&mut self, kernels: &[Kernel]) -> Result<()> {
+        self.loader.load(kernels.to_vec()).map(|_| ())
     }
 
     /// Launches `grid` blocks of `kernel`; [`KernelBuffer::read`] waits for them.

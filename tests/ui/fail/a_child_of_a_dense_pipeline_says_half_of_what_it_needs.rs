@@ -1,7 +1,9 @@
 use ihip_model::pruning;
 
 pruning! {
-    pub Mine: Paper3k {
+    pub Every { dense; }
+
+    pub Mine: Every {
         window 512;
     }
 }

@@ -1,0 +1,115 @@
+//! `ihip kernels compile`: fills the cache ahead.
+
+use std::collections::BTreeSet;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+use ihip_dsl::KvType;
+use ihip_dsl::emit::model::ModelKernel;
+use ihip_dsl::emit::{Activation, Kernel};
+use ihip_runtime::jit::{self, Architecture, Compiler};
+use serde::Serialize;
+
+use super::target::{Target, architecture};
+use crate::cli::error::{Error, Result};
+use crate::cli::progress;
+use crate::cli::pruning::Choice;
+use crate::stats::Kernels;
+
+/// Compiles what runs of pipelines will need, and keeps it
+///
+/// Needs libnvrtc and no GPU: a run on a GPU of the architecture then compiles nothing, and with IHIP_NO_JIT=1 never
+/// tries to. The kernels are those of the pipeline and of the model itself with weights of the cache's type.
+#[derive(Debug, Args)]
+pub(super) struct Compile {
+    /// Declared pipelines, or `dense` [default: all of them]
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+    /// An architecture, such as sm_90 or sm_90a; may be given several times
+    #[arg(long = "arch", value_name = "ARCH", default_value = "sm_90", value_parser = architecture)]
+    architectures: Vec<Architecture>,
+    /// The folder that IHIP_CACHE names where the kernels will run [default: the cache of this user]
+    #[arg(long, value_name = "FOLDER")]
+    cache: Option<PathBuf>,
+    /// Print one line of JSON to standard error at the end: kernels compiled and found, seconds
+    #[arg(long)]
+    stats: bool,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// What compiling took.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Stats {
+    kernels: Kernels,
+    seconds: Seconds,
+}
+
+/// Wall-clock seconds.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+struct Seconds {
+    /// Planning, and writing the kernels' text.
+    emit: f64,
+    /// Finding and opening NVRTC and the cache.
+    open: f64,
+    /// Compiling, or finding what was compiled before.
+    compile: f64,
+}
+
+impl Compile {
+    pub(super) fn run(&self) -> Result<()> {
+        let mut stats = Stats { kernels: Kernels::default(), seconds: Seconds::default() };
+        let start = Instant::now();
+        let kernels = self.kernels()?;
+        let texts: Vec<(&str, &str)> = kernels.iter().map(|kernel| (&*kernel.name, &*kernel.text)).collect();
+        stats.seconds.emit = start.elapsed().as_secs_f64();
+        for &architecture in &self.architectures {
+            let start = Instant::now();
+            let folder = self.cache.clone().or_else(jit::cache_folder).ok_or(jit::JitError::NoCacheFolder)?;
+            let compiler = Compiler::from_environment(architecture)?.with_store(jit::store(&folder)?);
+            let compiler = compiler.watched(progress::compilation());
+            compiler.expect_architecture()?;
+            stats.seconds.open += start.elapsed().as_secs_f64();
+
+            let start = Instant::now();
+            compiler.cubins(&texts, &|_| ()).map_err(ihip_runtime::Error::from)?;
+            stats.seconds.compile += start.elapsed().as_secs_f64();
+            let compilations = compiler.compilations();
+            stats.kernels.compiled += compilations.compiled;
+            stats.kernels.loaded += compilations.loaded;
+            let unwritten = compiler.store().map_or(0, |store| store.counts().unwritten);
+            if unwritten > 0 {
+                return Err(Error::NotKept { kernels: unwritten, folder });
+            }
+        }
+        if self.stats {
+            let line = serde_json::to_string(&stats).expect("plain numbers have a JSON form");
+            let _ = writeln!(io::stderr(), "{line}");
+        }
+        Ok(())
+    }
+
+    /// Every kernel, each text once.
+    fn kernels(&self) -> Result<Vec<Kernel>> {
+        let shape = self.target.shape()?;
+        let choices = if self.names.is_empty() {
+            Choice::all()
+        } else {
+            self.names.iter().map(|name| Choice::named(name)).collect::<Result<_>>()?
+        };
+        let weights = match shape.geometry.kv_type {
+            KvType::F32 => Activation::F32,
+            KvType::F16 | KvType::Bf16 => Activation::Bf16,
+        };
+        let mut kernels: Vec<Kernel> =
+            ModelKernel::all(weights).into_iter().map(|kernel| kernel.emit(weights)).collect();
+        for choice in choices {
+            kernels.extend(shape.program(choice)?.kernels());
+        }
+        let mut texts = BTreeSet::new();
+        kernels.retain(|kernel| texts.insert(kernel.text.clone()));
+        Ok(kernels)
+    }
+}

@@ -1,0 +1,11 @@
+use ihip_model::pruning;
+
+pruning! {
+    pub Mine {
+        sink 256; window 1_024;
+        rope { attend streaming }
+        decode dense;
+    }
+}
+
+fn main() {}

@@ -1,0 +1,9 @@
+use ihip_model::pruning;
+
+pruning! {
+    pub Mine {
+        dense true;
+    }
+}
+
+fn main() {}
