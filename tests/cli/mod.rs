@@ -2,7 +2,6 @@
 
 mod bench;
 mod cache;
-mod figures;
 mod help;
 mod kernels;
 mod masks;
