@@ -57,6 +57,10 @@ pub fn check<L: Clone>(declaration: &Declaration<L>, known: &Known<'_>) -> Resul
         match known.iter().find(|(known, _)| known == name) {
             Some((_, parent)) if parent.stands_in() => return Err(draft.errors),
             Some((_, parent)) => draft.inherit(parent),
+            None if *name == declaration.name.value => {
+                draft.errors.push(at.clone(), Rule::ParentOfItself { name: name.clone() });
+                return Err(draft.errors);
+            }
             None => {
                 let known: Vec<_> = known.iter().map(|(name, _)| (*name).to_owned()).collect();
                 draft.errors.push(at.clone(), Rule::UnknownParent { name: name.clone(), known });

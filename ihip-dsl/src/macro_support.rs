@@ -11,7 +11,7 @@ use crate::ast::{Located, Scalar};
 use crate::check;
 use crate::declared::{Block, Field, Given, Range, Stage, Token};
 use crate::draft::{Constant, Door, Draft};
-use crate::error::{Error, Errors};
+use crate::error::{Error, Errors, Rule};
 use crate::parse::{Declarations, Written, declarations};
 use crate::warning::Warning;
 
@@ -29,6 +29,11 @@ pub fn expand(tokens: TokenStream) -> TokenStream {
     let mut types = TokenStream::new();
     for mut written in declarations {
         let mut found = std::mem::take(&mut written.errors);
+        if let (Some(path), Some(Located { value: name, at })) = (&written.parent, &written.declaration.parent)
+            && path.is_ident(&written.ident)
+        {
+            found.push(*at, Rule::ParentOfItself { name: name.clone() });
+        }
         let mut draft = Draft::new(&written.declaration, Door::Rust);
         if written.parent.is_none() {
             draft.check();

@@ -163,12 +163,7 @@ impl Parse for Declarations {
                         doc: doc(&attributes),
                         items,
                     };
-                    let mut errors = reader.errors;
-                    if let (Some(path), Some(named)) = (&parent, &declaration.parent)
-                        && path.is_ident(&ident)
-                    {
-                        errors.push(named.at, Rule::ParentOfItself { name: named.value.clone() });
-                    }
+                    let errors = reader.errors;
                     this.declarations.push(Written { attributes, visibility, ident, parent, declaration, errors });
                 }
                 None => skip_block(input)?,

@@ -143,7 +143,7 @@ fn mutate(items: &mut Vec<Item<()>>, mutation: &Mutation) {
         Mutation::Replace(index, value) => at(items, *index, |items, at| items[at].value = value.clone()),
         Mutation::Nudge(index, by) => at(items, *index, |items, at| {
             if let Value::Scalar(Located { value: Scalar::Number(number), .. }) = &mut items[at].value {
-                *number = if *by == 0 { *number * 2 } else { number.saturating_add_signed(*by) };
+                *number = if *by == 0 { number.saturating_mul(2) } else { number.saturating_add_signed(*by) };
             }
         }),
         Mutation::Add(index, item) => at(items, *index, |items, at| items.insert(at, item.clone())),
@@ -274,7 +274,7 @@ pub(super) fn declarations() -> impl Strategy<Value = Declaration<()>> {
     let names = prop_oneof![
         8 => Just("Random".to_owned()),
         1 => select(vec!["größe", "_x", "dense", "DENSE", "type", "X9_", "窓"]).prop_map(str::to_owned),
-        1 => Just("Long".repeat(500)),
+        1 => select(vec![16, 16, 500]).prop_map(|times| "Long".repeat(times)),
     ];
     let parents = select(vec!["Parent", "Parnet", "Random", "dense", "größe"]);
     let marks = vec![
