@@ -261,7 +261,14 @@ pub fn pipelines() -> impl Strategy<Value = Pipeline> {
             last: one.max(other),
             phases,
         };
-        let overrides: Vec<LayerRange> = layers.map(range).into_iter().collect();
+        // Layers inherit what no word of theirs denies: stages where they have none, a phase that is dense.
+        let staged = |attention: &Attention| attention.pruned().map(|pruning| !pruning.stages.is_empty());
+        let sayable = |of_layers: &Phases| {
+            let bare = [&of_layers.prefill, &of_layers.decode].map(staged).contains(&Some(false));
+            base.prefill == base.decode && !(bare && staged(&base.prefill) == Some(true))
+        };
+        let overrides: Vec<LayerRange> =
+            layers.filter(|(of_layers, ..)| sayable(of_layers)).map(range).into_iter().collect();
         Pipeline::from_checked("Sample".into(), "".into(), refresh, base, overrides.into())
     })
 }

@@ -167,7 +167,7 @@ mod tests {
     /// Two stages with bounds of the same chunks, and two kinds of summaries of chunks of 3.
     const PIPELINE: &str = "
         pub Cheap {
-            sink 4; window 32;
+            sink 6; window 32;
             stage { chunk 12, representative min_max }
             stage { keep 48, chunk 12, representative min_max }
             stage { keep 24, chunk 3, representative mean }
@@ -175,6 +175,7 @@ mod tests {
             attend { keep 6 }
             rope { scan relative, attend streaming }
         }";
+    const SINK: usize = 6;
     const HEAD_DIM: usize = 2;
     const TOKENS: usize = 60;
 
@@ -226,9 +227,9 @@ mod tests {
                 summaries.append(|head| &written[head], HEAD_DIM, appended.clone());
             }
             start += rows;
-            let summarised = start.saturating_sub(4) / 12 * 12;
+            let summarised = start.saturating_sub(SINK) / 12 * 12;
             if summarised > 0 {
-                written.iter_mut().for_each(|written| written[..(4 + summarised) * HEAD_DIM].fill(f32::NAN));
+                written.iter_mut().for_each(|written| written[..(SINK + summarised) * HEAD_DIM].fill(f32::NAN));
             }
         }
         assert_eq!(start, TOKENS);
@@ -236,7 +237,7 @@ mod tests {
             let chunk = summaries.layout.chunk;
             for (head, keys) in keys.iter().enumerate() {
                 for (number, summary) in summaries.head(head).chunks_exact(summaries.width()).enumerate() {
-                    let left = 4 + number * chunk;
+                    let left = SINK + number * chunk;
                     assert_eq!(summaries.start(left), number * summaries.width());
                     for element in 0..HEAD_DIM {
                         let of_chunk = || (left..left + chunk).map(|token| keys[token * HEAD_DIM + element]);
