@@ -1,5 +1,5 @@
-// Decoding: attention of one query over 64 of its keys: of the kept blocks, of the sinks, or of the window.
-// A block of threads takes HEADS query heads of a group.
+// Decoding: attention of one query over 128 of its keys: of the kept blocks, of the sinks, or of the window.
+// A block of threads takes HEADS query heads of a group; the last one of them joins the splits.
 
 #line 1 "prelude.cu"
 // The prelude of every kernel: the only place for assembly, shared-memory declarations and shared addresses.
@@ -330,17 +330,22 @@ constexpr int PAGE = 16;                    // tokens of a page of the cache
 constexpr int SINK = 256;                   // first tokens, which every query sees
 constexpr int WINDOW = 1024;                // most recent tokens, which every query sees
 constexpr int BLOCK = 8;                    // tokens of a block of the list
-constexpr int KEEP = 256;                   // entries of the list; beyond its count they are not read
-constexpr int LISTED_SPLITS = 32;           // pieces of the list, the first ones
-constexpr int SINK_SPLITS = 4;              // pieces of the sinks, which follow; the rest is the window's
-constexpr int SPLITS = 52;                  // pieces of the keys
+constexpr int KEEP = 256;                   // entries of the list; beyond its count they do not matter
+constexpr int LISTED_SPLITS = 16;           // pieces of the list, the first ones
+constexpr int SINK_SPLITS = 2;              // pieces of the sinks, which follow; the rest is the window's
+constexpr int SPLITS = 26;                  // pieces of the keys
 constexpr int HEADS = 3;                    // query heads of a block of threads: they share the keys
-constexpr int TILE_KEYS = 64;               // keys in shared memory at a time
-constexpr int THREADS = 128;                // threads of a block
-constexpr int WARPS = 4;                    // warps of a block
-constexpr int STRIDE = 68;                  // floats between rows in shared memory: no bank conflicts
+constexpr int FOURS = 1;                    // fours of heads
+constexpr int TILE_KEYS = 128;              // keys of a split
+constexpr int THREADS = 256;                // threads of a block
+constexpr int WARPS = 8;                    // warps of a block
+constexpr int TEAM = 8;                     // lanes that take a key together
+constexpr int TEAMS = 32;                   // such teams in a block
+constexpr int KEYS_EACH = 4;                // keys of a team
+constexpr int PIECE = 8;                    // elements of a 16-byte copy
 constexpr int QUADS = 48;                   // quads of output
-constexpr int QUADS_EACH = 1;               // of which a thread holds these
+constexpr int PARTS = 5;                    // threads that share the keys of a quad
+constexpr int BATCH = 8;                    // splits that are joined at a time
 constexpr int NOWHERE = -1;                 // token of an empty slot
 constexpr float QUERY_SCALE = 0.18033688f;  // factor of every query, times log2(e)
 constexpr float LOWEST = -3.4028235e38f;    // below every score
@@ -378,17 +383,18 @@ inline void rotate(float& x, float& y, float2 angle) {
 KERNEL(THREADS) ihip_paper3k_attend_decode_streaming_k2048_d64_bf16(
     const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,
     const Cached* __restrict__ values, const unsigned* __restrict__ page_table,
-    const float2* __restrict__ rope_table, const int* blocks, const int* counts, float* partials, float* partial_sums) {
-    SHARED_DYNAMIC(float, key_tile);                            // [TILE_KEYS][STRIDE]
-    float* const value_tile = key_tile + TILE_KEYS * STRIDE;    // [TILE_KEYS][STRIDE]
-    float* const queries = value_tile + TILE_KEYS * STRIDE;     // [HEADS][STRIDE]
-    float* const weights = queries + HEADS * STRIDE;            // [HEADS][TILE_KEYS]
+    const float2* __restrict__ rope_table, const int* blocks, const int* counts, float* partials, float* partial_sums,
+    unsigned* arrivals, Activation* out) {
+    SHARED_DYNAMIC(Cached, value_tile);  // [TILE_KEYS][HEAD_DIM]
+    SHARED(float, queries, HEADS * HEAD_DIM);
+    SHARED(float, weights, HEADS * TILE_KEYS);
+    SHARED(float, shares, PARTS * HEADS * HEAD_DIM);
     SHARED(int, slot_token, TILE_KEYS);
     SHARED(int, slot_position, TILE_KEYS);
     SHARED(unsigned, slot_row, TILE_KEYS);
-    SHARED(float, largest, HEADS);
-    SHARED(float, total, HEADS);
-    SHARED(float, scale, HEADS);
+    SHARED(float, largest, PARTS * HEADS);
+    SHARED(float, total, PARTS * HEADS);
+    SHARED(unsigned, arrived, 1);
 
     const int position = step[STEP_START], first_row = step[STEP_FIRST_ROW];
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, split = blockIdx.x;
@@ -399,132 +405,197 @@ KERNEL(THREADS) ihip_paper3k_attend_decode_streaming_k2048_d64_bf16(
     // differences of positions matter, so all are counted from the first sink's: the table stays short.
     const int packed = position - WINDOW - SINK - count * BLOCK + 1, origin = max(0, packed);
 
+    if (thread < TILE_KEYS) {
+        int token = NOWHERE, at = 0;
+        if (split < LISTED_SPLITS) {
+            const int slot = split * TILE_KEYS + thread, first = list[min(slot / BLOCK, KEEP - 1)];
+            if (slot < count * BLOCK) token = first + slot % BLOCK;
+            if (token < SINK || position - token < WINDOW) token = NOWHERE;  // seen as a sink or in the window
+            at = max(0, SINK + slot + packed) - origin;
+        } else if (split < LISTED_SPLITS + SINK_SPLITS) {
+            const int sink = (split - LISTED_SPLITS) * TILE_KEYS + thread;
+            if (sink < SINK && position - sink >= WINDOW) token = sink;
+            at = max(0, sink + packed) - origin;
+        } else {
+            const int recent = position - WINDOW + 1 + (split - LISTED_SPLITS - SINK_SPLITS) * TILE_KEYS + thread;
+            if (recent >= 0 && recent <= position) token = recent;
+            at = max(0, recent - origin);
+        }
+        slot_token[thread] = token;
+        slot_row[thread] = cache_row(page_table, max(token, 0), kv_head);
+        slot_position[thread] = token == NOWHERE ? 0 : at;
+    }
+
     for (int item = thread; item < HEADS * HALF; item += THREADS) {
         const int head = item / HALF, element = item % HALF;
         const Activation* const from =
             &qkv[static_cast<unsigned long long>(first_row) * QKV_ROW + (first_head + head) * HEAD_DIM + element];
         float x = to_float(from[0]) * QUERY_SCALE, y = to_float(from[HALF]) * QUERY_SCALE;
         rotate(x, y, rope_table[(position - origin) * HALF + element]);
-        queries[head * STRIDE + element] = x;
-        queries[head * STRIDE + element + HALF] = y;
+        queries[head * HEAD_DIM + element] = x;
+        queries[head * HEAD_DIM + element + HALF] = y;
     }
-    if (thread < HEADS) {
-        largest[thread] = LOWEST;
-        total[thread] = 0.0f;
-    }
-    float output[QUADS_EACH][4] = {};
-
-    // A split is one tile.
-    for (int tile = 0; tile < 1; ++tile) {
-        if (thread < TILE_KEYS) {
-            int token = NOWHERE, at = 0;
-            if (split < LISTED_SPLITS) {
-                const int slot = split * TILE_KEYS + thread;
-                if (slot < count * BLOCK) token = list[slot / BLOCK] + slot % BLOCK;
-                if (token < SINK || position - token < WINDOW) token = NOWHERE;  // seen as a sink or in the window
-                at = max(0, SINK + slot + packed) - origin;
-            } else if (split < LISTED_SPLITS + SINK_SPLITS) {
-                const int sink = (split - LISTED_SPLITS) * TILE_KEYS + thread;
-                if (sink < SINK && position - sink >= WINDOW) token = sink;
-                at = max(0, sink + packed) - origin;
-            } else {
-                const int recent = position - WINDOW + 1 + (split - LISTED_SPLITS - SINK_SPLITS) * TILE_KEYS + thread;
-                if (recent >= 0 && recent <= position) token = recent;
-                at = max(0, recent - origin);
-            }
-            slot_token[thread] = token;
-            slot_row[thread] = cache_row(page_table, max(token, 0), kv_head);
-            slot_position[thread] = token == NOWHERE ? 0 : at;
-        }
-        sync_block();
-        // A batch's loads are all under way before the first is used.
-        for (int first_item = thread; first_item < TILE_KEYS * HALF / 4; first_item += 4 * THREADS) {
-            Quad<float> x[4], y[4];
-            for (int i = 0; i < 4; ++i) {
-                const int item = first_item + i * THREADS;
-                const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
-                const unsigned long long row = slot_row[slot];
-                x[i] = load_quad(&keys[row * HEAD_DIM + element]);
-                y[i] = load_quad(&keys[row * HEAD_DIM + element + HALF]);
-            }
-            for (int i = 0; i < 4; ++i) {
-                const int item = first_item + i * THREADS;
-                const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
-                const float2* const angles = &rope_table[slot_position[slot] * HALF + element];
-                for (int e = 0; e < 4; ++e) rotate(x[i].at[e], y[i].at[e], angles[e]);
-                store_quad(&key_tile[slot * STRIDE + element], x[i]);
-                store_quad(&key_tile[slot * STRIDE + element + HALF], y[i]);
-            }
-        }
-        // A batch's loads are all under way before the first is used.
-        for (int first_item = thread; first_item < TILE_KEYS * HEAD_DIM / 4; first_item += 8 * THREADS) {
-            Quad<float> batch[8];
-            for (int i = 0; i < 8; ++i) {
-                const int item = first_item + i * THREADS;
-                const int slot = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
-                const unsigned long long row = slot_row[slot];
-                batch[i] = load_quad(&values[row * HEAD_DIM + element]);
-            }
-            for (int i = 0; i < 8; ++i) {
-                const int item = first_item + i * THREADS;
-                const int slot = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
-                store_quad(&value_tile[slot * STRIDE + element], batch[i]);
-            }
-        }
-        sync_block();
-        for (int item = thread; item < HEADS * TILE_KEYS; item += THREADS) {
-            const int head = item / TILE_KEYS, slot = item % TILE_KEYS;
-            float score = 0.0f;
-#pragma unroll 8
-            for (int element = 0; element < HEAD_DIM; element += 4) {
-                const Quad<float> query = load_quad(&queries[head * STRIDE + element]);
-                const Quad<float> key = load_quad(&key_tile[slot * STRIDE + element]);
-                for (int e = 0; e < 4; ++e) score += query.at[e] * key.at[e];
-            }
-            weights[item] = slot_token[slot] == NOWHERE ? LOWEST : score;
-        }
-        sync_block();
-        // A warp a head, two keys a lane.
-        for (int head = warp; head < HEADS; head += WARPS) {
-            float one = weights[head * TILE_KEYS + lane], other = weights[head * TILE_KEYS + lane + 32];
-            float top = max(largest[head], max(one, other));
-            for (int mask = 16; mask > 0; mask /= 2) top = max(top, shuffle_xor(top, mask));
-            one = one > LOWEST ? exp2_fast(one - top) : 0.0f;
-            other = other > LOWEST ? exp2_fast(other - top) : 0.0f;
-            weights[head * TILE_KEYS + lane] = one;
-            weights[head * TILE_KEYS + lane + 32] = other;
-            float sum = one + other;
-            for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
-            if (lane == 0) {
-                scale[head] = exp2_fast(largest[head] - top);
-                total[head] = total[head] * scale[head] + sum;
-                largest[head] = top;
-            }
-        }
-        sync_block();
-        for (int i = 0; i < QUADS_EACH; ++i) {
-            const int quad = thread + i * THREADS, head = quad * 4 / HEAD_DIM, element = quad * 4 % HEAD_DIM;
-            if (quad >= QUADS) break;
-            for (int e = 0; e < 4; ++e) output[i][e] *= scale[head];
-#pragma unroll 8
-            for (int slot = 0; slot < TILE_KEYS; ++slot) {
-                const float weight = weights[head * TILE_KEYS + slot];
-                const Quad<float> value = load_quad(&value_tile[slot * STRIDE + element]);
-                for (int e = 0; e < 4; ++e) output[i][e] += weight * value.at[e];
-            }
-        }
-    }
-
     sync_block();
-    for (int i = 0; i < QUADS_EACH; ++i) {
-        const int quad = thread + i * THREADS, head = quad * 4 / HEAD_DIM, element = quad * 4 % HEAD_DIM;
-        if (quad >= QUADS) break;
-        const int at = (first_head + head) * SPLITS + split;
-        store_quad(&partials[at * HEAD_DIM + element], Quad<float>{{output[i][0], output[i][1], output[i][2], output[i][3]}});
+    // All that the block reads of the cache is under way before the first of it is used.
+    for (int item = thread; item < TILE_KEYS * HEAD_DIM / PIECE; item += THREADS) {
+        const int slot = item / (HEAD_DIM / PIECE), element = item % (HEAD_DIM / PIECE) * PIECE;
+        const unsigned long long row = slot_row[slot];
+        copy_async_16(&value_tile[slot * HEAD_DIM + element], &values[row * HEAD_DIM + element], slot_token[slot] != NOWHERE);
     }
-    if (thread < HEADS) {
-        const int at = (first_head + thread) * SPLITS + split;
-        partial_sums[at * 2] = largest[thread];
-        partial_sums[at * 2 + 1] = total[thread];
+    copy_async_commit();
+    // A lane of a team has four elements of a key and the four that they turn with.
+    const int element = lane % TEAM * 4, team = thread / TEAM;
+    Quad<float> x[KEYS_EACH], y[KEYS_EACH];
+    for (int i = 0; i < KEYS_EACH; ++i) {
+        const unsigned long long row = slot_row[team + i * TEAMS];
+        x[i] = load_quad(&keys[row * HEAD_DIM + element]);
+        y[i] = load_quad(&keys[row * HEAD_DIM + element + HALF]);
     }
+    // Positions mostly follow one another: from a team's key to its next, angles turn by that of TEAMS positions.
+    int turned_to = slot_position[team];
+    float2 angle[4], onward[4];
+    for (int e = 0; e < 4; ++e) {
+        angle[e] = rope_table[turned_to * HALF + element + e];
+        onward[e] = rope_table[TEAMS * HALF + element + e];
+    }
+    Quad<float> query_x[HEADS], query_y[HEADS];
+    for (int head = 0; head < HEADS; ++head) {
+        query_x[head] = load_quad(&queries[head * HEAD_DIM + element]);
+        query_y[head] = load_quad(&queries[head * HEAD_DIM + element + HALF]);
+    }
+    for (int i = 0; i < KEYS_EACH; ++i) {
+        const int slot = team + i * TEAMS;
+        if (slot_position[slot] != turned_to) {
+            const bool follows = slot_position[slot] == turned_to + TEAMS;
+            turned_to = slot_position[slot];
+            for (int e = 0; e < 4; ++e) {
+                if (follows) {
+                    rotate(angle[e].x, angle[e].y, onward[e]);
+                } else {
+                    angle[e] = rope_table[turned_to * HALF + element + e];
+                }
+            }
+        }
+        for (int e = 0; e < 4; ++e) rotate(x[i].at[e], y[i].at[e], angle[e]);
+        for (int four = 0; four < FOURS; ++four) {
+            float score[4] = {};
+            for (int own = 0; own < 4; ++own) {
+                const int head = four * 4 + own;
+                if (head >= HEADS) continue;
+                for (int e = 0; e < 4; ++e)
+                    score[own] += query_x[head].at[e] * x[i].at[e] + query_y[head].at[e] * y[i].at[e];
+            }
+            // Each lane passes on the sums of half the heads, twice: what is left is summed up for one head.
+            const bool odd = lane % 2 == 1, upper = lane / 2 % 2 == 1;
+            const float one = (odd ? score[1] : score[0]) + shuffle_xor(odd ? score[0] : score[1], 1);
+            const float other = (odd ? score[3] : score[2]) + shuffle_xor(odd ? score[2] : score[3], 1);
+            float sum = (upper ? other : one) + shuffle_xor(upper ? one : other, 2);
+            for (int mask = 4; mask < TEAM; mask *= 2) sum += shuffle_xor(sum, mask);
+            const int head = four * 4 + lane % 4;
+            if (lane % TEAM < 4 && head < HEADS) weights[head * TILE_KEYS + slot] = slot_token[slot] == NOWHERE ? LOWEST : sum;
+        }
+    }
+    sync_block();
+    // A warp a head.
+    for (int head = warp; head < HEADS; head += WARPS) {
+        float own[TILE_KEYS / 32], top = LOWEST, sum = 0.0f;
+        for (int i = 0; i < TILE_KEYS / 32; ++i) {
+            own[i] = weights[head * TILE_KEYS + lane + 32 * i];
+            top = max(top, own[i]);
+        }
+        for (int mask = 16; mask > 0; mask /= 2) top = max(top, shuffle_xor(top, mask));
+        for (int i = 0; i < TILE_KEYS / 32; ++i) {
+            own[i] = own[i] > LOWEST ? exp2_fast(own[i] - top) : 0.0f;
+            weights[head * TILE_KEYS + lane + 32 * i] = own[i];
+            sum += own[i];
+        }
+        for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+        if (lane == 0) {
+            largest[head] = top;
+            total[head] = sum;
+        }
+    }
+    copy_async_wait<0>();
+    sync_block();
+
+    // A thread has four elements of a head, of its part of the keys.
+    const int quad = thread % QUADS, part = thread / QUADS;
+    const int head = quad * 4 / HEAD_DIM, at = quad * 4 % HEAD_DIM;
+    const unsigned long long row = first_head + head;
+    Quad<float> output = {};
+    if (part < PARTS) {
+#pragma unroll 8
+        for (int slot = part; slot < TILE_KEYS; slot += PARTS) {
+            const float weight = weights[head * TILE_KEYS + slot];
+            const Quad<float> value = load_quad(&value_tile[slot * HEAD_DIM + at]);
+            for (int e = 0; e < 4; ++e) output.at[e] += weight * value.at[e];
+        }
+        store_quad(&shares[thread * 4], output);
+    }
+    sync_block();
+    if (part == 0) {
+        for (int other = 1; other < PARTS; ++other) {
+            const Quad<float> share = load_quad(&shares[(other * QUADS + quad) * 4]);
+            for (int e = 0; e < 4; ++e) output.at[e] += share.at[e];
+        }
+        store_quad(&partials[(row * SPLITS + split) * HEAD_DIM + at], output);
+        if (at == 0) {
+            partial_sums[(row * SPLITS + split) * 2] = largest[head];
+            partial_sums[(row * SPLITS + split) * 2 + 1] = total[head];
+        }
+    }
+
+    // The last block of these heads joins their splits; no one waits for it.
+    fence_device();
+    sync_block();
+    if (thread == 0) {
+        arrived[0] = atomic_add(&arrivals[blockIdx.y], 1);
+        fence_device();
+    }
+    sync_block();
+    if (arrived[0] != SPLITS - 1) return;
+    if (thread == 0) arrivals[blockIdx.y] = 0;
+    float top = LOWEST, sum = 0.0f;
+    Quad<float> joined = {};
+    if (part < PARTS) {
+        for (int first = part; first < SPLITS; first += BATCH * PARTS) {
+            Quad<float> share[BATCH];
+            float its_top[BATCH], its_sum[BATCH];
+            for (int i = 0; i < BATCH; ++i) {
+                const unsigned long long from = row * SPLITS + min(first + i * PARTS, SPLITS - 1);
+                share[i] = load_quad(&partials[from * HEAD_DIM + at]);
+                its_top[i] = first + i * PARTS < SPLITS ? partial_sums[from * 2] : LOWEST;
+                its_sum[i] = partial_sums[from * 2 + 1];
+            }
+            float most = top;
+            for (int i = 0; i < BATCH; ++i) most = max(most, its_top[i]);
+            const float scale = exp2_fast(top - most);
+            sum *= scale;
+            for (int e = 0; e < 4; ++e) joined.at[e] *= scale;
+            for (int i = 0; i < BATCH; ++i) {
+                const float factor = its_top[i] > LOWEST ? exp2_fast(its_top[i] - most) : 0.0f;
+                sum += its_sum[i] * factor;
+                for (int e = 0; e < 4; ++e) joined.at[e] += share[i].at[e] * factor;
+            }
+            top = most;
+        }
+        store_quad(&shares[thread * 4], joined);
+        if (at == 0) {
+            largest[part * HEADS + head] = top;
+            total[part * HEADS + head] = sum;
+        }
+    }
+    sync_block();
+    if (part > 0) return;
+    for (int other = 1; other < PARTS; ++other) {
+        const Quad<float> share = load_quad(&shares[(other * QUADS + quad) * 4]);
+        const float its_top = largest[other * HEADS + head], most = max(top, its_top);
+        const float scale = exp2_fast(top - most), factor = its_top > LOWEST ? exp2_fast(its_top - most) : 0.0f;
+        sum = sum * scale + total[other * HEADS + head] * factor;
+        for (int e = 0; e < 4; ++e) joined.at[e] = joined.at[e] * scale + share.at[e] * factor;
+        top = most;
+    }
+    const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;  // a row without a visible key is zero
+    for (int e = 0; e < 4; ++e) joined.at[e] *= factor;
+    store_quad(&out[(static_cast<unsigned long long>(first_row) * QUERY_HEADS + row) * HEAD_DIM + at], joined);
 }

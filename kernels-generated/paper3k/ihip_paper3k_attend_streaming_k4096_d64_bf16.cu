@@ -1,5 +1,5 @@
 // Prefill: attention over the kept blocks, the sinks and the window, each key in exactly one of the three.
-// A block of threads takes up to 64 rows of one query block.
+// A block of threads takes TILE_QUERIES queries of TILE_HEADS heads, a warp 16 of these rows.
 
 #line 1 "prelude.cu"
 // The prelude of every kernel: the only place for assembly, shared-memory declarations and shared addresses.
@@ -335,39 +335,27 @@ constexpr int KEEP = 512;                   // entries of a list; beyond its cou
 constexpr int TILE_QUERIES = 64;            // queries of a tile
 constexpr int TILE_HEADS = 1;               // heads of a group in a tile: they share the keys
 constexpr int TILES = 1;                    // tiles of a query block
-constexpr int TILE_ROWS = 64;               // rows of a tile, 4 a thread
-constexpr int TILE_KEYS = 32;               // keys of a tile, 4 a thread
-constexpr int ACROSS = 8;                   // threads across a tile
-constexpr int COLUMNS = 8;                  // output elements of a row that a thread holds
+constexpr int TILE_KEYS = 32;               // keys of a tile
 constexpr int THREADS = 128;                // threads of a block
-constexpr int STRIDE = 68;                  // floats between rows in shared memory: no bank conflicts
-constexpr int WEIGHT_STRIDE = 36;           // the same for the weights
+constexpr int PIECES = 8;                   // 16-byte pieces of a row
+constexpr int STEPS = 4;                    // products along a row
+constexpr int TURNS = 1;                    // pairs of pieces of a key tile that a thread turns
 constexpr int NOWHERE = 0x3fffffff;         // token of an empty slot: after every query
 constexpr float QUERY_SCALE = 0.18033688f;  // factor of every query, times log2(e)
 constexpr float LOWEST = -3.4028235e38f;    // below every score
-
-// Four neighbouring elements: one load or store of 8 or 16 bytes.
-template <typename T>
-struct alignas(4 * sizeof(T)) Quad {
-    T at[4];
-};
-
-template <typename T>
-inline Quad<float> load_quad(const T* from) {
-    const Quad<T> quad = *reinterpret_cast<const Quad<T>*>(from);
-    return {{to_float(quad.at[0]), to_float(quad.at[1]), to_float(quad.at[2]), to_float(quad.at[3])}};
-}
-
-template <typename T>
-inline void store_quad(T* to, const Quad<float>& quad) {
-    *reinterpret_cast<Quad<T>*>(to) = {{from_float<T>(quad.at[0]), from_float<T>(quad.at[1]),
-                                        from_float<T>(quad.at[2]), from_float<T>(quad.at[3])}};
-}
 
 // The row of a token in the cache: [physical page][kv_head][page token].
 inline unsigned cache_row(const unsigned* page_table, int token, int kv_head) {
     return (page_table[token / PAGE] * KV_HEADS + kv_head) * PAGE + token % PAGE;
 }
+
+// Eight neighbouring elements of a row: sixteen bytes.
+struct alignas(16) Piece {
+    Cached at[8];
+};
+
+// Where a piece of 16 bytes of a row lies in shared memory: the same pieces of neighbouring rows are in other banks.
+inline int piece_at(int row, int piece) { return row * HEAD_DIM + (piece ^ (row & min(7, PIECES - 1))) * 8; }
 
 // Turns the pair (x, y) = (element j, element j + HALF) by an angle given as (cosine, sine).
 inline void rotate(float& x, float& y, float2 angle) {
@@ -380,15 +368,14 @@ KERNEL(THREADS) ihip_paper3k_attend_streaming_k4096_d64_bf16(
     const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,
     const Cached* __restrict__ values, const unsigned* __restrict__ page_table,
     const float2* __restrict__ rope_table, const int* blocks, const int* counts, Activation* out) {
-    SHARED_DYNAMIC(float, queries);                          // [TILE_ROWS][STRIDE]
-    float* const tile = queries + TILE_ROWS * STRIDE;        // [TILE_KEYS][STRIDE]: keys, then values
-    float* const weights = tile + TILE_KEYS * STRIDE;        // [TILE_ROWS][WEIGHT_STRIDE]
-    SHARED(int, slot_token, TILE_KEYS);
-    SHARED(int, slot_position, TILE_KEYS);
-    SHARED(unsigned, slot_row, TILE_KEYS);
+    SHARED_DYNAMIC(Cached, value_tiles);                                  // two tiles of [TILE_KEYS][HEAD_DIM]
+    Cached* const key_tiles = value_tiles + 2 * TILE_KEYS * HEAD_DIM;     // turned, their rest, and as cached
+    SHARED(int, slot_tokens, 3 * TILE_KEYS);                              // of the tile at hand and of the next two
+    SHARED(int, slot_positions, 3 * TILE_KEYS);
+    SHARED(unsigned, slot_rows, 3 * TILE_KEYS);
 
     const int start = step[STEP_START], rows = step[STEP_ROWS], first_row = step[STEP_FIRST_ROW];
-    const int thread = threadIdx.x, across = thread % ACROSS, down = thread / ACROSS;
+    const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, across = lane % 4, down = lane / 4;
     // Tiles with many keys come last in a call: they are started first.
     const int tile_of_call = gridDim.x - 1 - blockIdx.x, block = tile_of_call / TILES;
     const int first = block * QUERY_BLOCK + tile_of_call % TILES * TILE_QUERIES;
@@ -403,26 +390,37 @@ KERNEL(THREADS) ihip_paper3k_attend_streaming_k4096_d64_bf16(
     // differences of positions matter, so all are counted from the first sink's: the table stays short.
     const int packed = first_position - WINDOW - SINK - count * BLOCK + 1, origin = max(0, packed);
 
-    // Row i of the tile is query i % TILE_QUERIES of head i / TILE_QUERIES.
-    for (int item = thread; item < TILE_ROWS * HALF; item += THREADS) {
-        const int row = item / HALF, element = item % HALF, query = row % TILE_QUERIES;
-        float x = 0.0f, y = 0.0f;
-        if (row < TILE_HEADS * TILE_QUERIES && query < queries_here) {
-            const int head = first_head + row / TILE_QUERIES;
-            const Activation* const from =
-                &qkv[static_cast<unsigned long long>(first_row + first + query) * QKV_ROW + head * HEAD_DIM + element];
-            x = to_float(from[0]) * QUERY_SCALE;
-            y = to_float(from[HALF]) * QUERY_SCALE;
-            rotate(x, y, rope_table[(tile_first + query - origin) * HALF + element]);
+    // Row i of the tile is query i % TILE_QUERIES of head i / TILE_QUERIES. A lane has two rows of its warp's sixteen.
+    int own_query[2], own_head[2], own_position[2];
+    for (int r = 0; r < 2; ++r) {
+        const int row = warp * 16 + down + 8 * r;
+        own_query[r] = row % TILE_QUERIES;
+        own_head[r] = first_head + row / TILE_QUERIES;
+        own_position[r] = row < TILE_HEADS * TILE_QUERIES && own_query[r] < queries_here ? tile_first + own_query[r] : -1;
+    }
+    unsigned query[STEPS][4], rest[STEPS][4];
+    for (int i = 0; i < STEPS / 2; ++i)
+        for (int part = 0; part < 4; ++part) {
+            const int r = part % 2, element = i * 16 + part / 2 * 8 + across * 2;
+            float x[2] = {}, y[2] = {};
+            if (own_position[r] >= 0) {
+                const unsigned long long row = first_row + first + own_query[r];
+                const Activation* const from = &qkv[row * QKV_ROW + own_head[r] * HEAD_DIM + element];
+                for (int e = 0; e < 2; ++e) {
+                    x[e] = to_float(from[e]) * QUERY_SCALE;
+                    y[e] = to_float(from[HALF + e]) * QUERY_SCALE;
+                    rotate(x[e], y[e], rope_table[(own_position[r] - origin) * HALF + element + e]);
+                }
+            }
+            query[i][part] = pack<Cached>(x[0], x[1]);
+            query[i + STEPS / 2][part] = pack<Cached>(y[0], y[1]);
+            for (int e = 0; e < 2; ++e) {
+                x[e] -= to_float(from_float<Cached>(x[e]));
+                y[e] -= to_float(from_float<Cached>(y[e]));
+            }
+            rest[i][part] = pack<Cached>(x[0], x[1]);
+            rest[i + STEPS / 2][part] = pack<Cached>(y[0], y[1]);
         }
-        queries[row * STRIDE + element] = x;
-        queries[row * STRIDE + element + HALF] = y;
-    }
-    int position[4];
-    for (int i = 0; i < 4; ++i) {
-        const int row = down + 16 * i;
-        position[i] = row < TILE_HEADS * TILE_QUERIES && row % TILE_QUERIES < queries_here ? tile_first + row % TILE_QUERIES : -1;
-    }
 
     const int listed_tiles = (count * BLOCK + TILE_KEYS - 1) / TILE_KEYS;
     // A sink leaves its group for the window's where it is near.
@@ -430,121 +428,185 @@ KERNEL(THREADS) ihip_paper3k_attend_streaming_k4096_d64_bf16(
     const int window_first = max(0, tile_first - WINDOW + 1);
     const int tiles = listed_tiles + sink_tiles + (last - window_first) / TILE_KEYS + 1;
 
-    float output[4][COLUMNS] = {}, total[4] = {}, largest[4] = {LOWEST, LOWEST, LOWEST, LOWEST};
-    for (int tile_index = 0; tile_index < tiles; ++tile_index) {
-        const bool in_window = tile_index >= listed_tiles + sink_tiles;
-        sync_block();  // the tile before has been read
-        if (thread < TILE_KEYS) {
-            int token = NOWHERE, position = 0;
-            if (tile_index < listed_tiles) {
-                const int slot = tile_index * TILE_KEYS + thread;
-                if (slot < count * BLOCK) token = list[slot / BLOCK] + slot % BLOCK;
-                if (token < SINK || token > last) token = NOWHERE;  // sinks are seen as sinks
-                position = max(0, SINK + slot + packed) - origin;
-            } else if (!in_window) {
-                const int at = (tile_index - listed_tiles) * TILE_KEYS + thread;
-                if (at < sinks) token = at;
-                position = max(0, at + packed) - origin;
-            } else {
-                const int at = window_first + (tile_index - listed_tiles - sink_tiles) * TILE_KEYS + thread;
-                if (at <= last) token = at;
-                position = max(0, at - origin);
-            }
-            slot_token[thread] = token;
-            slot_row[thread] = cache_row(page_table, token == NOWHERE ? 0 : token, kv_head);
-            slot_position[thread] = token == NOWHERE ? 0 : position;
-        }
-        sync_block();
-        // A batch's loads are all under way before the first is used.
-        for (int first_item = thread; first_item < TILE_KEYS * HALF / 4; first_item += 2 * THREADS) {
-            Quad<float> x[2], y[2];
-            for (int i = 0; i < 2; ++i) {
-                const int item = first_item + i * THREADS;
-                const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
-                const unsigned long long row = slot_row[slot];
-                x[i] = load_quad(&keys[row * HEAD_DIM + element]);
-                y[i] = load_quad(&keys[row * HEAD_DIM + element + HALF]);
-            }
-            for (int i = 0; i < 2; ++i) {
-                const int item = first_item + i * THREADS;
-                const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
-                const float2* const angles = &rope_table[slot_position[slot] * HALF + element];
-                for (int e = 0; e < 4; ++e) rotate(x[i].at[e], y[i].at[e], angles[e]);
-                store_quad(&tile[slot * STRIDE + element], x[i]);
-                store_quad(&tile[slot * STRIDE + element + HALF], y[i]);
-            }
-        }
-        sync_block();
-        // 4 x 4 scores a thread: rows down + 16 * i, keys across + ACROSS * j.
-        float score[4][4] = {};
-#pragma unroll 4
-        for (int element = 0; element < HEAD_DIM; element += 4) {
-            Quad<float> query[4], key[4];
-            for (int i = 0; i < 4; ++i) query[i] = load_quad(&queries[(down + 16 * i) * STRIDE + element]);
-            for (int j = 0; j < 4; ++j) key[j] = load_quad(&tile[(across + ACROSS * j) * STRIDE + element]);
-            for (int i = 0; i < 4; ++i)
-                for (int j = 0; j < 4; ++j)
-                    for (int e = 0; e < 4; ++e) score[i][j] += query[i].at[e] * key[j].at[e];
-        }
-        for (int i = 0; i < 4; ++i) {
-            float top = largest[i];
-            for (int j = 0; j < 4; ++j) {
-                const int distance = position[i] - slot_token[across + ACROSS * j];
-                if (!(in_window ? distance >= 0 && distance < WINDOW : distance >= WINDOW)) score[i][j] = LOWEST;
-                top = max(top, score[i][j]);
-            }
-            for (int mask = ACROSS / 2; mask > 0; mask /= 2) top = max(top, shuffle_xor(top, mask));
-            // Weights of before are scaled to the new maximum. A row that has seen no key yet has nothing to scale.
-            const float scale = exp2_fast(largest[i] - top);
-            largest[i] = top;
-            total[i] *= scale;
-            for (int column = 0; column < COLUMNS; ++column) output[i][column] *= scale;
-            for (int j = 0; j < 4; ++j) {
-                const float weight = score[i][j] > LOWEST ? exp2_fast(score[i][j] - top) : 0.0f;
-                total[i] += weight;
-                weights[(down + 16 * i) * WEIGHT_STRIDE + across + ACROSS * j] = weight;
-            }
-        }
-        sync_block();  // every thread has read the keys
-        // A batch's loads are all under way before the first is used.
-        for (int first_item = thread; first_item < TILE_KEYS * HEAD_DIM / 4; first_item += 4 * THREADS) {
-            Quad<float> batch[4];
-            for (int i = 0; i < 4; ++i) {
-                const int item = first_item + i * THREADS;
-                const int slot = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
-                const unsigned long long row = slot_row[slot];
-                batch[i] = load_quad(&values[row * HEAD_DIM + element]);
-            }
-            for (int i = 0; i < 4; ++i) {
-                const int item = first_item + i * THREADS;
-                const int slot = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
-                store_quad(&tile[slot * STRIDE + element], batch[i]);
-            }
-        }
-        sync_block();
-        // 4 rows and COLUMNS elements a thread, four neighbours at a time.
-        for (int key = 0; key < TILE_KEYS; key += 4) {
-            Quad<float> weight[4];
-            for (int i = 0; i < 4; ++i) weight[i] = load_quad(&weights[(down + 16 * i) * WEIGHT_STRIDE + key]);
-            for (int k = 0; k < 4; ++k)
-                for (int column = 0; column < COLUMNS; column += 4) {
-                    const Quad<float> value = load_quad(&tile[(key + k) * STRIDE + (across + column / 4 * ACROSS) * 4]);
-                    for (int i = 0; i < 4; ++i)
-                        for (int e = 0; e < 4; ++e) output[i][column + e] += weight[i].at[k] * value.at[e];
-                }
-        }
-    }
+    // The entry of the list that a thread's slot of a tile belongs to.
+    const auto entry = [&](int tile_index) {
+        const int slot = tile_index * TILE_KEYS + thread;
+        return thread < TILE_KEYS && slot < count * BLOCK ? list[slot / BLOCK] : 0;
+    };
+    int upcoming = entry(0);
 
-    for (int i = 0; i < 4; ++i) {
-        for (int mask = ACROSS / 2; mask > 0; mask /= 2) total[i] += shuffle_xor(total[i], mask);
-        if (position[i] < 0) continue;
-        const int row = down + 16 * i, head = first_head + row / TILE_QUERIES;
-        const unsigned long long at = static_cast<unsigned long long>(first_row + first + row % TILE_QUERIES) * QUERY_HEADS + head;
-        const float factor = total[i] > 0.0f ? 1.0f / total[i] : 0.0f;  // a row without a visible key is zero
-        for (int column = 0; column < COLUMNS; column += 4) {
-            Quad<float> quad;
-            for (int e = 0; e < 4; ++e) quad.at[e] = output[i][column + e] * factor;
-            store_quad(&out[at * HEAD_DIM + (across + column / 4 * ACROSS) * 4], quad);
+    // Finds a thread's slot of a tile; what it loads is not waited for before it is stored.
+    int next_token = NOWHERE, next_position = 0;
+    unsigned next_row = 0;
+    const auto find = [&](int tile_index) {
+        if (thread >= TILE_KEYS || tile_index >= tiles) return;
+        int token = NOWHERE, position = 0;
+        if (tile_index < listed_tiles) {
+            const int slot = tile_index * TILE_KEYS + thread;
+            if (slot < count * BLOCK) token = upcoming + slot % BLOCK;
+            if (token < SINK || token > last) token = NOWHERE;  // sinks are seen as sinks
+            position = max(0, SINK + slot + packed) - origin;
+        } else if (tile_index < listed_tiles + sink_tiles) {
+            const int at = (tile_index - listed_tiles) * TILE_KEYS + thread;
+            if (at < sinks) token = at;
+            position = max(0, at + packed) - origin;
+        } else {
+            const int at = window_first + (tile_index - listed_tiles - sink_tiles) * TILE_KEYS + thread;
+            if (at <= last) token = at;
+            position = max(0, at - origin);
         }
+        next_token = token;
+        next_row = cache_row(page_table, token == NOWHERE ? 0 : token, kv_head);
+        next_position = token == NOWHERE ? 0 : position;
+    };
+    const auto store = [&](int tile_index) {
+        if (thread >= TILE_KEYS || tile_index >= tiles) return;
+        const int slot = tile_index % 3 * TILE_KEYS + thread;
+        slot_tokens[slot] = next_token;
+        slot_rows[slot] = next_row;
+        slot_positions[slot] = next_position;
+    };
+
+    const auto copy = [&](int tile_index) {
+        if (tile_index < tiles)
+            for (int item = thread; item < TILE_KEYS * PIECES; item += THREADS) {
+                const int key = item / PIECES, piece = item % PIECES, slot = tile_index % 3 * TILE_KEYS + key;
+                const unsigned long long from = static_cast<unsigned long long>(slot_rows[slot]) * HEAD_DIM + piece * 8;
+                const bool there = slot_tokens[slot] != NOWHERE;
+                const int to = piece_at(key, piece);
+                copy_async_16(&key_tiles[2 * TILE_KEYS * HEAD_DIM + to], &keys[from], there);
+                copy_async_16(&value_tiles[tile_index % 2 * TILE_KEYS * HEAD_DIM + to], &values[from], there);
+            }
+        copy_async_commit();
+    };
+    for (int tile_index = 0; tile_index < 2; ++tile_index) {
+        find(tile_index);
+        store(tile_index);
+        upcoming = entry(tile_index + 1);
+    }
+    sync_block();
+    copy(0);
+
+    float output[HEAD_DIM / 8][4] = {}, total[2] = {}, largest[2] = {LOWEST, LOWEST};
+    for (int tile_index = 0; tile_index < tiles; ++tile_index) {
+        const int slots = tile_index % 3 * TILE_KEYS;
+        float2 angles[TURNS][8];
+        for (int turn = 0; turn < TURNS; ++turn) {
+            const int item = min(thread + turn * THREADS, TILE_KEYS * PIECES / 2 - 1);
+            const int position = slot_positions[slots + item / (PIECES / 2)], element = item % (PIECES / 2) * 8;
+            for (int e = 0; e < 8; ++e) angles[turn][e] = rope_table[position * HALF + element + e];
+        }
+        copy_async_wait<0>();
+        sync_block();  // the tile is there, and the one before has been read
+        // Keys are turned to their positions, and split.
+        for (int turn = 0; turn < TURNS; ++turn) {
+            const int item = thread + turn * THREADS, key = item / (PIECES / 2), piece = item % (PIECES / 2);
+            if (item >= TILE_KEYS * PIECES / 2) break;
+            const int low = piece_at(key, piece), high = piece_at(key, piece + PIECES / 2);
+            Piece turned[2], rests[2];
+            turned[0] = *reinterpret_cast<const Piece*>(&key_tiles[2 * TILE_KEYS * HEAD_DIM + low]);
+            turned[1] = *reinterpret_cast<const Piece*>(&key_tiles[2 * TILE_KEYS * HEAD_DIM + high]);
+            for (int e = 0; e < 8; ++e) {
+                float x = to_float(turned[0].at[e]), y = to_float(turned[1].at[e]);
+                rotate(x, y, angles[turn][e]);
+                turned[0].at[e] = from_float<Cached>(x);
+                turned[1].at[e] = from_float<Cached>(y);
+                rests[0].at[e] = from_float<Cached>(x - to_float(turned[0].at[e]));
+                rests[1].at[e] = from_float<Cached>(y - to_float(turned[1].at[e]));
+            }
+            *reinterpret_cast<Piece*>(&key_tiles[low]) = turned[0];
+            *reinterpret_cast<Piece*>(&key_tiles[high]) = turned[1];
+            *reinterpret_cast<Piece*>(&key_tiles[TILE_KEYS * HEAD_DIM + low]) = rests[0];
+            *reinterpret_cast<Piece*>(&key_tiles[TILE_KEYS * HEAD_DIM + high]) = rests[1];
+        }
+        sync_block();
+        copy(tile_index + 1);
+        find(tile_index + 2);
+        upcoming = entry(tile_index + 3);
+        const Cached* const key_tile = key_tiles;
+        float score[TILE_KEYS / 8][4] = {};
+#pragma unroll
+        for (int i = 0; i < STEPS; ++i)
+#pragma unroll
+            for (int n = 0; n < TILE_KEYS / 16; ++n) {
+                unsigned key[4];
+                const int at = piece_at(n * 16 + lane % 8 + lane / 16 * 8, 2 * i + lane / 8 % 2);
+                load_matrix_x4(key, &key_tile[at]);
+                mma_16x8x16<Cached>(score[2 * n], query[i], {key[0], key[1]});
+                mma_16x8x16<Cached>(score[2 * n + 1], query[i], {key[2], key[3]});
+                mma_16x8x16<Cached>(score[2 * n], rest[i], {key[0], key[1]});
+                mma_16x8x16<Cached>(score[2 * n + 1], rest[i], {key[2], key[3]});
+                load_matrix_x4(key, &key_tile[TILE_KEYS * HEAD_DIM + at]);
+                mma_16x8x16<Cached>(score[2 * n], query[i], {key[0], key[1]});
+                mma_16x8x16<Cached>(score[2 * n + 1], query[i], {key[2], key[3]});
+            }
+        const bool in_window = tile_index >= listed_tiles + sink_tiles;
+        // Slots are ascending: the outer ones tell whether every row sees the whole tile.
+        const int farthest = slot_tokens[slots], nearest = slot_tokens[slots + TILE_KEYS - 1];
+        const bool whole = in_window ? farthest > last - WINDOW && nearest <= tile_first
+                                     : farthest != NOWHERE && nearest <= tile_first - WINDOW;
+        float top[2] = {largest[0], largest[1]};
+        for (int n = 0; n < TILE_KEYS / 8; ++n)
+            for (int e = 0; e < 2; ++e) {
+                if (!whole) {
+                    const int token = slot_tokens[slots + n * 8 + across * 2 + e];
+                    for (int r = 0; r < 2; ++r) {
+                        const int distance = own_position[r] - token;
+                        if (!(in_window ? distance >= 0 && distance < WINDOW : distance >= WINDOW)) score[n][2 * r + e] = LOWEST;
+                    }
+                }
+                for (int r = 0; r < 2; ++r) top[r] = max(top[r], score[n][2 * r + e]);
+            }
+        for (int r = 0; r < 2; ++r) {
+            top[r] = max(top[r], shuffle_xor(top[r], 1));
+            top[r] = max(top[r], shuffle_xor(top[r], 2));
+        }
+        // Weights of before are scaled to the new maximum, which soon stays what it is.
+        if (ballot(top[0] > largest[0] || top[1] > largest[1]) != 0)
+            for (int r = 0; r < 2; ++r) {
+                const float scale = exp2_fast(largest[r] - top[r]);
+                largest[r] = top[r];
+                total[r] *= scale;
+                for (int n = 0; n < HEAD_DIM / 8; ++n)
+                    for (int e = 0; e < 2; ++e) output[n][2 * r + e] *= scale;
+            }
+        const Cached* const value_tile = value_tiles + tile_index % 2 * TILE_KEYS * HEAD_DIM;
+#pragma unroll
+        for (int k = 0; k < TILE_KEYS / 16; ++k) {
+            // Scores are where the product takes its left factor from.
+            unsigned weight[4], weight_rest[4];
+            for (int part = 0; part < 4; ++part) {
+                const int r = part % 2;
+                float exact[2];
+                for (int e = 0; e < 2; ++e) {
+                    const float x = score[2 * k + part / 2][2 * r + e];
+                    exact[e] = whole || x > LOWEST ? exp2_fast(x - top[r]) : 0.0f;
+                    total[r] += exact[e];
+                }
+                weight[part] = pack<Cached>(exact[0], exact[1]);
+                for (int e = 0; e < 2; ++e) exact[e] -= to_float(from_float<Cached>(exact[e]));
+                weight_rest[part] = pack<Cached>(exact[0], exact[1]);
+            }
+#pragma unroll
+            for (int i = 0; i < STEPS; ++i) {
+                unsigned value[4];
+                load_matrix_x4_transposed(value, &value_tile[piece_at(k * 16 + lane % 16, 2 * i + lane / 16)]);
+                mma_16x8x16<Cached>(output[2 * i], weight, {value[0], value[1]});
+                mma_16x8x16<Cached>(output[2 * i + 1], weight, {value[2], value[3]});
+                mma_16x8x16<Cached>(output[2 * i], weight_rest, {value[0], value[1]});
+                mma_16x8x16<Cached>(output[2 * i + 1], weight_rest, {value[2], value[3]});
+            }
+        }
+        store(tile_index + 2);
+    }
+    for (int r = 0; r < 2; ++r) {
+        total[r] += shuffle_xor(total[r], 1);
+        total[r] += shuffle_xor(total[r], 2);
+        if (own_position[r] < 0) continue;
+        const float factor = total[r] > 0.0f ? 1.0f / total[r] : 0.0f;  // a row without a visible key is zero
+        const unsigned long long row = first_row + first + own_query[r];
+        Activation* const to = &out[(row * QUERY_HEADS + own_head[r]) * HEAD_DIM + across * 2];
+        for (int n = 0; n < HEAD_DIM / 8; ++n)
+            for (int e = 0; e < 2; ++e) to[n * 8 + e] = from_float<Activation>(output[n][2 * r + e] * factor);
     }
 }

@@ -1,5 +1,5 @@
 // Prefill, stage 0: scores chunks of 256 tokens for blocks of 64 queries by 9 halvings.
-// A block of threads takes one head of one query block and groups of 64 chunks; a chunk's score is the largest
+// A warp takes one head of one query block and 16 chunks at a time; a chunk's score is the largest
 // product of any averaged query with any probe, over all heads.
 
 #line 1 "prelude.cu"
@@ -335,40 +335,26 @@ constexpr int QUERY_BLOCK = 64;              // queries that share a ranking
 constexpr int SCAN_WINDOW = 768;             // chunks that begin nearer than this are not scanned
 constexpr int HALVINGS = 9;                  // two probes each
 constexpr int QUERY_STRIDE = 4;              // neighbouring queries averaged into a row
-constexpr int ROWS = 16;                     // rows of a block, padded for the product
-constexpr int TILE_ROWS = 16;                // of which this many are in shared memory at a time
 constexpr float QUERY_SCALE = 0.088388346f;  // factor of every query
 constexpr float NEVER = -32000.0f;           // score of a chunk without a probe
 constexpr float LOWEST = -3.4028235e38f;     // below every product
-constexpr int THREADS = 128;                 // threads of a block
-constexpr int ROW_WARPS = 1;                 // warps side by side along the rows
-constexpr int CHUNKS = 64;                   // chunks that descend together
-constexpr int PROBES = 128;                  // two a chunk: the left ones of 4 chunks, their right ones, and so on
-constexpr int STRIDE = 132;                  // floats between rows in shared memory: no bank conflicts
-constexpr int COPY = 2128;                   // floats between queries turned for left probes and for right ones, 16 banks apart
+constexpr int THREADS = 256;                 // threads of a block
+constexpr int WARPS = 8;                     // warps of a block
+constexpr int HEADS = 4;                     // heads of a block of threads, each with warps of its own
+constexpr int CHUNKS = 16;                   // chunks that a warp descends at a time
+constexpr int SETS = 2;                      // eights of them, each the columns of two products
+constexpr int COPIES = 2;                    // copies of the queries: for left probes, and for right ones where they differ
+constexpr int TILES = 1;                     // sixteens of rows of a head
+constexpr int LOADS = 4;                     // 16-byte loads with which a lane reads its part of a probe
+constexpr int STEPS = 8;                     // products along a row
+constexpr int STEP = 128;                    // words of a left factor: four for each lane
+constexpr int PART = 1024;                   // words of a head's queries, or of their rest
+constexpr int PAGES = 17;                    // pages that a chunk lies in at most
 
-// Four neighbouring elements: one load or store of 8 or 16 bytes.
-template <typename T>
-struct alignas(4 * sizeof(T)) Quad {
-    T at[4];
+// Eight neighbouring elements of a key as pairs: one load.
+struct alignas(16) Pairs {
+    unsigned at[4];
 };
-
-template <typename T>
-inline Quad<float> load_quad(const T* from) {
-    const Quad<T> quad = *reinterpret_cast<const Quad<T>*>(from);
-    return {{to_float(quad.at[0]), to_float(quad.at[1]), to_float(quad.at[2]), to_float(quad.at[3])}};
-}
-
-template <typename T>
-inline void store_quad(T* to, const Quad<float>& quad) {
-    *reinterpret_cast<Quad<T>*>(to) = {{from_float<T>(quad.at[0]), from_float<T>(quad.at[1]),
-                                        from_float<T>(quad.at[2]), from_float<T>(quad.at[3])}};
-}
-
-// The row of a token in the cache: [physical page][kv_head][page token].
-inline unsigned cache_row(const unsigned* page_table, int token, int kv_head) {
-    return (page_table[token / PAGE] * KV_HEADS + kv_head) * PAGE + token % PAGE;
-}
 
 // A float as an integer of the same order.
 inline unsigned ordered(float value) {
@@ -389,135 +375,141 @@ inline int chunk_count(int t_max) { return (max(0, t_max - SINK - WINDOW) + CHUN
 
 inline int chunk_start(int chunk) { return SINK + chunk * CHUNK; }
 
-// The slot of a chunk's left probe; its right one is 4 further.
-inline int left_slot(int chunk) { return chunk / 4 * 8 + chunk % 4; }
-
 KERNEL(THREADS) ihip_paper3k_s0_scan_relative_c256_d128_bf16(
     const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,
     const unsigned* __restrict__ page_table, const float2* __restrict__ rope_table,
     unsigned* scores, int score_stride) {
-    SHARED_DYNAMIC(float, queries);           // [2][COPY]
-    float* const probes = queries + 2 * COPY;  // [PROBES][STRIDE]
-    SHARED(int, left, CHUNKS);
-    SHARED(int, right, CHUNKS);
-    SHARED(float, best, CHUNKS);
-    SHARED(unsigned, slot_row, PROBES);
-    SHARED(float, largest, ROW_WARPS * PROBES);
-
+    SHARED_DYNAMIC(unsigned, factors);  // [HEADS][COPIES][2][TILES][STEPS][32][4]: queries, and their rest
+    SHARED(unsigned, warp_pages, WARPS * CHUNKS * PAGES);
     const int start = step[STEP_START], rows = step[STEP_ROWS], first_row = step[STEP_FIRST_ROW];
-    const int head = blockIdx.y, kv_head = head / GROUP, block = blockIdx.z, thread = threadIdx.x;
+    const int block = blockIdx.z, thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+    const int first_head = blockIdx.y * HEADS, kv_head = first_head / GROUP, head = first_head + warp % HEADS;
     const int first = block * QUERY_BLOCK;
     if (first >= rows) return;
     // The one causal test of the scan is on a chunk's left edge, against the block's first query.
-    const int limit = start + first - SCAN_WINDOW;
+    const int limit = start + first - SCAN_WINDOW, last = start + rows - 1;
     const int queries_here = min(QUERY_BLOCK, rows - first);
     const int live_rows = (queries_here + QUERY_STRIDE - 1) / QUERY_STRIDE;
     const int chunks = chunk_count(step[STEP_T_MAX]);
 
-    // A row is the mean of QUERY_STRIDE neighbours; those beyond the call are left out of it.
-    for (int item = thread; item < TILE_ROWS * HALF; item += THREADS) {
-        const int slot = item / HALF, row = slot, element = item % HALF;
+    // A row is the mean of QUERY_STRIDE neighbours; those beyond the call are left out of it. Elements come in the order
+    // in which lanes load them from a key, to which a product is indifferent.
+    for (int item = thread; item < HEADS * TILES * 16 * HALF / 2; item += THREADS) {
+        const int element = item % (HALF / 2) * 2, row = item / (HALF / 2) % (TILES * 16);
+        const int own_head = item / (HALF / 2 * TILES * 16);
         const int neighbours = min(QUERY_STRIDE, queries_here - row * QUERY_STRIDE);
-        float x = 0.0f, y = 0.0f;
-        for (int neighbour = 0; neighbour < QUERY_STRIDE; ++neighbour) {
-            if (neighbour >= neighbours) continue;
+        float x[2] = {}, y[2] = {};
+        for (int neighbour = 0; neighbour < neighbours; ++neighbour) {
             const unsigned long long at = first_row + first + row * QUERY_STRIDE + neighbour;
-            const Activation* const query = &qkv[at * QKV_ROW + head * HEAD_DIM + element];
-            x += to_float(query[0]);
-            y += to_float(query[HALF]);
+            const Activation* const query = &qkv[at * QKV_ROW + (first_head + own_head) * HEAD_DIM + element];
+            for (int e = 0; e < 2; ++e) {
+                x[e] += to_float(query[e]);
+                y[e] += to_float(query[HALF + e]);
+            }
         }
         const float scale = neighbours > 0 ? QUERY_SCALE / static_cast<float>(neighbours) : 0.0f;
-        x *= scale;
-        y *= scale;
-        // Left probes are at position 0, right ones at 1, queries at SCAN_WINDOW + 1: what counts is the distance.
-        float right_x = x, right_y = y;
-        rotate(right_x, right_y, rope_table[SCAN_WINDOW * HALF + element]);
-        queries[COPY + slot * STRIDE + element] = right_x;
-        queries[COPY + slot * STRIDE + element + HALF] = right_y;
-        rotate(x, y, rope_table[(SCAN_WINDOW + 1) * HALF + element]);
-        queries[slot * STRIDE + element] = x;
-        queries[slot * STRIDE + element + HALF] = y;
+        for (int copy = 0; copy < COPIES; ++copy)
+            for (int half = 0; half < 2; ++half) {
+                float whole[2], rest[2];
+                for (int e = 0; e < 2; ++e) {
+                    float turned_x = x[e] * scale, turned_y = y[e] * scale;
+                    // Left probes are at position 0, right ones at 1, queries at SCAN_WINDOW + 1: what counts is the distance.
+                    rotate(turned_x, turned_y, rope_table[(SCAN_WINDOW + 1 - copy) * HALF + element + e]);
+                    const float turned = half == 0 ? turned_x : turned_y;
+                    whole[e] = to_float(from_float<Cached>(turned));
+                    rest[e] = turned - whole[e];
+                }
+                const int at = element + half * HALF, piece = at / 8;
+                const int to = ((own_head * COPIES + copy) * 2 * TILES + row / 16) * STEPS * STEP + (piece / 4 * 2 + at % 8 / 4) * STEP +
+                               (row % 8 * 4 + piece % 4) * 4 + at % 4 / 2 * 2 + row % 16 / 8;
+                factors[to] = pack<Cached>(whole[0], whole[1]);
+                factors[to + PART] = pack<Cached>(rest[0], rest[1]);
+            }
     }
+    sync_block();
 
-    for (int group = blockIdx.x; group * CHUNKS < chunks; group += gridDim.x) {
-        // The list is ascending: where a group's first chunk lies beyond the limit, so does every later one.
-        if (chunk_start(group * CHUNKS) > limit) break;
-        if (thread < CHUNKS) {
-            const int chunk = group * CHUNKS + thread;
-            left[thread] = chunk < chunks ? chunk_start(chunk) : 0;
-            right[thread] = chunk < chunks ? min(left[thread] + CHUNK, step[STEP_T_MAX] - SCAN_WINDOW) : 0;
-            best[thread] = LOWEST;
+    const int across = lane % 4, down = lane / 4;
+    const unsigned* const own_factors = factors + warp % HEADS * COPIES * 2 * PART + lane * 4;
+    unsigned* const pages = warp_pages + warp * CHUNKS * PAGES;
+    const int first_chunk = (blockIdx.x * (WARPS / HEADS) + warp / HEADS) * CHUNKS;
+    for (int base = first_chunk; base < chunks; base += gridDim.x * (WARPS / HEADS) * CHUNKS) {
+        // The list is ascending: where a warp's first chunk lies beyond the limit, so does every later one.
+        if (chunk_start(base) > limit) break;
+        for (int item = lane; item < CHUNKS * PAGES; item += 32) {
+            const int chunk = min(base + item / PAGES, chunks - 1);
+            pages[item] = page_table[min(chunk_start(chunk) / PAGE + item % PAGES, last / PAGE)];
+        }
+        sync_warp();
+        // A lane loads parts of the probes of chunk `down` of each set.
+        int left[SETS], right[SETS], first_page[SETS];
+        float best[SETS];
+        for (int set = 0; set < SETS; ++set) {
+            const int chunk = base + set * 8 + down;
+            left[set] = chunk_start(min(chunk, chunks - 1));
+            right[set] = chunk < chunks ? min(left[set] + CHUNK, step[STEP_T_MAX] - SCAN_WINDOW) : left[set];
+            first_page[set] = left[set] / PAGE;
+            best[set] = LOWEST;
         }
         for (int halving = 0; halving < HALVINGS; ++halving) {
-            // The middle token of each half stands for it. An inactive chunk probes token 0 and ignores the product.
-            if (thread < CHUNKS) {
-                const bool active = left[thread] < right[thread] && left[thread] <= limit;
-                const int middle = (left[thread] + right[thread]) / 2;
-                const int slot = left_slot(thread);
-                slot_row[slot] = cache_row(page_table, active ? (left[thread] + middle) / 2 : 0, kv_head);
-                slot_row[slot + 4] = cache_row(page_table, active ? (middle + right[thread]) / 2 : 0, kv_head);
-            }
-            sync_block();
-            // A batch's loads are all under way before the first is used.
-            for (int first_item = thread; first_item < PROBES * HEAD_DIM / 4; first_item += 16 * THREADS) {
-                Quad<float> batch[16];
-                for (int i = 0; i < 16; ++i) {
-                    const int item = first_item + i * THREADS;
-                    const int slot = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
-                    const unsigned long long row = slot_row[slot];
-                    batch[i] = load_quad(&keys[row * HEAD_DIM + element]);
-                }
-                for (int i = 0; i < 16; ++i) {
-                    const int item = first_item + i * THREADS;
-                    const int slot = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
-                    store_quad(&probes[slot * STRIDE + element], batch[i]);
+            // The middle token of each half stands for it. What is loaded for an inactive chunk is ignored.
+            Pairs probe[SETS][2][LOADS];
+            for (int set = 0; set < SETS; ++set) {
+                const bool active = left[set] < right[set] && left[set] <= limit;
+                const int middle = (left[set] + right[set]) / 2;
+                for (int side = 0; side < 2; ++side) {
+                    const int token = side == 0 ? (left[set] + middle) / 2 : (middle + right[set]) / 2;
+                    const unsigned page = pages[(set * 8 + down) * PAGES + (active ? token / PAGE - first_page[set] : 0)];
+                    const unsigned long long row = (page * KV_HEADS + kv_head) * PAGE + (active ? token % PAGE : 0);
+                    const Pairs* const key = reinterpret_cast<const Pairs*>(&keys[row * HEAD_DIM]);
+                    for (int load = 0; load < LOADS; ++load) probe[set][side][load] = key[load * 4 + across];
                 }
             }
-            sync_block();
-            const int lane = thread % 32, warp = thread / 32, across = lane % 8, down = lane / 8;
-            const float* const own_queries = &queries[across / 4 * COPY];
-            const float* const warp_probes = &probes[warp / ROW_WARPS * 32 * STRIDE];
-            float product[4] = {LOWEST, LOWEST, LOWEST, LOWEST};
-            // 4 x 4 products a thread: rows down + 4 * i, probes across + 8 * j, which are all left ones or all right ones.
-            for (int row = warp % ROW_WARPS * 16; row < TILE_ROWS; row += ROW_WARPS * 16) {
-                float sum[4][4] = {};
-#pragma unroll 4
-                for (int element = 0; element < HEAD_DIM; element += 4) {
-                    Quad<float> query[4], probe[4];
-                    for (int i = 0; i < 4; ++i) query[i] = load_quad(&own_queries[(row + down + 4 * i) * STRIDE + element]);
-                    for (int j = 0; j < 4; ++j) probe[j] = load_quad(&warp_probes[(across + 8 * j) * STRIDE + element]);
-                    for (int i = 0; i < 4; ++i)
-                        for (int j = 0; j < 4; ++j)
-                            for (int e = 0; e < 4; ++e) sum[i][j] += query[i].at[e] * probe[j].at[e];
+            float score[SETS][2];
+            for (int set = 0; set < SETS; ++set) score[set][0] = score[set][1] = LOWEST;
+            for (int tile = 0; tile < TILES; ++tile)
+                for (int side = 0; side < 2; ++side) {
+                    float product[SETS][4] = {};
+                    for (int part = 0; part < 2; ++part)
+                        for (int at = 0; at < STEPS; ++at) {
+                            const int copy = side * (COPIES - 1);
+                            const Pairs factor = *reinterpret_cast<const Pairs*>(
+                                &own_factors[(copy * 2 + part) * PART + (tile * STEPS + at) * STEP]);
+                            for (int set = 0; set < SETS; ++set) {
+                                const Pairs& key = probe[set][side][at / 2];
+                                mma_16x8x16<Cached>(product[set], factor.at, {key.at[at % 2 * 2], key.at[at % 2 * 2 + 1]});
+                            }
+                        }
+                    // A lane has the columns 2 * across and 2 * across + 1 of two rows, and goes on with one of them.
+                    for (int set = 0; set < SETS; ++set) {
+                        const bool one = tile * 16 + down < live_rows, other = tile * 16 + down + 8 < live_rows;
+                        const float even = max(one ? product[set][0] : LOWEST, other ? product[set][2] : LOWEST);
+                        const float odd = max(one ? product[set][1] : LOWEST, other ? product[set][3] : LOWEST);
+                        const float mine = max(down % 2 == 0 ? even : odd, shuffle_xor(down % 2 == 0 ? odd : even, 4));
+                        score[set][side] = max(score[set][side], mine);
+                    }
                 }
-                for (int i = 0; i < 4; ++i)
-                    for (int j = 0; j < 4; ++j)
-                        if (row + down + 4 * i < live_rows) product[j] = max(product[j], sum[i][j]);
-            }
-            for (int j = 0; j < 4; ++j) {
-                product[j] = max(product[j], shuffle_xor(product[j], 8));
-                product[j] = max(product[j], shuffle_xor(product[j], 16));
-                if (down == 0) largest[warp % ROW_WARPS * PROBES + warp / ROW_WARPS * 32 + across + 8 * j] = product[j];
-            }
-            sync_block();
+            for (int set = 0; set < SETS; ++set)
+                for (int side = 0; side < 2; ++side) {
+                    score[set][side] = max(score[set][side], shuffle_xor(score[set][side], 8));
+                    score[set][side] = max(score[set][side], shuffle_xor(score[set][side], 16));
+                    // Column `down` is in the lanes across it.
+                    score[set][side] = shuffle(score[set][side], down % 2 * 4 + down / 2);
+                }
             // A tie goes right. The score is the best probe of all halvings, not the one the descent ends at.
-            if (thread < CHUNKS && left[thread] < right[thread] && left[thread] <= limit) {
-                const int slot = left_slot(thread);
-                float left_score = LOWEST, right_score = LOWEST;
-                for (int row_warp = 0; row_warp < ROW_WARPS; ++row_warp) {
-                    left_score = max(left_score, largest[row_warp * PROBES + slot]);
-                    right_score = max(right_score, largest[row_warp * PROBES + slot + 4]);
-                }
-                const int middle = (left[thread] + right[thread]) / 2;
-                if (left_score > right_score) {
-                    right[thread] = middle;
+            for (int set = 0; set < SETS; ++set) {
+                if (!(left[set] < right[set] && left[set] <= limit)) continue;
+                const int middle = (left[set] + right[set]) / 2;
+                if (score[set][0] > score[set][1]) {
+                    right[set] = middle;
                 } else {
-                    left[thread] = middle;
+                    left[set] = middle;
                 }
-                best[thread] = max(best[thread], max(left_score, right_score));
+                best[set] = max(best[set], max(score[set][0], score[set][1]));
             }
         }
-        if (thread < CHUNKS && best[thread] > LOWEST)
-            atomic_max(&scores[block * score_stride + group * CHUNKS + thread], ordered(max(best[thread], NEVER)));
+        for (int set = 0; set < SETS; ++set)
+            if (across == 0 && best[set] > LOWEST)
+                atomic_max(&scores[block * score_stride + base + set * 8 + down], ordered(max(best[set], NEVER)));
+        sync_warp();  // the pages have been read
     }
 }

@@ -322,8 +322,8 @@ constexpr int WINDOW = 1024;     // most recent tokens, which every query sees
 constexpr int CHUNK = 256;       // tokens of a chunk
 constexpr int QUERY_BLOCK = 64;  // queries that share a ranking
 constexpr int KEEP = 128;        // chunks that stay
-constexpr int THREADS = 512;     // threads of a block
-constexpr int WARPS = 16;        // warps of a block
+constexpr int THREADS = 1024;    // threads of a block
+constexpr int WARPS = 32;        // warps of a block
 
 // -32000 as an ordered integer: the score of a chunk that no query probed. The buffer has 0 there.
 constexpr unsigned NEVER = ~0xc6fa0000u;
@@ -337,9 +337,12 @@ inline int chunk_start(int chunk) { return SINK + chunk * CHUNK; }
 KERNEL(THREADS) ihip_paper3k_s0_select_c256_k32768(
     const int* step, unsigned* scores, int* kept_chunks, int score_stride) {
     SHARED(unsigned, histogram, 256);
-    SHARED(unsigned, found, 2);                // the digit at which the cut falls, and what is left to take below it
-    SHARED(unsigned, warp_above, WARPS);       // a tile's chunks above the threshold, warp by warp
-    SHARED(unsigned, warp_ties, WARPS);        // and those at the threshold
+    SHARED(unsigned, found, 3);           // the digit at which the cut falls, what is left to take there, and how many have it
+    SHARED(unsigned, warp_ones, WARPS);   // bits that are one in all scores of a warp's chunks
+    SHARED(unsigned, warp_zeros, WARPS);  // and those that are zero
+    SHARED(unsigned, warp_scored, WARPS); // how many of its chunks have a score at all
+    SHARED(unsigned, warp_above, WARPS);  // how many are above the threshold
+    SHARED(unsigned, warp_ties, WARPS);   // and how many at it
 
     const int rows = step[STEP_ROWS];
     const int block = blockIdx.x, thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
@@ -348,72 +351,125 @@ KERNEL(THREADS) ihip_paper3k_s0_select_c256_k32768(
     const int chunks = chunk_count(step[STEP_T_MAX]);
     const int keep = min(KEEP, chunks);
 
-    // The keep-th largest score, eight bits at a time: `ties` is how many chunks of exactly that score stay.
-    unsigned threshold = 0, decided = 0, ties = keep;
-    for (int shift = 24; shift >= 0; shift -= 8) {
-        if (thread < 256) histogram[thread] = 0;
-        sync_block();
-        for (int chunk = thread; chunk < chunks; chunk += THREADS) {
-            const unsigned key = max(score[chunk], NEVER);
-            if ((key & decided) == threshold) atomic_add(&histogram[key >> shift & 255], 1);
+    // Neighbouring chunks are a thread's, so that threads in order have the list in order.
+    const int each = (chunks + THREADS - 1) / THREADS, first = thread * each, end = min(chunks, first + each);
+
+    unsigned ones = ~0u, zeros = ~0u, scored = 0;
+#pragma unroll 8
+    for (int chunk = first; chunk < end; ++chunk) {
+        const unsigned key = max(score[chunk], NEVER);
+        if (key > NEVER) {
+            ones &= key;
+            zeros &= ~key;
+            ++scored;
         }
-        sync_block();
-        // A warp counts from the top: lane i has digits 255 - 8 * i down to 248 - 8 * i.
-        if (warp == 0) {
-            unsigned own = 0;
-            for (int i = 0; i < 8; ++i) own += histogram[255 - 8 * lane - i];
-            unsigned through = own;
-            for (int distance = 1; distance < 32; distance *= 2) {
-                const unsigned before = shuffle(through, max(lane - distance, 0));
-                if (lane >= distance) through += before;
-            }
-            unsigned above = through - own;
-            if (above < ties && ties <= through) {
-                int digit = 255 - 8 * lane;
-                while (above + histogram[digit] < ties) above += histogram[digit--];
-                found[0] = digit;
-                found[1] = ties - above;
-            }
-        }
-        sync_block();
-        if (keep > 0) {
-            threshold |= found[0] << shift;
-            ties = found[1];
-        }
-        decided |= 255u << shift;
+    }
+    for (int mask = 16; mask > 0; mask /= 2) {
+        ones &= shuffle_xor(ones, mask);
+        zeros &= shuffle_xor(zeros, mask);
+        scored += shuffle_xor(scored, mask);
+    }
+    if (lane == 0) {
+        warp_ones[warp] = ones;
+        warp_zeros[warp] = zeros;
+        warp_scored[warp] = scored;
+    }
+    sync_block();
+    ones = lane < WARPS ? warp_ones[lane] : ~0u;
+    zeros = lane < WARPS ? warp_zeros[lane] : ~0u;
+    scored = lane < WARPS ? warp_scored[lane] : 0;
+    for (int mask = 16; mask > 0; mask /= 2) {
+        ones &= shuffle_xor(ones, mask);
+        zeros &= shuffle_xor(zeros, mask);
+        scored += shuffle_xor(scored, mask);
     }
 
-    // The list is ascending, so taking chunks in order keeps it so, and takes the lower position in a tie.
-    int* const list = kept_chunks + block * (KEEP + 1);
-    unsigned above = 0, tied = 0;
-    for (int base = 0; base < chunks; base += THREADS) {
-        const int chunk = base + thread;
-        const unsigned key = chunk < chunks ? max(score[chunk], NEVER) : 0;
-        const bool is_above = key > threshold && keep > 0, is_tied = key == threshold && keep > 0;
-        const unsigned above_lanes = ballot(is_above), tied_lanes = ballot(is_tied);
-        if (lane == 0) {
-            warp_above[warp] = __popc(above_lanes);
-            warp_ties[warp] = __popc(tied_lanes);
-        }
-        sync_block();
-        unsigned above_before = above, tied_before = tied;
-        for (int before = 0; before < WARPS; ++before) {
-            if (before < warp) {
-                above_before += warp_above[before];
-                tied_before += warp_ties[before];
+    // The keep-th largest score, eight bits at a time from the first in which scores differ: of the chunks whose decided
+    // bits are the threshold's, `ties` stay.
+    unsigned threshold = NEVER, decided = ~0u, ties = keep - scored;
+    if (scored >= keep) {
+        int open = 32;
+        while (open > 8 && ((ones | zeros) >> (open - 1) & 1) == 1) --open;
+        decided = open < 32 ? ~0u << open : 0;
+        threshold = ones & decided;
+        ties = keep;
+        unsigned alike = chunks;
+        for (int shift = open - 8; alike > ties; shift = max(shift - 8, 0)) {
+            if (thread < 256) histogram[thread] = 0;
+            sync_block();
+#pragma unroll 8
+            for (int chunk = first; chunk < end; ++chunk) {
+                const unsigned key = max(score[chunk], NEVER);
+                if ((key & decided) == threshold) atomic_add(&histogram[key >> shift & 255], 1);
             }
-            above += warp_above[before];
-            tied += warp_ties[before];
+            sync_block();
+            // A warp counts from the top: lane i has digits 255 - 8 * i down to 248 - 8 * i.
+            if (warp == 0) {
+                unsigned own = 0;
+                for (int i = 0; i < 8; ++i) own += histogram[255 - 8 * lane - i];
+                unsigned through = own;
+                for (int distance = 1; distance < 32; distance *= 2) {
+                    const unsigned before = shuffle(through, max(lane - distance, 0));
+                    if (lane >= distance) through += before;
+                }
+                unsigned above = through - own;
+                if (above < ties && ties <= through) {
+                    int digit = 255 - 8 * lane;
+                    while (above + histogram[digit] < ties) above += histogram[digit--];
+                    found[0] = digit;
+                    found[1] = ties - above;
+                    found[2] = histogram[digit];
+                }
+            }
+            sync_block();
+            threshold |= found[0] << shift;
+            decided |= 255u << shift;
+            ties = found[1];
+            alike = shift > 0 ? found[2] : 0;
         }
-        const unsigned earlier_lanes = (1u << lane) - 1;
-        above_before += __popc(above_lanes & earlier_lanes);
-        tied_before += __popc(tied_lanes & earlier_lanes);
-        if (is_above || (is_tied && tied_before < ties)) {
+    }
+
+    // The list is ascending: each thread counts what it takes and learns what threads before it take. In a tie the lower
+    // position comes first.
+    unsigned above = 0, tied = 0;
+#pragma unroll 8
+    for (int chunk = first; chunk < end; ++chunk) {
+        const unsigned key = max(score[chunk], NEVER) & decided;
+        above += key > threshold;
+        tied += key == threshold;
+    }
+    unsigned above_through = above, tied_through = tied;
+    for (int distance = 1; distance < 32; distance *= 2) {
+        const unsigned above_before = shuffle(above_through, max(lane - distance, 0));
+        const unsigned tied_before = shuffle(tied_through, max(lane - distance, 0));
+        if (lane >= distance) {
+            above_through += above_before;
+            tied_through += tied_before;
+        }
+    }
+    if (lane == 31) {
+        warp_above[warp] = above_through;
+        warp_ties[warp] = tied_through;
+    }
+    sync_block();
+    unsigned above_before = above_through - above, tied_before = tied_through - tied;
+    unsigned above_warps = lane < warp ? warp_above[lane] : 0, tied_warps = lane < warp ? warp_ties[lane] : 0;
+    for (int mask = 16; mask > 0; mask /= 2) {
+        above_warps += shuffle_xor(above_warps, mask);
+        tied_warps += shuffle_xor(tied_warps, mask);
+    }
+    above_before += above_warps;
+    tied_before += tied_warps;
+    int* const list = kept_chunks + block * (KEEP + 1);
+    for (int chunk = first; chunk < end; ++chunk) {
+        const unsigned key = max(score[chunk], NEVER) & decided;
+        if (key > threshold || (key == threshold && tied_before < ties)) {
             int entry = chunk_start(chunk);
             list[above_before + min(tied_before, ties)] = entry;
         }
-        if (chunk < chunks) score[chunk] = 0;
-        sync_block();
+        above_before += key > threshold;
+        tied_before += key == threshold;
+        score[chunk] = 0;
     }
     for (int entry = keep + thread; entry < KEEP; entry += THREADS) list[entry] = -1;
     if (thread == 0) list[KEEP] = keep;

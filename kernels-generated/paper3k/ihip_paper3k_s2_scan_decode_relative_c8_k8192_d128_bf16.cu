@@ -1,5 +1,5 @@
 // Decoding, stage 2: scores chunks of 8 tokens for one query by 4 halvings.
-// 16 lanes take one head and 2 chunks at a time; blocks of threads stride over the chunks of a key-value head.
+// Warps stride over the chunks of a key-value head, 1 at a time. The probes of every head of a group are the columns of a product.
 
 #line 1 "prelude.cu"
 // The prelude of every kernel: the only place for assembly, shared-memory declarations and shared addresses.
@@ -341,20 +341,16 @@ constexpr float QUERY_SCALE = 0.088388346f;  // factor of every query
 constexpr float NEVER = -32000.0f;           // score of a chunk without a probe
 constexpr float LOWEST = -3.4028235e38f;     // below every product
 constexpr int THREADS = 128;                 // threads of a block
-constexpr int VECTOR = 8;                    // elements of a 16-byte load
-constexpr int LANES = 16;                    // lanes that read one probe together
-constexpr int TEAMS = 2;                     // such teams in a warp
-constexpr int DESCENTS = 2;                  // chunks that a team descends at a time
+constexpr int ROWS = 8;                      // rows of a product that hold queries
+constexpr int RIGHT_ROW = 4;                 // the first of those for right probes
+constexpr int PROBES = 8;                    // columns of a product that are probes of one chunk
+constexpr int CHUNKS = 1;                    // chunks that a warp descends at a time
+constexpr int LOADS = 4;                     // 16-byte loads with which a lane reads its part of a probe
 
-// Sixteen bytes of a key: one load.
-struct alignas(16) Vector {
-    Cached at[VECTOR];
+// Eight neighbouring elements of a key as pairs: one load.
+struct alignas(16) Pairs {
+    unsigned at[4];
 };
-
-// The row of a token in the cache: [physical page][kv_head][page token].
-inline unsigned cache_row(const unsigned* page_table, int token, int kv_head) {
-    return (page_table[token / PAGE] * KV_HEADS + kv_head) * PAGE + token % PAGE;
-}
 
 // A float as an integer of the same order.
 inline unsigned ordered(float value) {
@@ -401,63 +397,75 @@ KERNEL(THREADS) ihip_paper3k_s2_scan_decode_relative_c8_k8192_d128_bf16(
     }
     sync_block();
 
-    const int items = chunks * GROUP;
-    const int lane = thread % LANES, team = thread % 32 / LANES;
+    const int lane = thread % 32, across = lane % 4, down = lane / 4;
+    // The left factor of the products. Rows from 8 on hold what rounding to the cache's type took from the first ones.
+    // Elements come in the order in which lanes load them from a key: a product does not mind.
+    unsigned factor[2 * LOADS][4];
+    for (int load = 0; load < LOADS; ++load)
+        for (int pair = 0; pair < 4; ++pair) {
+            float whole[2], rest[2];
+            for (int e = 0; e < 2; ++e) {
+                const int element = (load * 4 + across) * 8 + pair * 2 + e;
+                const float x = down < ROWS ? queries[down * HEAD_DIM + element] : 0.0f;
+                whole[e] = to_float(from_float<Cached>(x));
+                rest[e] = x - whole[e];
+            }
+            factor[2 * load + pair / 2][pair % 2 * 2] = pack<Cached>(whole[0], whole[1]);
+            factor[2 * load + pair / 2][pair % 2 * 2 + 1] = pack<Cached>(rest[0], rest[1]);
+        }
+    // A lane loads its part of the probe in column `down`: left probes are in even columns, right ones in odd ones.
+    const int slot = min(down / PROBES, CHUNKS - 1);
+    const int head = down % PROBES / 2;
     const int warps = gridDim.x * (THREADS / 32), warp = blockIdx.x * (THREADS / 32) + thread / 32;
-    // The loop is the same for all lanes of a warp, because they exchange partial products.
-    for (int base = warp * TEAMS * DESCENTS; base < items; base += warps * TEAMS * DESCENTS) {
+    // The loop is the same for all lanes of a warp, because they compute products together.
+    for (int base = warp * CHUNKS; base < chunks; base += warps * CHUNKS) {
         // The list is ascending: where one chunk lies beyond the limit, so does every later one.
-        if (chunk_start(kept, base / GROUP) > limit) break;
-        int left[DESCENTS], right[DESCENTS];
-        float best[DESCENTS];
-        float left_query[DESCENTS][VECTOR], right_query[DESCENTS][VECTOR];
-        for (int i = 0; i < DESCENTS; ++i) {
-            const int item = base + i * TEAMS + team;
-            const int chunk = min(item / GROUP, chunks - 1), head = item % GROUP;
-            left[i] = chunk_start(kept, chunk);
-            right[i] = item < items ? left[i] + CHUNK : left[i];
-            best[i] = LOWEST;
-            for (int e = 0; e < VECTOR; ++e) {
-                left_query[i][e] = queries[head * HEAD_DIM + lane * VECTOR + e];
-                right_query[i][e] = queries[(GROUP + head) * HEAD_DIM + lane * VECTOR + e];
-            }
+        if (chunk_start(kept, base) > limit) break;
+        const bool mine = down < PROBES * CHUNKS && base + slot < chunks;
+        const int chunk = min(base + slot, chunks - 1), start = chunk_start(kept, chunk);
+        // The lanes of a chunk hold the pages that it lies in.
+        const int first_page = start / PAGE;
+        const unsigned pages = page_table[min(first_page + lane % (32 / CHUNKS), position / PAGE)];
+        int left = start, right = mine ? start + CHUNK : start;
+        float best = LOWEST;
+        // The keys of the chunk are the columns of one product: halving only picks among them.
+        const bool active = start <= limit;
+        const int token = start + min(down, CHUNK - 1);
+        const unsigned page = shuffle(pages, slot * (32 / CHUNKS) + (active ? token / PAGE - first_page : 0));
+        const unsigned long long row = (page * KV_HEADS + kv_head) * PAGE + (active ? token % PAGE : 0);
+        const Pairs* const key = reinterpret_cast<const Pairs*>(&keys[row * HEAD_DIM]);
+        Pairs probe[LOADS];
+        for (int load = 0; load < LOADS; ++load) probe[load] = key[load * 4 + across];
+        float product[4] = {}, other[4] = {};
+        for (int load = 0; load < LOADS; ++load) {
+            mma_16x8x16<Cached>(product, factor[2 * load], {probe[load].at[0], probe[load].at[1]});
+            mma_16x8x16<Cached>(other, factor[2 * load + 1], {probe[load].at[2], probe[load].at[3]});
         }
+        // Of row `down`: columns 2 * across and 2 * across + 1.
+        const float even = product[0] + other[0] + (product[2] + other[2]);
+        const float odd = product[1] + other[1] + (product[3] + other[3]);
         for (int halving = 0; halving < HALVINGS; ++halving) {
-            // The middle token of each half stands for it. An inactive chunk probes token 0 and ignores the product.
-            float left_score[DESCENTS], right_score[DESCENTS];
-            Vector left_probe[DESCENTS], right_probe[DESCENTS];
-            for (int i = 0; i < DESCENTS; ++i) {
-                const bool active = left[i] < right[i] && left[i] <= limit;
-                const int middle = (left[i] + right[i]) / 2;
-                const unsigned long long left_row = cache_row(page_table, active ? (left[i] + middle) / 2 : 0, kv_head);
-                const unsigned long long right_row = cache_row(page_table, active ? (middle + right[i]) / 2 : 0, kv_head);
-                left_probe[i] = *reinterpret_cast<const Vector*>(&keys[left_row * HEAD_DIM + lane * VECTOR]);
-                right_probe[i] = *reinterpret_cast<const Vector*>(&keys[right_row * HEAD_DIM + lane * VECTOR]);
-            }
-            for (int i = 0; i < DESCENTS; ++i) {
-                left_score[i] = right_score[i] = 0.0f;
-                for (int e = 0; e < VECTOR; ++e) {
-                    left_score[i] += left_query[i][e] * to_float(left_probe[i].at[e]);
-                    right_score[i] += right_query[i][e] * to_float(right_probe[i].at[e]);
+            // The middle token of each half stands for it.
+            const bool active = left < right && left <= limit;
+            const int middle = (left + right) / 2;
+            const int left_key = (left + middle) / 2 - start, right_key = (middle + right) / 2 - start;
+            const int left_lane = head * 4 + left_key / 2, right_lane = (RIGHT_ROW + head) * 4 + right_key / 2;
+            const float left_even = shuffle(even, left_lane), left_odd = shuffle(odd, left_lane);
+            const float right_even = shuffle(even, right_lane), right_odd = shuffle(odd, right_lane);
+            const float left_score = left_key % 2 == 0 ? left_even : left_odd;
+            const float right_score = right_key % 2 == 0 ? right_even : right_odd;
+            // A tie goes right. The score is the best probe of all halvings, not the one the descent ends at.
+            if (active) {
+                if (left_score > right_score) {
+                    right = middle;
+                } else {
+                    left = middle;
                 }
-                for (int mask = LANES / 2; mask > 0; mask /= 2) {
-                    left_score[i] += shuffle_xor(left_score[i], mask);
-                    right_score[i] += shuffle_xor(right_score[i], mask);
-                }
-                // A tie goes right. The score is the best probe of all halvings, not the one the descent ends at.
-                if (left[i] < right[i] && left[i] <= limit) {
-                    const int middle = (left[i] + right[i]) / 2;
-                    if (left_score[i] > right_score[i]) {
-                        right[i] = middle;
-                    } else {
-                        left[i] = middle;
-                    }
-                    best[i] = max(best[i], max(left_score[i], right_score[i]));
-                }
+                best = max(best, max(left_score, right_score));
             }
         }
-        for (int i = 0; i < DESCENTS; ++i)
-            if (lane == 0 && best[i] > LOWEST)
-                atomic_max(&scores[(base + i * TEAMS + team) / GROUP], ordered(max(best[i], NEVER)));
+        for (int mask = 8; mask < 4 * PROBES; mask *= 2) best = max(best, shuffle_xor(best, mask));
+        if (across == 0 && down % PROBES == 0 && best > LOWEST)
+            atomic_max(&scores[chunk], ordered(max(best, NEVER)));
     }
 }

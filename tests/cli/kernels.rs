@@ -119,3 +119,30 @@ fn a_dump_of_sass_is_written_or_refused_before_any_work() {
         }
     }
 }
+
+#[test]
+fn explain_says_what_every_kernel_takes_of_a_multiprocessor() {
+    let arguments = ["kernels", "explain", "dense", "--model", "llama-3.1-8b", "--context", "8K", "--arch", "sm_80"];
+    let mut command = ihip_tests::support::command::command(super::PROGRAM, &arguments);
+    command.env("IHIP_NVRTC", ihip_tests::support::nvrtc::nvrtc().path());
+    let output = command.output().expect("the program runs");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (_, kernels) = text.split_once("\nkernels for sm_80: ").expect("what the compiler says comes last");
+    assert!(
+        kernels.starts_with("sm_80 has room for 64 warps, 32 blocks, 65,536 registers and 167,936 bytes"),
+        "{text}"
+    );
+    let rows: Vec<Vec<&str>> = (kernels.lines().filter(|line| line.starts_with("ihip_dense_")))
+        .map(|line| line.split_whitespace().skip(1).collect())
+        .collect();
+    assert_eq!(rows.len(), 4, "{text}");
+    for row in rows {
+        // Registers, spill stores and loads, shared bytes, threads, resident blocks, occupancy in percent.
+        let [registers, stores, loads, _, threads, blocks, occupancy, "%"] = row[..] else { panic!("{row:?}") };
+        let number = |cell: &str| cell.replace(',', "").parse::<u32>().unwrap_or_else(|_| panic!("{row:?}"));
+        assert_eq!((number(stores), number(loads)), (0, 0), "{row:?}");
+        let warps = number(blocks) * number(threads).div_ceil(32);
+        assert!(number(registers) * 32 * warps <= 65_536 && (1..=64).contains(&warps), "{row:?}");
+        assert!((64 * number(occupancy)).abs_diff(100 * warps) <= 32, "{row:?}");
+    }
+}

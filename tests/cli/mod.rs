@@ -2,6 +2,7 @@
 
 mod bench;
 mod cache;
+mod figures;
 mod help;
 mod kernels;
 mod masks;

@@ -2,5 +2,6 @@
 
 mod invariance;
 mod limits;
+mod pipelines;
 mod reference;
 mod schedule;

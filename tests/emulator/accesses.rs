@@ -120,15 +120,16 @@ KERNEL(64) told(int* out) {
     SHARED(int, tile, 64);
     out[threadIdx.x] = 1;
     if (threadIdx.x == 33) store(&tile[9], 1);
+    if (threadIdx.x == 34) store(&tile[9], 2);
     if (threadIdx.x == 2) out[0] = tile[9];
 }";
     let out = Memory::new("out", 256);
     let emulator = Emulator { threads: Order::Descending, ..Emulator::default() };
     let message = Trial { emulator, threads: 64, ..Trial::warp("told", body) }.emulate(&[Argument::Buffer(&out, 0)]);
-    insta::assert_snapshot!(message.unwrap_err(), @"told, told, declared, line 8, block [0, 0, 0], thread 2: it reads byte 36 of a shared array of 256 bytes, which thread 33 writes: there is no barrier between the two");
+    insta::assert_snapshot!(message.unwrap_err(), @"told, told, declared, line 7, block [0, 0, 0], thread 33: it writes byte 36 of a shared array of 256 bytes, which thread 34 writes: there is no barrier between the two");
     let (failure, _, thread, line) =
         Trial { threads: 64, ..Trial::warp("told", body) }.failure_at(&[Argument::Buffer(&out, 0)]);
-    assert_eq!((failure, thread, line), (Failure::Unwritten { place: shared(256, 36) }, 2, 8));
+    assert_eq!((failure, thread, line), (Failure::Unwritten { place: shared(256, 36) }, 2, 9));
 }
 
 #[test]

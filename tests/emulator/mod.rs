@@ -9,7 +9,9 @@ mod failures;
 mod matrices;
 mod measure;
 mod prelude;
+mod primitives;
 mod threads;
+mod wide;
 
 use std::env;
 

@@ -6,7 +6,7 @@ use super::PRELUDE;
 
 /// Names that the prelude gives to kernels: its macros and functions, each once, in the order of the text. What only
 /// its NVRTC bodies use is left out, as are the two element types.
-fn primitives() -> Vec<&'static str> {
+pub(super) fn primitives() -> Vec<&'static str> {
     let mut seen = BTreeSet::new();
     let mut in_device_part = false;
     let mut names = Vec::new();

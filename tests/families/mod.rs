@@ -40,15 +40,15 @@ const SAMPLED: usize = 8;
 /// A layer to test: `(query heads, key-value heads, head dimension)`, element type, page, stages and the rest.
 #[derive(Clone, Debug)]
 pub(crate) struct Layer {
-    heads: (u32, u32, u32),
+    pub(crate) heads: (u32, u32, u32),
     kv_type: KvType,
     page: u32,
     /// Positions that the model was trained on.
     trained: u32,
-    pruning: LayerPruning,
+    pub(crate) pruning: LayerPruning,
 }
 
-fn stage(keep: u32, chunk: u32, query_block: u32, query_stride: u32) -> Stage {
+pub(crate) fn stage(keep: u32, chunk: u32, query_block: u32, query_stride: u32) -> Stage {
     Stage {
         keep: (keep > 0).then_some(keep),
         chunk,
@@ -60,7 +60,7 @@ fn stage(keep: u32, chunk: u32, query_block: u32, query_stride: u32) -> Stage {
     }
 }
 
-fn layer(
+pub(crate) fn layer(
     heads: (u32, u32, u32),
     kv_type: KvType,
     page: u32,
@@ -143,14 +143,14 @@ fn attended_layers() -> Vec<Layer> {
 }
 
 impl Layer {
-    fn geometry(&self) -> Geometry {
+    pub(crate) fn geometry(&self) -> Geometry {
         let (query_heads, kv_heads, head_dim) = self.heads;
         let query_scale = 1.0 / (head_dim as f32).sqrt();
         let (kv_type, page, trained) = (self.kv_type, self.page, self.trained);
         Geometry { query_heads, kv_heads, head_dim, kv_type, page, query_scale, trained }
     }
 
-    fn frequencies(&self) -> Vec<f64> {
+    pub(crate) fn frequencies(&self) -> Vec<f64> {
         let head_dim = self.heads.2;
         (0..head_dim / 2).map(|pair| 10_000_f64.powf(-2.0 * f64::from(pair) / f64::from(head_dim))).collect()
     }

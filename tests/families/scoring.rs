@@ -297,7 +297,7 @@ fn soft_stages_lay_their_rows_out_by_chunks_of_their_own() {
     let chunks = [(TOKENS - 16 - 128).div_ceil(64), 256 / 2];
     for launches in [program.prefill(0, extent, 100, 500), program.decode(0, extent, Some(0))] {
         let strides = launches.iter().filter_map(|launch| {
-            let rows = launch.arguments.iter().any(|value| *value == Value::Buffer(Buffer::RowScores));
+            let rows = launch.arguments.contains(&Value::Buffer(Buffer::RowScores));
             launch.arguments.iter().find(|value| rows && matches!(value, Value::I32(_)))
         });
         let mut strides: Vec<Value> = strides.copied().collect();

@@ -107,10 +107,22 @@ fn damaged_manifests_are_refused_or_read() {
     damaged("manifest", READERS[5].1);
 }
 
+#[test]
+fn damaged_files_of_pipelines_are_refused_or_read() {
+    damaged("toml", READERS[6].1);
+}
+
 /// Nesting must not use up the stack.
 #[test]
 fn deep_nesting_is_refused() {
-    for (reader, opening) in [("grammar", "{"), ("grammar", "pub A { stage {"), ("manifest", "a = [[")] {
+    for (reader, opening) in [
+        ("grammar", "{"),
+        ("grammar", "pub A { stage {"),
+        ("manifest", "a = [["),
+        ("toml", "a = [["),
+        ("toml", "[a."),
+        ("toml", "a = {a = "),
+    ] {
         let (_, read) = READERS.iter().find(|(name, _)| *name == reader).expect("a reader of that name");
         assert!(!read(opening.repeat(20_000).as_bytes()), "{reader}: {opening}");
     }

@@ -1,11 +1,16 @@
 //! What the stages select.
 
+use std::collections::BTreeSet;
+
 use ihip_dsl::reference::scan::{self, NEVER_SCORED};
 use ihip_dsl::reference::{self, rope, select};
-use ihip_dsl::{AttendRope, LayerPruning, Ranking, Rope, ScanRope, Scoring, Stage};
+use ihip_dsl::words::{Place, Takes};
+use ihip_dsl::{AttendRope, LayerPruning, Ranking, Refresh, Rope, ScanRope, Scoring, Stage, parse_str};
 use ihip_tests::support::declaration::declare;
-use ihip_tests::support::sample::{HEAD_DIM, Sample, Shape, prunings, samples};
+use ihip_tests::support::sample::{HEAD_DIM, Sample, Shape, pipelines, prunings, samples};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
@@ -15,6 +20,14 @@ proptest! {
     fn samples_can_be_declared(pruning in prunings()) {
         let pipeline = declare("Sample", &pruning);
         prop_assert_eq!(pipeline.base(), &pruning.clone().into());
+    }
+
+    /// And so are pipelines, with their phases and layers.
+    #[test]
+    fn sampled_pipelines_can_be_declared(pipeline in pipelines()) {
+        let text = pipeline.to_string();
+        let declared = parse_str(&text).unwrap_or_else(|errors| panic!("{errors}\nin\n{text}"));
+        prop_assert_eq!(declared, vec![pipeline], "as declared by\n{}", text);
     }
 
     /// Lists are ascending without repeats, lie between sinks and grid, and are as long as budget and chunks allow.
@@ -196,6 +209,37 @@ proptest! {
             prop_assert!(outcome.lists[0].blocks.contains(&start), "{start} of {needle} in {:?}", outcome.lists[0]);
         }
     }
+}
+
+/// Whatever is compared over samples is compared in every word that the grammar has, in every place where it stands.
+#[test]
+fn every_word_is_drawn() {
+    const PIPELINES: usize = 400;
+    let places =
+        [Place::Pipeline, Place::Layers, Place::Prefill, Place::Decode, Place::Stage, Place::Attend, Place::Rope];
+    let mut wanted = BTreeSet::new();
+    for word in places.iter().flat_map(|place| place.words()) {
+        match word.takes {
+            Takes::Mode(modes) => wanted.extend(modes.iter().map(|mode| format!("{} {mode}", word.name))),
+            _ => wanted.extend([word.name.to_owned()]),
+        }
+    }
+    let mut runner = TestRunner::deterministic();
+    for _ in 0..PIPELINES {
+        let pipeline = pipelines().new_tree(&mut runner).expect("nothing is rejected").current();
+        if pipeline.refresh() == Refresh::Together {
+            // The one choice that stays unwritten where it is made.
+            wanted.remove("refresh together");
+        }
+        let text = pipeline.to_string();
+        let words: Vec<&str> =
+            text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| !w.is_empty()).collect();
+        for pair in words.windows(2) {
+            wanted.remove(pair[0]);
+            wanted.remove(&pair.join(" "));
+        }
+    }
+    assert!(wanted.is_empty(), "never drawn: {wanted:?}");
 }
 
 /// Chunks of 16, 8 and 4; query blocks of 8.

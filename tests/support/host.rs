@@ -113,6 +113,7 @@ impl Host for OnGpu {
 /// The emulator as a host.
 pub struct Emulated {
     emulator: Emulator,
+    allocate: fn(&str, usize) -> Memory,
     memories: Vec<Memory>,
     kernels: BTreeMap<String, Arc<Compiled>>,
 }
@@ -121,13 +122,19 @@ impl Emulated {
     /// A host that leaves open what `emulator` leaves open.
     #[must_use]
     pub const fn new(emulator: Emulator) -> Self {
-        Self { emulator, memories: Vec::new(), kernels: BTreeMap::new() }
+        Self { emulator, allocate: Memory::new, memories: Vec::new(), kernels: BTreeMap::new() }
+    }
+
+    /// The same with memory of any size, of which only what is touched is there.
+    #[must_use]
+    pub fn sparse(emulator: Emulator) -> Self {
+        Self { allocate: Memory::sparse, ..Self::new(emulator) }
     }
 }
 
 impl Host for Emulated {
     fn allocate(&mut self, name: &str, bytes: usize) -> Handle {
-        self.memories.push(Memory::new(name, bytes));
+        self.memories.push((self.allocate)(name, bytes));
         Handle(self.memories.len() - 1)
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Each says whether it takes the bytes. None may panic, whatever the bytes are.
 
-use ihip_dsl::parse_str;
+use ihip_dsl::{parse_str, parse_toml};
 use ihip_model::gallery::Manifest;
 use ihip_model::tokenizer::Tokenizer;
 use ihip_model::weights::gguf::Gguf;
@@ -14,13 +14,14 @@ use sha2::{Digest, Sha256};
 pub type Read = fn(&[u8]) -> bool;
 
 /// Every reader by the name of its target in `tests/fuzz/fuzz_targets` and of its folder in `tests/fuzz/corpus`.
-pub const READERS: [(&str, Read); 6] = [
+pub const READERS: [(&str, Read); 7] = [
     ("grammar", grammar),
     ("gguf", gguf),
     ("tokenizer", tokenizer),
     ("model", |bytes| model(bytes).is_ok()),
     ("cubin", cubin),
     ("manifest", manifest),
+    ("toml", toml),
 ];
 
 /// Declarations of pipelines. What is taken means the same once it is written out.
@@ -35,6 +36,26 @@ pub fn grammar(bytes: &[u8]) -> bool {
     let written: String = pipelines.iter().map(ToString::to_string).collect();
     assert_eq!(parse_str(&written).expect("what was written out is a declaration"), pipelines, "{written}");
     true
+}
+
+/// A pipeline in a file of its own. What is taken means the same in the grammar; what is not has its messages.
+#[must_use]
+pub fn toml(bytes: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return false;
+    };
+    match parse_toml(text) {
+        Ok(pipeline) => {
+            let written = pipeline.to_string();
+            assert_eq!(parse_str(&written).as_deref(), Ok(&[pipeline][..]), "{written}");
+            true
+        }
+        Err(errors) => {
+            let messages: Vec<String> = errors.into_iter().map(|error| error.rule.to_string()).collect();
+            assert!(!messages.is_empty() && messages.iter().all(|message| !message.is_empty()), "{text}");
+            false
+        }
+    }
 }
 
 /// A GGUF file: its directory, every value as every type, every tensor's bytes.
@@ -145,10 +166,10 @@ pub fn manifest(bytes: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return false;
     };
-    let Ok(manifest) = toml::from_str::<Manifest>(text) else {
+    let Ok(manifest) = ::toml::from_str::<Manifest>(text) else {
         return false;
     };
-    let written = toml::to_string(&manifest).expect("plain tables have a TOML form");
-    assert_eq!(toml::from_str::<Manifest>(&written).expect("what was written out"), manifest);
+    let written = ::toml::to_string(&manifest).expect("plain tables have a TOML form");
+    assert_eq!(::toml::from_str::<Manifest>(&written).expect("what was written out"), manifest);
     true
 }

@@ -2,8 +2,8 @@
 
 use ihip_dsl::reference::Problem;
 use ihip_dsl::{
-    AttendRope, ChunkScore, Descent, Halving, LayerPruning, Probe, QueryReduction, Ranking, Representative, Rope,
-    ScanRope, Scores, Scoring, Stage,
+    AttendRope, Attention, ChunkScore, Descent, Halving, LayerPruning, LayerRange, Phases, Pipeline, Probe,
+    QueryReduction, Ranking, Refresh, Representative, Rope, ScanRope, Scores, Scoring, Stage,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -118,8 +118,7 @@ impl Sample {
     /// The sample with keys that are rotated at their true positions when they are cached, and nowhere else.
     #[must_use]
     pub fn with_rotated_cache(mut self) -> Self {
-        self.pruning.rope = Rope { scan: ScanRope::None, attend: AttendRope::None };
-        self.pruning.stages.to_mut().iter_mut().for_each(|stage| stage.rope = None);
+        self.pruning = rotated_cache(self.pruning);
         self
     }
 
@@ -229,6 +228,41 @@ pub fn prunings() -> impl Strategy<Value = LayerPruning> {
             }
         }
         pruning
+    })
+}
+
+/// The same over keys that are rotated when they are cached, and nowhere else.
+fn rotated_cache(mut pruning: LayerPruning) -> LayerPruning {
+    pruning.rope = Rope { scan: ScanRope::None, attend: AttendRope::None };
+    pruning.stages.to_mut().iter_mut().for_each(|stage| stage.rope = None);
+    pruning
+}
+
+/// Phases of a layer: the same in both, one of them or both dense, or two descriptions.
+fn phases() -> impl Strategy<Value = Phases> {
+    (prunings(), prunings(), 0..6_usize).prop_map(|(pruning, other, kind)| match kind {
+        0 => Phases { prefill: Attention::Dense, decode: Attention::Dense },
+        1 => Phases { prefill: Attention::Dense, decode: Attention::Pruned(rotated_cache(pruning)) },
+        2 => Phases { prefill: Attention::Pruned(rotated_cache(pruning)), decode: Attention::Dense },
+        3 | 4 if pruning.rope.rotated_cache() == other.rope.rotated_cache() => {
+            Phases { prefill: Attention::Pruned(pruning), decode: Attention::Pruned(other) }
+        }
+        _ => pruning.into(),
+    })
+}
+
+/// Valid pipelines in every word of the language, for models of three layers or more.
+pub fn pipelines() -> impl Strategy<Value = Pipeline> {
+    let refresh = select(vec![Refresh::Together, Refresh::Staggered]);
+    let layers = prop::option::of((phases(), 0_u32..3, 0_u32..3));
+    (phases(), layers, refresh).prop_map(|(base, layers, refresh)| {
+        let range = |(phases, one, other): (Phases, u32, u32)| LayerRange {
+            first: one.min(other),
+            last: one.max(other),
+            phases,
+        };
+        let overrides: Vec<LayerRange> = layers.map(range).into_iter().collect();
+        Pipeline::from_checked("Sample".into(), "".into(), refresh, base, overrides.into())
     })
 }
 

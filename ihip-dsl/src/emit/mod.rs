@@ -31,6 +31,7 @@ mod writer;
 
 pub use launch::{Activation, Buffer, Element, Extent, Launch, Storage, Value, step};
 pub use program::{EmitError, Program};
+pub use writer::snake_case;
 
 /// A complete translation unit with one entry point.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -75,7 +75,8 @@ impl Writer {
 }
 
 /// `Paper3k` and `MyFastOne` as parts of a kernel's name: `paper3k`, `my_fast_one`.
-pub(crate) fn snake_case(name: &str) -> String {
+#[must_use]
+pub fn snake_case(name: &str) -> String {
     let mut out = String::with_capacity(name.len() + 4);
     let mut before = '_';
     for letter in name.chars() {

@@ -42,12 +42,20 @@ impl Decode {
     /// # Panics
     /// Where the problem has not one query, or not the shapes that [`Problem`] states.
     pub fn step(&mut self, problem: &Problem<'_>) -> DecodeStep {
-        let tensors = Tensors::new(problem);
-        assert_eq!(tensors.query_count(), 1);
         let stages = &problem.pruning.stages;
         let restart = stages.iter().position(|stage| self.steps.is_multiple_of(stage.refresh as usize));
         self.steps += 1;
+        self.renew(problem, restart)
+    }
 
+    /// Takes a step that renews the mask from stage `restart` on, whatever the intervals say: that of a layer whose
+    /// counter is ahead of the request's.
+    ///
+    /// # Panics
+    /// As [`Decode::step`]; where the stage before `restart` never ran.
+    pub fn renew(&mut self, problem: &Problem<'_>, restart: Option<usize>) -> DecodeStep {
+        let tensors = Tensors::new(problem);
+        assert_eq!(tensors.query_count(), 1);
         let mut outcomes = Vec::new();
         if let Some(restart) = restart {
             let inputs = match restart {

@@ -146,6 +146,14 @@ pub(super) enum Error {
         /// All of them.
         all: usize,
     },
+    /// A manifest of the gallery that cannot be read.
+    #[error("cannot read the manifest {}: {reason}", path.display())]
+    Manifest {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// Kernels that were compiled and could not be kept.
     #[error("{kernels} compiled kernels could not be written to {}: is the disk full or read-only?", folder.display())]
     NotKept {

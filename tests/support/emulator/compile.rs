@@ -20,8 +20,6 @@ use super::thread::Enter;
 /// In front of every text.
 const HEADER: &str = include_str!("emulator.h");
 const HEADER_NAME: &str = "emulator.h";
-/// What the texts call their first part: lines of it say less than the line it is used in.
-const PRELUDE_NAME: &str = "prelude.cu";
 
 /// No contraction of a product and a sum into one rounding, on any host: the results are the same on every machine and
 /// those of neither `--fmad` setting of NVRTC are preferred. Kernels read elements through pointers to wider types, as
@@ -137,21 +135,20 @@ impl Compiled {
         library_of(self.enter as usize)
     }
 
-    /// The line of the text that the call before the address `caller` stands in: the innermost one outside of the
-    /// prelude, whose functions are part of whatever uses them.
+    /// The kernel's own line that the call before the address `caller` stands in. The small functions of the text are
+    /// part of what uses them, and their lines say less.
     pub(super) fn line(&self, caller: usize) -> Option<Line> {
         let debug = addr2line::Loader::new(&self.file).ok()?;
         let offset = caller.checked_sub(self.library()? + 1)?;
         let mut frames = debug.find_frames(offset as u64).ok()?;
+        let mut outermost = None;
         while let Some(frame) = frames.next().ok()? {
-            let Some(location) = frame.location else { continue };
-            // The compiler puts a folder in front of what the text calls itself.
-            let declared = location.file?.rsplit('/').next()?;
-            if ![HEADER_NAME, PRELUDE_NAME].contains(&declared) {
-                return Some(Line { declared: declared.to_owned(), number: location.line? });
-            }
+            outermost = frame.location.or(outermost);
         }
-        None
+        let location = outermost?;
+        // The compiler puts a folder in front of what the text calls itself.
+        let declared = location.file?.rsplit('/').next()?.to_owned();
+        Some(Line { declared, number: location.line? })
     }
 }
 

@@ -166,7 +166,7 @@ inline uint16_t bf16_of_float(float value) {
 
 inline float float_of_f16(uint16_t half) {
     const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16, exponent = half >> 10 & 31, fraction = half & 1023;
-    if (exponent == 31) return reinterpret<float>(sign | 0x7f800000 | fraction << 13);
+    if (exponent == 31) return reinterpret<float>(fraction == 0 ? sign | 0x7f800000 : 0x7fffffff);
     if (exponent != 0) return reinterpret<float>(sign | (exponent + 112) << 23 | fraction << 13);
     const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
     return reinterpret<float>(sign | reinterpret<uint32_t>(magnitude));
