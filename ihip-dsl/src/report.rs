@@ -46,7 +46,7 @@ impl std::error::Error for Report {}
 /// A warning about `file` on one line.
 #[must_use]
 pub fn warning(file: &str, Located { value, at }: &Located<Warning, Region>) -> String {
-    format!("warning: {file}:{at}: {}", message::in_toml(&value.to_string()))
+    printable(&format!("warning: {file}:{at}: {}", message::in_toml(&value.to_string())))
 }
 
 fn excerpt(file: &str, text: &str, Error { at, rule }: &Error<Region>) -> String {

@@ -1,6 +1,7 @@
 //! The book: its blocks compile, its commands parse, its messages are produced, its words are those of the language.
 
 mod blocks;
+mod commands;
 mod files;
 mod presets;
 mod words;
@@ -14,8 +15,6 @@ use ihip_dsl::{parse_str, parse_str_among};
 use ihip_model::presets::Paper3k;
 use ihip_model::{Pruning, registry};
 use proc_macro2::{TokenStream, TokenTree};
-
-use ihip_tests::support::command::run;
 
 /// What stands between the braces of every `pruning!` in `tokens`.
 fn declarations(tokens: TokenStream) -> Vec<TokenStream> {
@@ -69,31 +68,6 @@ fn every_block_of_rust_compiles_and_no_two_pipelines_share_a_name() {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("every_block_of_the_book.rs");
     std::fs::write(&path, program).unwrap();
     trybuild::TestCases::new().pass(path);
-}
-
-#[test]
-fn every_command_is_one_that_the_command_line_takes() {
-    let mut commands = 0;
-    for block in blocks().iter().filter(|block| block.kind == "sh") {
-        for line in block.text.lines() {
-            let line = line.rsplit('|').next().unwrap_or_default().trim();
-            let arguments = match line.strip_prefix("ihip ") {
-                Some(arguments) => Some(arguments),
-                None if line.starts_with("cargo run") => line.split_once(" -- ").map(|(_, arguments)| arguments),
-                None => None,
-            };
-            let Some(arguments) = arguments else {
-                assert!(line.starts_with("cargo test"), "{}: {line}", block.page);
-                continue;
-            };
-            // What is wrong before `--help` is refused before help is given.
-            let arguments: Vec<_> = arguments.split_whitespace().chain(["--help"]).collect();
-            let outcome = run(env!("CARGO_BIN_EXE_own_pipeline"), &arguments, b"");
-            assert_eq!(outcome.code, Some(0), "{}: {line}\n{}", block.page, outcome.stderr);
-            commands += 1;
-        }
-    }
-    assert!(commands > 4, "{commands} commands");
 }
 
 #[test]

@@ -71,6 +71,17 @@ fn every_mistake_of_a_file_is_told_with_its_line_and_exit_code_2() {
 }
 
 #[test]
+fn what_is_unwise_in_a_file_is_a_line_on_standard_error() {
+    let folder = TempDir::new().unwrap();
+    let path = file_in(&folder, "mine.toml", "name = \"Mine\"\ninherit = \"Small\"\nattend.keep = 256\n");
+    let shown = ihip(&["pipelines", "show", &path]);
+    assert_eq!(shown.code, Some(0));
+    let text = "warning: mine.toml:3:15: `keep = 256` cuts nothing, because 128 tokens are left to cut: write `keep = 128` \
+                or less, or remove a stage\n";
+    assert_eq!(shown.stderr.replace(&path, "mine.toml"), text);
+}
+
+#[test]
 fn a_file_that_is_not_there_or_no_text_is_refused() {
     let folder = TempDir::new().unwrap();
     let missing = text(&folder.path().join("none.toml"));
