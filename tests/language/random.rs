@@ -247,6 +247,18 @@ rope = { scan = "relative", attend = "streaming" }
 layers = [{ layers = "0..=2", attend.keep = 1024 }]
 "#;
 
+/// The same between the braces of `pruning!`. What it leaves to its layers a child may change for them as well.
+pub(super) const RUST_PARENT: &str = "
+pub Parent {
+    sink 64; window 1_024;
+    stage { chunk 64, refresh 4 }
+    stage { keep 4_096, chunk 16 }
+    attend { keep 512 }
+    rope { scan relative, attend streaming }
+    layers 0..=2 { attend { keep 1_024 } }
+}
+";
+
 /// What a declaration may inherit from.
 pub(super) fn known() -> [(&'static str, &'static Declared); 1] {
     static PARENT_DECLARED: LazyLock<Declared> =

@@ -52,7 +52,8 @@ impl ScanColumns {
     }
 
     pub(super) fn operands(&self, parents: impl Fn(usize) -> Buffer) -> Vec<scoring::Operand> {
-        scoring::operands(self.shape, &self.layer, self.stage, Source::Keys, Output::Scores, parents)
+        let operands = scoring::operands(self.shape, &self.layer, self.stage, Source::Keys, Output::Scores, parents);
+        self.row().named(operands)
     }
 
     fn plan(&self) -> &StagePlan {
