@@ -59,9 +59,13 @@ impl AttendTiles {
         (self.tile_heads() * self.tile_queries()).div_ceil(WARP_ROWS).max(2) * 32
     }
 
-    /// Keys of a tile.
+    /// Keys of a tile: fewer where more has to be held of each, so that all of it fits into registers.
     fn tile_keys(&self) -> usize {
-        if self.visible == Visible::All { 64 } else { 32 }
+        match self.visible {
+            Visible::All => 64,
+            Visible::Pruned { .. } if self.visible.blends() => 16,
+            Visible::Pruned { .. } => 32,
+        }
     }
 
     /// Tiles in shared memory: two of values; of keys two, or one as it was cached, one turned, and its rest.
