@@ -129,7 +129,9 @@ impl AttendRow {
             &SCORES
                 .replace("$FIRST\n", first.trim_start_matches('\n'))
                 .replace("$NEXT\n", next.trim_start_matches('\n'))
-                .replace("$TURN\n", turn.trim_start_matches('\n')),
+                .replace("$TURN\n", turn.trim_start_matches('\n'))
+                // Keys in registers have no index: left to itself the compiler keeps a loop with two angles as it is.
+                .replace("$UNROLL\n", if self.visible.blends() { "#pragma unroll\n" } else { "" }),
         );
         writer.text(OUTPUT).text(JOIN);
         let mut arguments = self.visible.arguments(self.shape);
@@ -243,6 +245,7 @@ $FIRST
         query_x[head] = load_quad(&queries[head * HEAD_DIM + element]);
         query_y[head] = load_quad(&queries[head * HEAD_DIM + element + HALF]);
     }
+$UNROLL
     for (int i = 0; i < KEYS_EACH; ++i) {
         const int slot = team + i * TEAMS;
 $NEXT
