@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::export::sha256;
-use crate::presets::Paper3k;
+use crate::presets::{BoundThenExact, InfLlm, Paper3k, Paper3kFast, Paper3kFlash, Paper5k, Quest};
 use crate::shapes::{KNOWN_SHAPES, KnownShape};
 
 /// Name of the manifest among the files.
@@ -22,7 +22,15 @@ pub const MANIFEST: &str = "manifest.toml";
 /// The pipelines, in the order in which a text finds its place.
 #[must_use]
 pub fn pipelines() -> Vec<&'static Pipeline> {
-    vec![Paper3k::pipeline()]
+    vec![
+        Paper3k::pipeline(),
+        Paper3kFast::pipeline(),
+        Paper3kFlash::pipeline(),
+        Paper5k::pipeline(),
+        InfLlm::pipeline(),
+        Quest::pipeline(),
+        BoundThenExact::pipeline(),
+    ]
 }
 
 /// Why the gallery cannot be made.
@@ -293,7 +301,6 @@ fn describe(entry: &Entry) -> Described {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::presets::Paper3kFast;
 
     fn manifest(registers: u32, because: Option<&str>) -> Manifest {
         let counts =

@@ -1,0 +1,510 @@
+// Prefill, stage 1: scores chunks of 8 tokens for blocks of 32 queries by every key of them.
+// A block of threads takes one head of one query block and groups of 64 chunks; a chunk's score is
+// the largest over the rows of averaged queries, and the largest over all heads.
+
+#line 1 "prelude.cu"
+// The prelude of every kernel: the only place for assembly, shared-memory declarations and shared addresses.
+// Each primitive has two bodies: NVRTC's, and one for the emulator, which compiles this very text for the host.
+// No CUDA header is included. What NVRTC knows by itself is used as it is: threadIdx, blockIdx, gridDim, float2,
+// make_float2, min, max, __popc and the functions of <math.h>. Written for sm_80 and everything after it.
+
+// A kernel's entry: `KERNEL(128) name(arguments) { … }`. The bound lets the compiler plan registers for that many threads.
+#ifdef IHIP_EMULATOR
+#define KERNEL(threads) extern "C" void
+#else
+#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+#endif
+
+// A static shared array. 16-byte alignment for every type, because copy_async_16 and load_matrix_x4 ask for it.
+#ifdef IHIP_EMULATOR
+#define SHARED(type, name, count) \
+    static char name##_key;       \
+    type(&name)[count] = *static_cast<type(*)[count]>(emulator::shared(&name##_key, sizeof(type) * (count)))
+#else
+#define SHARED(type, name, count) __shared__ __align__(16) type name[count]
+#endif
+
+// The launch's dynamic shared memory, seen as `type*`; every declaration of one kernel names the same bytes.
+#ifdef IHIP_EMULATOR
+#define SHARED_DYNAMIC(type, name) type* const name = static_cast<type*>(emulator::shared_dynamic())
+#else
+#define SHARED_DYNAMIC(type, name)                            \
+    extern __shared__ __align__(16) unsigned char dynamic_shared[]; \
+    type* const name = reinterpret_cast<type*>(dynamic_shared)
+#endif
+
+// ---- Element types. Arithmetic is f32 throughout: these two are only stored, converted and multiplied by mma_16x8x16.
+
+struct bf16 { unsigned short bits; };
+struct f16 { unsigned short bits; };
+
+// The bits of a float, and back.
+inline unsigned float_bits(float value) {
+#ifdef IHIP_EMULATOR
+    return emulator::reinterpret<unsigned>(value);
+#else
+    return __float_as_uint(value);
+#endif
+}
+
+inline float bits_float(unsigned bits) {
+#ifdef IHIP_EMULATOR
+    return emulator::reinterpret<float>(bits);
+#else
+    return __uint_as_float(bits);
+#endif
+}
+
+// Exact: every bf16 and f16 is a float.
+inline float to_float(float value) { return value; }
+
+inline float to_float(bf16 value) { return bits_float(static_cast<unsigned>(value.bits) << 16); }
+
+inline float to_float(f16 value) {
+#ifdef IHIP_EMULATOR
+    return emulator::float_of_f16(value.bits);
+#else
+    float result;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
+    return result;
+#endif
+}
+
+// Rounds to nearest, ties to even; too large becomes infinity, every NaN becomes 0x7fff.
+template <typename T>
+inline T from_float(float value);
+
+template <>
+inline float from_float<float>(float value) { return value; }
+
+template <>
+inline bf16 from_float<bf16>(float value) {
+#ifdef IHIP_EMULATOR
+    return bf16{emulator::bf16_of_float(value)};
+#else
+    bf16 result;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
+    return result;
+#endif
+}
+
+template <>
+inline f16 from_float<f16>(float value) {
+#ifdef IHIP_EMULATOR
+    return f16{emulator::f16_of_float(value)};
+#else
+    f16 result;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
+    return result;
+#endif
+}
+
+// Two rounded values in one register, as the fragments of mma_16x8x16 hold them: `low` in bits 0-15.
+template <typename T>
+inline unsigned pack(float low, float high) {
+    return static_cast<unsigned>(from_float<T>(low).bits) | static_cast<unsigned>(from_float<T>(high).bits) << 16;
+}
+
+#ifndef IHIP_EMULATOR
+// The compiler does not merge two conversions into the paired instruction by itself.
+template <>
+inline unsigned pack<bf16>(float low, float high) {
+    unsigned result;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+    return result;
+}
+
+template <>
+inline unsigned pack<f16>(float low, float high) {
+    unsigned result;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+    return result;
+}
+#endif
+
+// 2^value to 2 units in the last place; results below 2^-126 are zero, which no softmax weight notices.
+inline float exp2_fast(float value) {
+#ifdef IHIP_EMULATOR
+    return emulator::exp2_flushed(value);
+#else
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+    return result;
+#endif
+}
+
+// 1 / sqrt(value) to about 2^-22 of its size, for normal values.
+inline float rsqrt_fast(float value) {
+#ifdef IHIP_EMULATOR
+    return 1.0f / sqrtf(value);
+#else
+    float result;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+    return result;
+#endif
+}
+
+// ---- Threads together. A collective of a warp is reached by all 32 lanes, sync_block by all threads of the block.
+
+// Every thread arrives before one goes on; shared and global writes made before it are seen by the block after it.
+inline void sync_block() {
+#ifdef IHIP_EMULATOR
+    emulator::sync_block();
+#else
+    __syncthreads();
+#endif
+}
+
+// The same for the lanes of a warp, which do not run in lockstep by themselves.
+inline void sync_warp() {
+#ifdef IHIP_EMULATOR
+    emulator::sync_warp();
+#else
+    __syncwarp();
+#endif
+}
+
+// The value of the lane whose number differs by `mask`, and the value of a given lane (its number modulo 32).
+template <typename T>
+inline T shuffle_xor(T value, int mask) {
+#ifdef IHIP_EMULATOR
+    return emulator::exchange(value, static_cast<int>(threadIdx.x) ^ mask);
+#else
+    return __shfl_xor_sync(0xffffffffu, value, mask);
+#endif
+}
+
+template <typename T>
+inline T shuffle(T value, int lane) {
+#ifdef IHIP_EMULATOR
+    return emulator::exchange(value, lane);
+#else
+    return __shfl_sync(0xffffffffu, value, lane);
+#endif
+}
+
+// Bit i is what lane i says.
+inline unsigned ballot(bool predicate) {
+#ifdef IHIP_EMULATOR
+    return emulator::ballot(predicate);
+#else
+    return __ballot_sync(0xffffffffu, predicate);
+#endif
+}
+
+// Relaxed, over the whole device; both return the value from before.
+inline unsigned atomic_add(unsigned* address, unsigned value) {
+#ifdef IHIP_EMULATOR
+    return emulator::atomic_add(address, value);
+#else
+    return atomicAdd(address, value);
+#endif
+}
+
+inline unsigned atomic_max(unsigned* address, unsigned value) {
+#ifdef IHIP_EMULATOR
+    return emulator::atomic_max(address, value);
+#else
+    return atomicMax(address, value);
+#endif
+}
+
+// Writes before it are seen by the device before writes after it: needed by "the last block that arrives goes on".
+inline void fence_device() {
+#ifdef IHIP_EMULATOR
+    emulator::fence();
+#else
+    __threadfence();
+#endif
+}
+
+// ---- Shared memory: asynchronous copies and matrix loads.
+
+#ifndef IHIP_EMULATOR
+// The 32-bit address that cp.async and ldmatrix take for a generic pointer into shared memory.
+inline unsigned shared_address(const void* pointer) {
+    unsigned long long address;
+    asm("cvta.to.shared.u64 %0, %1;" : "=l"(address) : "l"(pointer));
+    return static_cast<unsigned>(address);
+}
+#endif
+
+// Starts copying 16 bytes, both addresses 16-byte aligned; where not `valid`, writes zeros and reads nothing.
+// The bytes are there for this thread after copy_async_wait, for the others after a sync that follows it.
+inline void copy_async_16(void* shared, const void* global, bool valid) {
+#ifdef IHIP_EMULATOR
+    emulator::copy_async(shared, global, valid);
+#else
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :: "r"(shared_address(shared)), "l"(global), "r"(valid ? 16 : 0) : "memory");
+#endif
+}
+
+// Closes a group of this thread's copies.
+inline void copy_async_commit() {
+#ifdef IHIP_EMULATOR
+    emulator::copy_async_commit();
+#else
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most `pending` of this thread's newest groups are still under way.
+template <int pending>
+inline void copy_async_wait() {
+#ifdef IHIP_EMULATOR
+    emulator::copy_async_wait(pending);
+#else
+    asm volatile("cp.async.wait_group %0;" :: "n"(pending) : "memory");
+#endif
+}
+
+// Loads four 8x8 matrices of 16-bit elements: lane i gives the 16-byte aligned address of row i % 8 of matrix i / 8.
+// Lane i receives from matrix j, in r[j], the elements (i / 4, 2 * (i % 4)) and (i / 4, 2 * (i % 4) + 1).
+inline void load_matrix_x4(unsigned (&r)[4], const void* shared_row) {
+#ifdef IHIP_EMULATOR
+    emulator::load_matrix(r, shared_row, false);
+#else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(shared_row)) : "memory");
+#endif
+}
+
+// The same of the transposed matrices: elements (2 * (i % 4), i / 4) and (2 * (i % 4) + 1, i / 4).
+inline void load_matrix_x4_transposed(unsigned (&r)[4], const void* shared_row) {
+#ifdef IHIP_EMULATOR
+    emulator::load_matrix(r, shared_row, true);
+#else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(shared_row)) : "memory");
+#endif
+}
+
+// ---- Tensor cores.
+
+// d += a · b for the warp: a 16x16, b 16x8, d 16x8 in f32. With g = lane / 4 and t = 2 * (lane % 4), a lane holds
+//   a[0] (g, t..t+1)  a[1] (g + 8, t..t+1)  a[2] (g, t+8..t+9)  a[3] (g + 8, t+8..t+9)
+//   b[0] (t..t+1, g)  b[1] (t+8..t+9, g)    d[0..1] (g, t..t+1)  d[2..3] (g + 8, t..t+1)
+// The first of a pair is in the low half. a comes from load_matrix_x4 of a row-major tile.
+template <typename T>
+inline void mma_16x8x16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
+
+template <>
+inline void mma_16x8x16<bf16>(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#ifdef IHIP_EMULATOR
+    emulator::mma_bf16(d, a, b);
+#else
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+template <>
+inline void mma_16x8x16<f16>(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#ifdef IHIP_EMULATOR
+    emulator::mma_f16(d, a, b);
+#else
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+#line 1 "BoundThenExact, stage 1"
+
+// What changes from step to step is read from memory, so that a captured graph stays valid.
+enum StepWord { STEP_START = 0, STEP_ROWS = 1, STEP_T_MAX = 2, STEP_FIRST_ROW = 3 };
+
+using Cached = bf16;  // element of the key-value cache
+using Activation = float;
+
+constexpr int QUERY_HEADS = 32;              // query heads
+constexpr int KV_HEADS = 8;                  // key-value heads
+constexpr int GROUP = 4;                     // query heads that share a key-value head
+constexpr int HEAD_DIM = 128;                // elements of a head
+constexpr int HALF = 64;                     // element j rotates with element j + HALF
+constexpr int QKV_ROW = 6144;                // elements of a row of projections
+constexpr int PAGE = 16;                     // tokens of a page of the cache
+constexpr int SINK = 256;                    // first tokens, which every query sees
+constexpr int WINDOW = 1024;                 // most recent tokens, which every query sees
+constexpr int CHUNK = 8;                     // tokens of a chunk
+constexpr int QUERY_BLOCK = 32;              // queries that share a ranking
+constexpr int KEPT = 512;                    // chunks that the stage before keeps
+constexpr int SPLIT = 4;                     // chunks that each of them is cut into
+constexpr int BLOCK_RATIO = 1;               // query blocks of this stage in one of the stage before
+constexpr int PARENT_QUERY_BLOCK = 32;       // queries of a block of the stage before
+constexpr int SCAN_WINDOW = 992;             // chunks that begin nearer than this are not scanned
+constexpr int KEYS = 8;                      // keys of a chunk, one after the other
+constexpr int QUERY_STRIDE = 1;              // neighbouring queries averaged into a row
+constexpr int ROWS = 32;                     // rows of a block, padded for the product
+constexpr int TILE_ROWS = 32;                // of which this many are in shared memory at a time
+constexpr float QUERY_SCALE = 0.088388346f;  // factor of every query
+constexpr float NEVER = -32000.0f;           // score of a chunk that nobody may see
+constexpr float LOWEST = -3.4028235e38f;     // below every product
+constexpr int THREADS = 128;                 // threads of a block
+constexpr int ROW_WARPS = 2;                 // warps side by side along the rows
+constexpr int CHUNKS = 64;                   // chunks of a group
+constexpr int STRIDE = 132;                  // floats between rows in shared memory: no bank conflicts
+
+// Four neighbouring elements: one load or store of 8 or 16 bytes.
+template <typename T>
+struct alignas(4 * sizeof(T)) Quad {
+    T at[4];
+};
+
+template <typename T>
+inline Quad<float> load_quad(const T* from) {
+    const Quad<T> quad = *reinterpret_cast<const Quad<T>*>(from);
+    return {{to_float(quad.at[0]), to_float(quad.at[1]), to_float(quad.at[2]), to_float(quad.at[3])}};
+}
+
+template <typename T>
+inline void store_quad(T* to, const Quad<float>& quad) {
+    *reinterpret_cast<Quad<T>*>(to) = {{from_float<T>(quad.at[0]), from_float<T>(quad.at[1]),
+                                        from_float<T>(quad.at[2]), from_float<T>(quad.at[3])}};
+}
+
+// The row of a token in the cache: [physical page][kv_head][page token].
+inline unsigned cache_row(const unsigned* page_table, int token, int kv_head) {
+    return (page_table[token / PAGE] * KV_HEADS + kv_head) * PAGE + token % PAGE;
+}
+
+// A float as an integer of the same order.
+inline unsigned ordered(float value) {
+    const unsigned bits = float_bits(value);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+// Turns the pair (x, y) = (element j, element j + HALF) by an angle given as (cosine, sine).
+inline void rotate(float& x, float& y, float2 angle) {
+    const float turned = x * angle.x - y * angle.y;
+    y = y * angle.x + x * angle.y;
+    x = turned;
+}
+
+// Chunks of the list, and the first token of each: what the stage before kept, ascending, each cut into SPLIT. A kept
+// list is KEPT entries and how many of them there are.
+inline int chunk_count(const int* kept) { return kept[KEPT] * SPLIT; }
+
+inline int chunk_start(const int* kept, int chunk) { return kept[chunk / SPLIT] + chunk % SPLIT * CHUNK; }
+
+// The query block of the stage before that a block lies in; blocks are counted from the end of the call.
+inline int parent_block(int block, int rows) {
+    const int blocks = (rows + QUERY_BLOCK - 1) / QUERY_BLOCK;
+    const int parents = (rows + PARENT_QUERY_BLOCK - 1) / PARENT_QUERY_BLOCK;
+    return (block + parents * BLOCK_RATIO - blocks) / BLOCK_RATIO;
+}
+
+KERNEL(THREADS) ihip_bound_then_exact_s1_scan_exact_chunk_indexed_c8_k16384_d128_bf16(
+    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,
+    const unsigned* __restrict__ page_table, const float2* __restrict__ rope_table, const int* parents,
+    unsigned* scores, int score_stride) {
+    SHARED_DYNAMIC(float, queries);                         // [TILE_ROWS][STRIDE]
+    float* const slots = queries + TILE_ROWS * STRIDE;      // [CHUNKS][STRIDE]
+    SHARED(unsigned, slot_row, CHUNKS);
+    SHARED(int, slot_position, CHUNKS);
+    SHARED(float, largest, ROW_WARPS * CHUNKS);
+
+    const int start = step[STEP_START], rows = step[STEP_ROWS], first_row = step[STEP_FIRST_ROW];
+    const int head = blockIdx.y, kv_head = head / GROUP, block = blockIdx.z, thread = threadIdx.x;
+    const int lane = thread % 32, warp = thread / 32, across = lane % 8, down = lane / 8;
+    const int first = block * QUERY_BLOCK;
+    if (first >= rows) return;
+    // The one causal test of the scan is on a chunk's left edge, against the block's first query.
+    const int limit = start + first - SCAN_WINDOW;
+    const int queries_here = min(QUERY_BLOCK, rows - first);
+    const int live_rows = (queries_here + QUERY_STRIDE - 1) / QUERY_STRIDE;
+    const int* const kept = parents + parent_block(block, rows) * (KEPT + 1);
+    const int chunks = chunk_count(kept);
+
+    // A row is the mean of QUERY_STRIDE neighbours; those beyond the call are left out of it.
+    for (int item = thread; item < TILE_ROWS * HALF; item += THREADS) {
+        const int slot = item / HALF, row = slot, element = item % HALF;
+        const int neighbours = min(QUERY_STRIDE, queries_here - row * QUERY_STRIDE);
+        float x = 0.0f, y = 0.0f;
+        for (int neighbour = 0; neighbour < QUERY_STRIDE; ++neighbour) {
+            if (neighbour >= neighbours) continue;
+            const unsigned long long at = first_row + first + row * QUERY_STRIDE + neighbour;
+            const Activation* const query = &qkv[at * QKV_ROW + head * HEAD_DIM + element];
+            x += to_float(query[0]);
+            y += to_float(query[HALF]);
+        }
+        const float scale = neighbours > 0 ? QUERY_SCALE / static_cast<float>(neighbours) : 0.0f;
+        x *= scale;
+        y *= scale;
+        rotate(x, y, rope_table[(min(start + first + row * QUERY_STRIDE, chunks + SCAN_WINDOW)) * HALF + element]);
+        queries[slot * STRIDE + element] = x;
+        queries[slot * STRIDE + element + HALF] = y;
+    }
+
+    for (int group = blockIdx.x; group * CHUNKS < chunks; group += gridDim.x) {
+        // The list is ascending: where a group's first chunk lies beyond the limit, so does every later one.
+        if (chunk_start(kept, group * CHUNKS) > limit) break;
+        float product[4] = {LOWEST, LOWEST, LOWEST, LOWEST};
+        for (int key = 0; key < KEYS; ++key) {
+            sync_block();  // the keys before have been read
+            if (thread < CHUNKS) {
+                const int chunk = group * CHUNKS + thread;
+                const int first_token = chunk < chunks ? chunk_start(kept, chunk) : limit + 1;
+                // A chunk that may not be seen reads what is there and ignores the product.
+                const bool scored = first_token <= limit;
+                slot_row[thread] = cache_row(page_table, scored ? first_token + key : 0, kv_head);
+                // A key's position is the index of its chunk in the list.
+                slot_position[thread] = min(chunk, chunks);
+            }
+            sync_block();
+            // A batch's loads are all under way before the first is used.
+            for (int first_item = thread; first_item < CHUNKS * HALF / 4; first_item += 8 * THREADS) {
+                Quad<float> x[8], y[8];
+                for (int i = 0; i < 8; ++i) {
+                    const int item = first_item + i * THREADS;
+                    const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
+                    const unsigned long long row = slot_row[slot];
+                    x[i] = load_quad(&keys[row * HEAD_DIM + element]);
+                    y[i] = load_quad(&keys[row * HEAD_DIM + element + HALF]);
+                }
+                for (int i = 0; i < 8; ++i) {
+                    const int item = first_item + i * THREADS;
+                    const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
+                    const float2* const angles = &rope_table[slot_position[slot] * HALF + element];
+                    for (int e = 0; e < 4; ++e) rotate(x[i].at[e], y[i].at[e], angles[e]);
+                    store_quad(&slots[slot * STRIDE + element], x[i]);
+                    store_quad(&slots[slot * STRIDE + element + HALF], y[i]);
+                }
+            }
+            sync_block();
+            const float* const warp_probes = &slots[warp / ROW_WARPS * 32 * STRIDE];
+            // 4 x 4 products a thread: rows down + 4 * i, probes across + 8 * j, which are all left ones or all right ones.
+            for (int row = warp % ROW_WARPS * 16; row < TILE_ROWS; row += ROW_WARPS * 16) {
+                float sum[4][4] = {};
+#pragma unroll 4
+                for (int element = 0; element < HEAD_DIM; element += 4) {
+                    Quad<float> query[4], probe[4];
+                    for (int i = 0; i < 4; ++i) query[i] = load_quad(&queries[(row + down + 4 * i) * STRIDE + element]);
+                    for (int j = 0; j < 4; ++j) probe[j] = load_quad(&warp_probes[(across + 8 * j) * STRIDE + element]);
+                    for (int i = 0; i < 4; ++i)
+                        for (int j = 0; j < 4; ++j)
+                            for (int e = 0; e < 4; ++e) sum[i][j] += query[i].at[e] * probe[j].at[e];
+                }
+                for (int i = 0; i < 4; ++i)
+                    for (int j = 0; j < 4; ++j)
+                        if (row + down + 4 * i < live_rows) product[j] = max(product[j], sum[i][j]);
+            }
+        }
+        for (int j = 0; j < 4; ++j) {
+            product[j] = max(product[j], shuffle_xor(product[j], 8));
+            product[j] = max(product[j], shuffle_xor(product[j], 16));
+            if (down == 0) largest[warp % ROW_WARPS * CHUNKS + warp / ROW_WARPS * 32 + across + 8 * j] = product[j];
+        }
+        sync_block();
+        const int chunk = group * CHUNKS + thread;
+        if (thread < CHUNKS && chunk < chunks && chunk_start(kept, chunk) <= limit) {
+            float score = LOWEST;
+            for (int row_warp = 0; row_warp < ROW_WARPS; ++row_warp) score = max(score, largest[row_warp * CHUNKS + thread]);
+            atomic_max(&scores[block * score_stride + chunk], ordered(max(score, NEVER)));
+        }
+    }
+}
