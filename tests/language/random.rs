@@ -150,9 +150,25 @@ fn mutate(items: &mut Vec<Item<()>>, mutation: &Mutation) {
     }
 }
 
+/// Blocks within each other at most: a key of a file has no more names.
+const NESTED: usize = 8;
+
+/// Empties blocks that stand within `depth` others.
+fn cut(items: &mut Vec<Item<()>>, depth: usize) {
+    if depth == 0 {
+        items.clear();
+    }
+    for item in items {
+        if let Value::Block(inner) | Value::Layers { items: inner, .. } = &mut item.value {
+            cut(inner, depth - 1);
+        }
+    }
+}
+
 /// What both doors can say: layers follow the word `layers` alone, numbers and words come before blocks, and a word
 /// stands alone where it takes nothing, which is `true` in a file.
 fn expressible(items: &mut Vec<Item<()>>) {
+    cut(items, NESTED);
     lists(items, &mut |items| {
         for Item { word, value } in items.iter_mut() {
             let takes = Place::home(&word.value).map(|(_, word)| word.takes);
