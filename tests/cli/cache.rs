@@ -101,6 +101,22 @@ fn kernels_are_compiled_ahead_and_then_found_without_compiling() {
 }
 
 #[test]
+fn what_was_compiled_ahead_needs_no_compiler() {
+    let cache = tempfile::tempdir().unwrap();
+    let compiled = run(&cache, &CHECK).text();
+    let without = |arguments: &[&str]| {
+        let mut program = program(cache.path(), arguments);
+        program.env("IHIP_NO_JIT", "1").env("IHIP_NVRTC", cache.path().join("there is none"));
+        outcome(program)
+    };
+    assert_eq!(without(&CHECK).text(), compiled);
+    let missing = without(&["kernels", "check", "Paper3k", "--filter", "s1_select", "--arch", "sm_90"]);
+    assert_eq!(missing.code, Some(1));
+    let said = "IHIP_NO_JIT is set and ihip_paper3k_s1_select_c32_k8192 for sm_90 is not in the cache";
+    assert!(missing.stderr.contains(said), "{}", missing.stderr);
+}
+
+#[test]
 fn sixteen_processes_share_a_cache() {
     let cache = tempfile::tempdir().unwrap();
     let children: Vec<_> = (0..16)
