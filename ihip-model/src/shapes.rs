@@ -26,7 +26,7 @@ pub struct KnownShape {
 }
 
 /// Every model of a known shape.
-pub const KNOWN_SHAPES: [KnownShape; 2] = [
+pub static KNOWN_SHAPES: [KnownShape; 2] = [
     KnownShape {
         word: "smollm2",
         name: "SmolLM2-135M",
@@ -50,6 +50,12 @@ pub const KNOWN_SHAPES: [KnownShape; 2] = [
 ];
 
 impl KnownShape {
+    /// The model that `word` names, in any case.
+    #[must_use]
+    pub fn named(word: &str) -> Option<&'static Self> {
+        KNOWN_SHAPES.iter().find(|shape| shape.word.eq_ignore_ascii_case(word))
+    }
+
     /// What the model brings to a pipeline.
     #[must_use]
     pub fn geometry(&self, kv_type: KvType) -> Geometry {

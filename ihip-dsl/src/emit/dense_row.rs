@@ -113,10 +113,13 @@ impl Tune for DenseRow {
     }
 
     fn space(&self) -> Vec<Tuning> {
+        let splits = |blocks| Self { tuning: DenseDecode { blocks, ..self.tuning }, ..self.clone() }.splits();
+        // Blocks beyond the most splits are no others.
+        let blocks: &[usize] = if splits(2 * BLOCKS) > splits(BLOCKS) { &[BLOCKS, 2 * BLOCKS] } else { &[BLOCKS] };
         let mut choices = Vec::new();
         for warps in [4, 8] {
             for stages in [2, 3, 4, 6] {
-                choices.extend([128, 256].map(|blocks| DenseDecode { warps, stages, blocks }));
+                choices.extend(blocks.iter().map(|&blocks| DenseDecode { warps, stages, blocks }));
             }
         }
         choices.into_iter().map(Tuning::DenseDecode).collect()
