@@ -168,7 +168,7 @@ impl Program {
     pub fn rope_positions(&self, extent: Extent) -> usize {
         let trained = self.plan.geometry().trained as usize;
         let extended = |extension: Extension, block| extension.positions(block, extent.tokens, trained);
-        let positions = self.pruned().map(|layer| {
+        let positions = self.pruned(extent).map(|(layer, _)| {
             let stages = 0..layer.stages.len();
             let scan = stages.map(|stage| {
                 match layer.scan_distance(layer.stages[stage].rope, Branch::Left, layer.chunks(stage, extent.tokens)) {
@@ -207,33 +207,32 @@ impl Program {
                 storage.push(Storage { buffer, element, count, zeroed });
             }
         };
-        let scored = self.pruned().flat_map(|layer| layer.stages.iter().map(|stage| stage.query_block)).min();
-        if let Some(query_block) = scored {
-            let rankings = self.pruned().map(|layer| self.shape.rankings(layer.ranking)).max().unwrap_or(1);
-            let count = extent.rows.div_ceil(query_block) * rankings * self.score_stride(extent);
-            push(Buffer::Scores, Element::U32, count, true);
-        }
-        let rows = self.pruned().flat_map(|layer| {
-            let stages = layer.stages.iter();
-            stages.map(|stage| row_storage(self.shape, layer, stage, extent))
+        let scores = self.pruned(extent).flat_map(|(layer, rows)| {
+            let rankings = self.shape.rankings(layer.ranking);
+            layer.stages.iter().map(move |stage| rows.div_ceil(stage.query_block) * rankings)
+        });
+        push(Buffer::Scores, Element::U32, scores.max().unwrap_or(0) * self.score_stride(extent), true);
+        let rows = self.pruned(extent).flat_map(|(layer, rows)| {
+            let extent = Extent { rows, ..extent };
+            layer.stages.iter().map(move |stage| row_storage(self.shape, layer, stage, extent))
         });
         let [row_scores, paths] =
             rows.fold([0, 0], |[scores, paths], stage| [scores.max(stage[0]), paths.max(stage[1])]);
         push(Buffer::RowScores, Element::F32, row_scores, false);
         push(Buffer::Paths, Element::I32, paths, false);
-        let stages = self.pruned().map(|layer| layer.stages.len()).max().unwrap_or(0);
+        let stages = self.pruned(extent).map(|(layer, _)| layer.stages.len()).max().unwrap_or(0);
         for stage in 1..stages {
-            let lists = self.pruned().filter(|layer| layer.stages.len() > stage).map(|layer| {
-                extent.rows.div_ceil(layer.stages[stage - 1].query_block)
+            let lists = self.pruned(extent).filter(|(layer, _)| layer.stages.len() > stage).map(|(layer, rows)| {
+                rows.div_ceil(layer.stages[stage - 1].query_block)
                     * self.shape.rankings(layer.ranking)
                     * (layer.stages[stage].keep_chunks.unwrap_or(0) + 1)
             });
             push(Buffer::Lists { stage }, Element::I32, lists.max().unwrap_or(0), false);
         }
         let counts = self
-            .pruned()
-            .filter(|layer| !layer.stages.is_empty())
-            .map(|layer| (self.lists(layer, extent.rows), layer.keep_blocks));
+            .pruned(extent)
+            .filter(|(layer, _)| !layer.stages.is_empty())
+            .map(|(layer, rows)| (self.lists(layer, rows), layer.keep_blocks));
         let (blocks, rows) =
             counts.fold((0, 0), |(blocks, rows), (count, keep)| (blocks.max(count * keep), rows.max(count)));
         push(Buffer::Blocks, Element::I32, blocks, false);
@@ -361,17 +360,23 @@ impl Program {
         rows.div_ceil(layer.query_block) * self.shape.rankings(layer.ranking)
     }
 
-    fn pruned(&self) -> impl Iterator<Item = &PrunedLayer> {
-        self.plan.kinds().iter().filter_map(|kind| match kind {
+    /// What layers do that are not dense, with the rows of the longest step in which they do it: the extent's where the
+    /// prompt is read so, one where only tokens are generated so.
+    fn pruned(&self, extent: Extent) -> impl Iterator<Item = (&PrunedLayer, usize)> {
+        self.plan.kinds().iter().enumerate().filter_map(move |(kind, layer)| match layer {
             LayerPlan::Dense => None,
-            LayerPlan::Pruned(layer) => Some(layer),
+            LayerPlan::Pruned(layer) => {
+                let prefill = (0..self.plan.layers()).any(|layer| self.plan.prefill_kind(layer) == kind);
+                Some((layer, if prefill { extent.rows } else { 1 }))
+            }
         })
     }
 
     /// Entries of a row of [`Buffer::Scores`].
     fn score_stride(&self, extent: Extent) -> usize {
-        let chunks =
-            self.pruned().flat_map(|layer| (0..layer.stages.len()).map(|stage| layer.chunks(stage, extent.tokens)));
+        let chunks = self
+            .pruned(extent)
+            .flat_map(|(layer, _)| (0..layer.stages.len()).map(|stage| layer.chunks(stage, extent.tokens)));
         chunks.max().unwrap_or(0)
     }
 

@@ -14,7 +14,7 @@ use crate::cli::error::{Error, Result};
 use crate::cli::pruning::Choice;
 use crate::cli::table::{NOTHING, Table, bytes, grouped, seconds};
 use crate::cli::{arguments, output};
-use crate::shapes::{KNOWN_SHAPES, KnownShape};
+use crate::shapes::KnownShape;
 
 /// Times one layer's attention on a GPU
 ///
@@ -93,8 +93,7 @@ impl Attention {
     /// # Errors
     /// Where a pipeline is unknown, there is no GPU, or a file cannot be written.
     pub(in crate::cli) fn run(&self) -> Result<()> {
-        let shape = KNOWN_SHAPES.iter().find(|shape| shape.word.eq_ignore_ascii_case(&self.model));
-        let shape = shape.ok_or_else(|| Error::UnknownShape { model: self.model.clone() })?;
+        let shape = KnownShape::named(&self.model).ok_or_else(|| Error::UnknownShape { model: self.model.clone() })?;
         let plans = self.pruning.iter().map(|name| self.plan(name, shape)).collect::<Result<Vec<_>>>()?;
         let peers = self.peers.as_deref().map(read_rows).transpose()?.unwrap_or_default();
         let mut timer = AttentionTimer::new(self.gpu)?;

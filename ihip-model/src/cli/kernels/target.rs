@@ -8,7 +8,7 @@ use thiserror::Error as ThisError;
 
 use crate::cli::error::{Error, Result};
 use crate::cli::pruning::Choice;
-use crate::shapes::KNOWN_SHAPES;
+use crate::shapes::{KNOWN_SHAPES, KnownShape};
 use crate::{ModelFile, fetch};
 
 /// The model that kernels are for.
@@ -53,7 +53,7 @@ impl Target {
     /// # Errors
     /// [`Error::UnknownShape`], and those of reading a file.
     pub(super) fn shape(&self) -> Result<Shape> {
-        if let Some(known) = KNOWN_SHAPES.iter().find(|known| known.word.eq_ignore_ascii_case(&self.model)) {
+        if let Some(known) = KnownShape::named(&self.model) {
             return Ok(Shape {
                 name: known.name.to_owned(),
                 geometry: known.geometry(self.kv_type),
