@@ -242,13 +242,14 @@ impl Tune for AttendTiles {
     }
 
     fn space(&self) -> Vec<Tuning> {
+        let filled = |choice: &Self| choice.tile_heads() * choice.tile_queries();
         let mut choices = vec![self.tuning];
         for rows in [64, 128, 192, 256] {
             for keys in [16, 32, 64] {
                 let choice = Self { tuning: AttendPrefill { rows, keys }, ..self.clone() };
                 // Where heads do not fill the rows, fewer are the same kernel. A thread finds a slot of a tile.
-                let full = choice.tile_heads() * choice.tile_queries() == rows && keys <= choice.threads();
-                if full && choice.tuning != self.tuning {
+                let full = filled(&choice) == rows && keys <= choice.threads();
+                if full && (rows, keys) != (filled(self), self.tuning.keys) {
                     choices.push(choice.tuning);
                 }
             }

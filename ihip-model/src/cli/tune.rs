@@ -85,12 +85,19 @@ struct Job {
     model: &'static KnownShape,
     plan: Plan,
     phases: Phases,
-    gate: Gate,
+}
+
+impl Job {
+    /// A small case and what the reference makes of it.
+    fn gate(&self, seed: u64) -> Gate {
+        Gate::new(&self.phases, self.plan.geometry(), self.plan.frequencies(), seed)
+    }
 }
 
 impl Kernels {
     fn run(&self) -> Result<()> {
         let end = Instant::now() + self.minutes;
+        let jobs = self.jobs()?;
         let mut timer = AttentionTimer::new(self.gpu)?;
         let machine = Machine::of(&timer, None)?;
         let (architecture, nvrtc) = timer.compiler();
@@ -108,13 +115,24 @@ impl Kernels {
         let origin = Origin { gpu: machine.gpu.clone(), architecture, nvrtc };
         let mut tuner = Tuner::new(store, origin, self.samples);
 
-        let jobs = self.jobs()?;
         let mut left = jobs.len() * self.context.len();
-        for job in &jobs {
+        let mut untunable = None;
+        // The reference takes its time, and a thread for each.
+        let gates: Vec<Gate> = jobs.par_iter().map(|job| job.gate(0)).collect();
+        for (job, gate) in jobs.iter().zip(gates) {
             for &context in &self.context {
                 let deadline = tuning::share(end, left);
                 left -= 1;
-                let tuned = self.tune(&mut timer, &mut tuner, job, context, deadline)?;
+                let tuned = match self.tune(&mut timer, &mut tuner, job, &gate, context, deadline) {
+                    Ok(tuned) => tuned,
+                    // It says nothing about the other pipelines.
+                    Err(error) if error.is_untunable() => {
+                        output::write(&format!("{error}\n\n"))?;
+                        untunable = Some(error);
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
                 for kernel in &tuned {
                     // What was not tried at all says nothing.
                     if kernel.timed > 0 {
@@ -128,10 +146,11 @@ impl Kernels {
             }
         }
         let (trials, fastest) = (tuner.store().path().display(), table_path.display());
-        output::write(&format!("trials in {trials}\nthe fastest in {fastest}\n"))
+        output::write(&format!("trials in {trials}\nthe fastest in {fastest}\n"))?;
+        untunable.map_or(Ok(()), Err)
     }
 
-    /// Every pipeline for every model, with the reference's answers.
+    /// Every pipeline for every model.
     fn jobs(&self) -> Result<Vec<Job>> {
         let mut pairs = Vec::new();
         for model in &self.model {
@@ -151,10 +170,9 @@ impl Kernels {
                 Choice::Dense => Phases { prefill: Attention::Dense, decode: Attention::Dense },
                 Choice::Pipeline(pipeline) => pipeline.layer(layer as u32).clone(),
             };
-            let gate = Gate::new(&phases, &geometry, &model.frequencies(), 0);
-            Ok(Job { model, plan: plan.alone(layer), phases, gate })
+            Ok(Job { model, plan: plan.alone(layer), phases })
         };
-        pairs.par_iter().map(job).collect()
+        pairs.iter().map(job).collect()
     }
 
     /// Tunes the kernels of one job for one context.
@@ -163,17 +181,18 @@ impl Kernels {
         timer: &mut AttentionTimer,
         tuner: &mut Tuner,
         job: &Job,
+        gate: &Gate,
         context: usize,
         deadline: Instant,
     ) -> Result<Vec<Tuned>> {
-        let other = |seed| Gate::new(&job.phases, job.plan.geometry(), job.plan.frequencies(), seed);
-        let mut seed = 0;
+        let (mut seed, mut gate) = (0, gate.clone());
         loop {
-            let gate = if seed == 0 { job.gate.clone() } else { other(seed) };
-            seed += 1;
             match GpuBench::new(timer, &job.plan, context, self.rows, &gate) {
                 Ok(mut bench) => return Ok(tuner.tune(&mut bench, &job.plan, context, deadline)?),
-                Err(ihip_runtime::Error::Untunable { .. }) if seed < SEEDS => {}
+                Err(ihip_runtime::Error::Untunable { .. }) if seed + 1 < SEEDS => {
+                    seed += 1;
+                    gate = job.gate(seed);
+                }
                 Err(error) => return Err(error.into()),
             }
         }
