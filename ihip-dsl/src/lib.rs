@@ -42,6 +42,7 @@ pub mod report;
 mod resolve;
 pub mod rope;
 pub mod text;
+pub mod tuning;
 pub mod warning;
 pub mod words;
 mod write;

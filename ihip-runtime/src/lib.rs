@@ -7,6 +7,7 @@ pub mod device;
 mod error;
 pub mod jit;
 pub mod session;
+pub mod tuning;
 
 pub use device::Device;
 pub use error::{Error, Result};

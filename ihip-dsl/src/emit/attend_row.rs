@@ -6,30 +6,29 @@
 
 use super::functions::{CACHE_ROW, QUADS, Shape};
 use super::launch::{Activation, Element};
+use super::tune::Tune;
 use super::visible::{Phase, Visible};
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel};
+use crate::tuning::{AttendDecode, Tuning};
 use crate::{PrunedLayer, Ranking};
 
-const THREADS: usize = 256;
-/// Keys of a split.
-const TILE_KEYS: usize = 128;
+/// What suits a large chip.
+const DEFAULT: AttendDecode = AttendDecode { threads: 256, keys: 128 };
 
 /// Constants of the kernel.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct AttendRow {
     shape: Shape,
     visible: Visible,
+    tuning: AttendDecode,
 }
 
 impl AttendRow {
     pub(crate) fn new(shape: Shape, layer: &PrunedLayer) -> Self {
         // A list is read as it stands: how many queries share it in prefill does not matter here.
-        Self { shape, visible: Visible::pruned(&PrunedLayer { query_block: 1, ..layer.clone() }) }
-    }
-
-    pub(crate) fn stem(&self, pipeline: &str) -> String {
-        self.visible.stem(pipeline, Phase::Decode, self.shape)
+        let visible = Visible::pruned(&PrunedLayer { query_block: 1, ..layer.clone() });
+        Self { shape, visible, tuning: DEFAULT }
     }
 
     /// Query heads of a group that one block of threads serves with the same keys: one where each has a list of its
@@ -51,9 +50,19 @@ impl AttendRow {
         match self.visible {
             Visible::All => [0; 3],
             Visible::Pruned { sink, window, block, keep_blocks, .. } => {
-                [block * keep_blocks, sink, window].map(|keys| keys.div_ceil(TILE_KEYS))
+                [block * keep_blocks, sink, window].map(|keys| keys.div_ceil(self.tuning.keys))
             }
         }
+    }
+
+    /// Lanes that take a key together.
+    fn team(&self) -> usize {
+        self.shape.head_dim() / 8
+    }
+
+    /// Quads of output.
+    fn quads(&self) -> usize {
+        self.heads() * self.shape.head_dim() / 4
     }
 
     pub(crate) fn grid(&self) -> [u32; 3] {
@@ -61,9 +70,12 @@ impl AttendRow {
     }
 
     pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
-        let heading = "Decoding: attention of one query over 128 of its keys: of the kept blocks, of the sinks, or of the window.\n\
-                       A block of threads takes HEADS query heads of a group; the last one of them joins the splits.";
-        let mut writer = Writer::new(heading, &format!("{pipeline}, attend"));
+        let AttendDecode { threads, keys } = self.tuning;
+        let heading = format!(
+            "Decoding: attention of one query over {keys} of its keys: of the kept blocks, of the sinks, or of the window.\n\
+             A block of threads takes HEADS query heads of a group; the last one of them joins the splits."
+        );
+        let mut writer = Writer::new(&heading, &format!("{pipeline}, attend"));
         self.shape.constants(&mut writer);
         if let Visible::Pruned { sink, window, block, keep_blocks, .. } = self.visible {
             writer.constant("SINK", sink, "first tokens, which every query sees").constant(
@@ -86,21 +98,20 @@ impl AttendRow {
                 "pieces of the sinks, which follow; the rest is the window's",
             );
         }
-        let (half, quads) = (self.shape.head_dim() / 2, self.heads() * self.shape.head_dim() / 4);
-        let team = half / 4;
+        let (team, quads) = (self.team(), self.quads());
         writer
             .constant("SPLITS", self.splits(), "pieces of the keys")
             .constant("HEADS", self.heads(), "query heads of a block of threads: they share the keys")
             .constant("FOURS", self.heads().div_ceil(4), "fours of heads")
-            .constant("TILE_KEYS", TILE_KEYS, "keys of a split")
-            .constant("THREADS", THREADS, "threads of a block")
-            .constant("WARPS", THREADS / 32, "warps of a block")
+            .constant("TILE_KEYS", keys, "keys of a split")
+            .constant("THREADS", threads, "threads of a block")
+            .constant("WARPS", threads / 32, "warps of a block")
             .constant("TEAM", team, "lanes that take a key together")
-            .constant("TEAMS", THREADS / team, "such teams in a block")
-            .constant("KEYS_EACH", TILE_KEYS * team / THREADS, "keys of a team")
+            .constant("TEAMS", threads / team, "such teams in a block")
+            .constant("KEYS_EACH", keys * team / threads, "keys of a team")
             .constant("PIECE", 16 / self.shape.kv().bytes(), "elements of a 16-byte copy")
             .constant("QUADS", quads, "quads of output")
-            .constant("PARTS", THREADS / quads, "threads that share the keys of a quad")
+            .constant("PARTS", threads / quads, "threads that share the keys of a quad")
             .constant("BATCH", 8, "splits that are joined at a time")
             .constant("NOWHERE", -1, "token of an empty slot")
             .float(
@@ -141,8 +152,8 @@ impl AttendRow {
             family: Family::Attend,
             text: writer.finish(),
             arguments,
-            threads: THREADS as u32,
-            shared_bytes: (TILE_KEYS * self.shape.head_dim() * self.shape.kv().bytes()) as u32,
+            threads: threads as u32,
+            shared_bytes: (keys * self.shape.head_dim() * self.shape.kv().bytes()) as u32,
         }
     }
 
@@ -180,6 +191,33 @@ impl AttendRow {
         );
         // The pieces are written for a loop around them.
         text.replace("\n                ", "\n            ").replace("\n            slot_", "\n        slot_")
+    }
+}
+
+impl Tune for AttendRow {
+    fn stem(&self, pipeline: &str) -> String {
+        self.visible.stem(pipeline, Phase::Decode, self.shape)
+    }
+
+    fn tuning(&self) -> Option<Tuning> {
+        Some(Tuning::AttendDecode(self.tuning))
+    }
+
+    fn space(&self) -> Vec<Tuning> {
+        let pairs = [128, 256, 512].into_iter().flat_map(|threads| [64, 128, 256].map(|keys| (threads, keys)));
+        // A thread finds a slot, a team takes whole keys, and each quad of output has a thread.
+        let fits = |&(threads, keys): &(usize, usize)| {
+            keys <= threads && (keys * self.team()).is_multiple_of(threads) && self.quads() <= threads
+        };
+        let choices = pairs.filter(fits).map(|(threads, keys)| AttendDecode { threads, keys });
+        choices.map(Tuning::AttendDecode).collect()
+    }
+
+    fn tuned(self, tuning: Tuning) -> Self {
+        match tuning {
+            Tuning::AttendDecode(tuning) => Self { tuning, ..self },
+            _ => self,
+        }
     }
 }
 

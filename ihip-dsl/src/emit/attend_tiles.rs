@@ -7,14 +7,16 @@
 
 use super::dense_row::PIECE_AT;
 use super::functions::{CACHE_ROW, Shape};
+use super::tune::Tune;
 use super::visible::{Phase, Visible};
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel};
+use crate::tuning::{AttendPrefill, Tuning};
 use crate::{KvType, LayerPlan, Ranking};
 
 /// Rows of a warp.
 const WARP_ROWS: usize = 16;
-/// Rows of a block of threads at most.
+/// Rows of a block of threads at most, unless something else is chosen.
 const MOST_ROWS: usize = 128;
 
 /// Constants of the kernel.
@@ -22,32 +24,37 @@ const MOST_ROWS: usize = 128;
 pub(crate) struct AttendTiles {
     shape: Shape,
     visible: Visible,
+    tuning: AttendPrefill,
 }
 
 impl AttendTiles {
     /// The kernel, for caches that tensor cores take as they are.
     pub(crate) fn new(shape: Shape, kind: &LayerPlan) -> Option<Self> {
-        (shape.kv() != KvType::F32).then(|| Self { shape, visible: Visible::new(kind) })
-    }
-
-    pub(crate) fn stem(&self, pipeline: &str) -> String {
-        self.visible.stem(pipeline, Phase::Prefill, self.shape)
+        let visible = Visible::new(kind);
+        // Fewer keys where more has to be held of each, so that all of it fits into registers.
+        let keys = match visible {
+            Visible::All => 64,
+            Visible::Pruned { .. } if visible.blends() => 16,
+            Visible::Pruned { .. } => 32,
+        };
+        let tuning = AttendPrefill { rows: MOST_ROWS, keys };
+        (shape.kv() != KvType::F32).then_some(Self { shape, visible, tuning })
     }
 
     fn query_block(&self) -> usize {
         match self.visible {
-            Visible::All => MOST_ROWS,
+            Visible::All => self.tuning.rows,
             Visible::Pruned { query_block, .. } => query_block,
         }
     }
 
     fn tile_queries(&self) -> usize {
-        self.query_block().min(MOST_ROWS)
+        self.query_block().min(self.tuning.rows)
     }
 
     /// Heads of a group in a tile: those that share lists and for which there is room.
     fn tile_heads(&self) -> usize {
-        let most = if self.visible.ranking() == Ranking::Each { 1 } else { MOST_ROWS / self.tile_queries() };
+        let most = if self.visible.ranking() == Ranking::Each { 1 } else { self.tuning.rows / self.tile_queries() };
         (1..=most).rev().find(|heads| self.shape.group().is_multiple_of(*heads)).unwrap_or(1)
     }
 
@@ -57,15 +64,6 @@ impl AttendTiles {
 
     fn threads(&self) -> usize {
         (self.tile_heads() * self.tile_queries()).div_ceil(WARP_ROWS).max(2) * 32
-    }
-
-    /// Keys of a tile: fewer where more has to be held of each, so that all of it fits into registers.
-    fn tile_keys(&self) -> usize {
-        match self.visible {
-            Visible::All => 64,
-            Visible::Pruned { .. } if self.visible.blends() => 16,
-            Visible::Pruned { .. } => 32,
-        }
     }
 
     /// Tiles in shared memory: two of values; of keys two, or one as it was cached, one turned, and its rest.
@@ -100,12 +98,12 @@ impl AttendTiles {
         if family == Family::Dense {
             writer.constant("QUERY_BLOCK", self.query_block(), "queries of a tile");
         }
-        let turns = (self.tile_keys() * self.shape.head_dim() / 16).div_ceil(self.threads());
+        let turns = (self.tuning.keys * self.shape.head_dim() / 16).div_ceil(self.threads());
         writer
             .constant("TILE_QUERIES", self.tile_queries(), "queries of a tile")
             .constant("TILE_HEADS", self.tile_heads(), "heads of a group in a tile: they share the keys")
             .constant("TILES", self.tiles_of_block(), "tiles of a query block")
-            .constant("TILE_KEYS", self.tile_keys(), "keys of a tile")
+            .constant("TILE_KEYS", self.tuning.keys, "keys of a tile")
             .constant("THREADS", self.threads(), "threads of a block")
             .constant("PIECES", self.shape.head_dim() / 8, "16-byte pieces of a row")
             .constant("STEPS", self.shape.head_dim() / 16, "products along a row")
@@ -146,7 +144,7 @@ impl AttendTiles {
             text: writer.finish(),
             arguments,
             threads: self.threads() as u32,
-            shared_bytes: (self.shared_tiles() * self.tile_keys() * self.shape.head_dim() * 2) as u32,
+            shared_bytes: (self.shared_tiles() * self.tuning.keys * self.shape.head_dim() * 2) as u32,
         }
     }
 
@@ -231,6 +229,39 @@ impl AttendTiles {
         .replace("$DECLARE_WEIGHT_REST", if turns { ", weight_rest[4]" } else { "" })
         .replace("$KEEP_WEIGHT_REST\n", &either(turns, KEEP_WEIGHT_REST, ""))
         .replace("$REST_OUTPUT\n", &either(turns, REST_OUTPUT, ""))
+    }
+}
+
+impl Tune for AttendTiles {
+    fn stem(&self, pipeline: &str) -> String {
+        self.visible.stem(pipeline, Phase::Prefill, self.shape)
+    }
+
+    fn tuning(&self) -> Option<Tuning> {
+        Some(Tuning::AttendPrefill(self.tuning))
+    }
+
+    fn space(&self) -> Vec<Tuning> {
+        let filled = |choice: &Self| choice.tile_heads() * choice.tile_queries();
+        let mut choices = vec![self.tuning];
+        for rows in [64, 128, 192, 256] {
+            for keys in [16, 32, 64] {
+                let choice = Self { tuning: AttendPrefill { rows, keys }, ..self.clone() };
+                // Where heads do not fill the rows, fewer are the same kernel. A thread finds a slot of a tile.
+                let full = filled(&choice) == rows && keys <= choice.threads();
+                if full && (rows, keys) != (filled(self), self.tuning.keys) {
+                    choices.push(choice.tuning);
+                }
+            }
+        }
+        choices.into_iter().map(Tuning::AttendPrefill).collect()
+    }
+
+    fn tuned(self, tuning: Tuning) -> Self {
+        match tuning {
+            Tuning::AttendPrefill(tuning) => Self { tuning, ..self },
+            _ => self,
+        }
     }
 }
 

@@ -26,6 +26,7 @@ mod scoring;
 mod select;
 mod summarise;
 mod tile;
+mod tune;
 mod visible;
 mod writer;
 

@@ -15,9 +15,11 @@ use super::score::{Score, row_storage};
 use super::scoring::{Operand, Stride, strides};
 use super::select::Select;
 use super::summarise::Summarise;
+use super::tune::Tune;
 use super::visible::MOST_TEAMS;
 use super::writer::snake_case;
 use crate::rope::{Branch, Extension, ScanDistance};
+use crate::tuning::{Tunable, Tunings};
 use crate::{AttendRope, LayerPlan, Plan, PrunedLayer};
 
 /// The CUDA side of a [`Plan`]: its kernels, what they run over, and in which order.
@@ -25,13 +27,14 @@ use crate::{AttendRope, LayerPlan, Plan, PrunedLayer};
 pub struct Program {
     plan: Plan,
     shape: Shape,
+    tunings: Tunings,
     /// Distinct kernels in the order in which layers need them, each with its name.
     units: Vec<(Unit, String)>,
 }
 
 /// One kernel, by the constants that make up its text.
 #[derive(Clone, Debug, PartialEq)]
-enum Unit {
+pub(super) enum Unit {
     Append(Append),
     Summarise(Summarise),
     Score(Score),
@@ -45,7 +48,7 @@ enum Unit {
 }
 
 impl Unit {
-    fn stem(&self, pipeline: &str) -> String {
+    pub(super) fn stem(&self, pipeline: &str) -> String {
         match self {
             Self::Append(unit) => unit.stem(pipeline),
             Self::Summarise(unit) => unit.stem(pipeline),
@@ -95,17 +98,26 @@ impl Program {
     /// # Errors
     /// [`EmitError::HeadDim`] where a head has neither 32, nor 64, nor 128 elements.
     pub fn new(plan: &Plan, activation: Activation) -> Result<Self, EmitError> {
+        Self::tuned(plan, activation, Tunings::default())
+    }
+
+    /// The same with what `tunings` choose for its kernels.
+    ///
+    /// # Errors
+    /// Those of [`Program::new`].
+    pub fn tuned(plan: &Plan, activation: Activation, tunings: Tunings) -> Result<Self, EmitError> {
         if !matches!(plan.geometry().head_dim, 32 | 64 | 128) {
             return Err(EmitError::HeadDim { head_dim: plan.geometry().head_dim });
         }
         let shape = Shape { geometry: *plan.geometry(), activation };
-        let mut program = Self { plan: plan.clone(), shape, units: Vec::new() };
+        let mut program = Self { plan: plan.clone(), shape, tunings, units: Vec::new() };
         let pipeline = snake_case(plan.name());
         for (index, kind) in plan.kinds().iter().enumerate() {
             let mut layers = 0..plan.layers();
             let prefill = layers.clone().any(|layer| plan.prefill_kind(layer) == index);
             let decode = layers.any(|layer| plan.decode_kind(layer) == index);
             for unit in units_of(shape, kind, [prefill, decode]) {
+                let unit = unit.chosen(shape, &program.tunings);
                 if program.units.iter().any(|(known, _)| *known == unit) {
                     continue;
                 }
@@ -123,6 +135,19 @@ impl Program {
     #[must_use]
     pub fn kernels(&self) -> Vec<Kernel> {
         self.units.iter().map(|(unit, name)| unit.emit(self.plan.name(), name)).collect()
+    }
+
+    /// The kernels of which something can be chosen, in the order in which layers need them.
+    #[must_use]
+    pub fn tunable(&self) -> Vec<Tunable> {
+        let mut tunable: Vec<Tunable> = Vec::new();
+        for (unit, name) in &self.units {
+            let site = unit.site(self.shape);
+            if let Some(tuning) = unit.tuning().filter(|_| tunable.iter().all(|known| known.site != site)) {
+                tunable.push(Tunable { site, kernel: name.clone(), tuning, space: unit.space() });
+            }
+        }
+        tunable
     }
 
     /// The plan behind the kernels.
@@ -213,9 +238,9 @@ impl Program {
         push(Buffer::Blocks, Element::I32, blocks, false);
         push(Buffer::Counts, Element::I32, rows, false);
         let splits = self.plan.kinds().iter().map(|kind| match kind {
-            LayerPlan::Pruned(layer) => AttendRow::new(self.shape, layer).splits(),
+            LayerPlan::Pruned(layer) => self.chosen(AttendRow::new(self.shape, layer)).splits(),
             LayerPlan::Dense => match DenseRow::new(self.shape) {
-                Some(dense) => dense.splits(),
+                Some(dense) => self.chosen(dense).splits(),
                 None => SplitDense::new(self.shape).splits(),
             },
         });
@@ -261,20 +286,21 @@ impl Program {
         let mut launches = self.append(layer, rows);
         let kind = self.plan.prefill(layer);
         let LayerPlan::Pruned(layer) = kind else {
-            let (attend, grid) = attend_of(self.shape, kind, rows);
+            let (attend, grid) = self.attend(kind, rows);
             launches.push(self.launch(&attend, grid, dense_arguments()));
             return launches;
         };
         for stage in 0..layer.stages.len() {
             let parents = |stage| Buffer::Lists { stage };
             for score in Score::prefill(self.shape, layer, stage) {
+                let score = self.chosen(score);
                 let grid = score.grid(rows, layer.chunks(stage, t_max));
                 launches.push(self.score(score, grid, parents, layer.chunks(stage, extent.tokens), extent));
             }
             let blocks = rows.div_ceil(layer.stages[stage].query_block);
             launches.push(self.select(layer, stage, blocks, parents, [Buffer::Blocks, Buffer::Counts], extent));
         }
-        let (attend, grid) = attend_of(self.shape, kind, rows);
+        let (attend, grid) = self.attend(kind, rows);
         let arguments = attend_arguments(layer, [Buffer::Blocks, Buffer::Counts], &[Buffer::Out]);
         launches.push(self.launch(&attend, grid, arguments));
         launches
@@ -292,7 +318,7 @@ impl Program {
                 for stage in restart.unwrap_or(layer.stages.len())..layer.stages.len() {
                     let parents = |stage| Buffer::CachedLists { stage };
                     for score in Score::decode(self.shape, layer, stage) {
-                        let chunks = layer.chunks(stage, extent.tokens);
+                        let (score, chunks) = (self.chosen(score), layer.chunks(stage, extent.tokens));
                         let grid = score.grid(1, chunks);
                         launches.push(self.score(score, grid, parents, chunks, extent));
                     }
@@ -300,7 +326,7 @@ impl Program {
                     launches.push(self.select(layer, stage, 1, parents, last, extent));
                 }
                 let arguments = attend_arguments(layer, [Buffer::CachedBlocks, Buffer::CachedCount], &outputs);
-                let attend = AttendRow::new(self.shape, layer);
+                let attend = self.chosen(AttendRow::new(self.shape, layer));
                 let grid = attend.grid();
                 launches.push(self.launch(&Unit::AttendRow(attend), grid, arguments));
             }
@@ -312,7 +338,7 @@ impl Program {
     fn dense_row(&self, outputs: [Buffer; 4]) -> Vec<Launch> {
         let mut arguments = dense_arguments();
         arguments.pop();
-        if let Some(dense) = DenseRow::new(self.shape) {
+        if let Some(dense) = DenseRow::new(self.shape).map(|dense| self.chosen(dense)) {
             arguments.extend(outputs.map(Value::Buffer));
             let grid = dense.grid();
             return vec![self.launch(&Unit::DenseRow(dense), grid, arguments)];
@@ -431,6 +457,22 @@ impl Program {
         self.launch(&Unit::Select(select), grid, arguments)
     }
 
+    /// A kernel with what is chosen for it.
+    fn chosen<T: Tune>(&self, kernel: T) -> T {
+        kernel.chosen(self.shape, &self.tunings)
+    }
+
+    /// The kernel that attends in prefill, and its blocks of threads for `rows` rows.
+    fn attend(&self, kind: &LayerPlan, rows: usize) -> (Unit, [u32; 3]) {
+        if let Some(attend) = AttendTiles::new(self.shape, kind).map(|attend| self.chosen(attend)) {
+            let grid = attend.grid(rows);
+            return (Unit::AttendTiles(attend), grid);
+        }
+        let attend = Attend::new(self.shape, kind);
+        let grid = attend.grid(rows);
+        (Unit::Attend(attend), grid)
+    }
+
     fn launch(&self, unit: &Unit, grid: [u32; 3], arguments: Vec<Value>) -> Launch {
         let known = self.units.iter().find(|(known, _)| known == unit);
         let (_, name) = known.expect("launches are made of the units that `units_of` lists");
@@ -438,15 +480,9 @@ impl Program {
     }
 }
 
-/// The kernel that attends in prefill, and its blocks of threads for `rows` rows.
-fn attend_of(shape: Shape, kind: &LayerPlan, rows: usize) -> (Unit, [u32; 3]) {
-    if let Some(attend) = AttendTiles::new(shape, kind) {
-        let grid = attend.grid(rows);
-        return (Unit::AttendTiles(attend), grid);
-    }
-    let attend = Attend::new(shape, kind);
-    let grid = attend.grid(rows);
-    (Unit::Attend(attend), grid)
+/// The kernel that attends in prefill.
+fn attend_of(shape: Shape, kind: &LayerPlan) -> Unit {
+    AttendTiles::new(shape, kind).map_or_else(|| Unit::Attend(Attend::new(shape, kind)), Unit::AttendTiles)
 }
 
 /// Kernels that a layer of `kind` needs in the phases in which there is one, in the order in which it launches them.
@@ -460,7 +496,7 @@ fn units_of(shape: Shape, kind: &LayerPlan, [prefill, decode]: [bool; 2]) -> Vec
             units.push(Unit::Select(Select::new(shape, layer, stage)));
         }
     }
-    units.extend(prefill.then(|| attend_of(shape, kind, 1).0));
+    units.extend(prefill.then(|| attend_of(shape, kind)));
     if decode {
         match kind {
             LayerPlan::Pruned(layer) => units.push(Unit::AttendRow(AttendRow::new(shape, layer))),

@@ -1,5 +1,7 @@
 //! Checks of single arguments: what `clap` calls value parsers.
 
+use std::time::Duration;
+
 use ihip_runtime::session::SEGMENT;
 use thiserror::Error;
 
@@ -37,6 +39,9 @@ pub(super) enum ArgumentError {
         grouped(MOST_TOKENS)
     )]
     Tokens,
+    /// A time that is none.
+    #[error("it must be a positive number of minutes, such as 5 or 0.5")]
+    Minutes,
     /// A bandwidth that is none.
     #[error("it must be a positive number of GB/s or TB/s, such as 3.05TB/s")]
     Bandwidth,
@@ -86,6 +91,13 @@ pub(super) fn tokens(text: &str) -> Result<usize, ArgumentError> {
     tokens.filter(|tokens| (1..=MOST_TOKENS).contains(tokens)).ok_or(ArgumentError::Tokens)
 }
 
+/// Minutes: `5`, `0.5`; at most a week.
+pub(super) fn minutes(text: &str) -> Result<Duration, ArgumentError> {
+    let value: f64 = text.parse().map_err(|_| ArgumentError::Minutes)?;
+    let fits = value.is_finite() && value > 0.0 && value <= 7.0 * 24.0 * 60.0;
+    if fits { Ok(Duration::from_secs_f64(60.0 * value)) } else { Err(ArgumentError::Minutes) }
+}
+
 /// Bytes a second: `3.05TB/s`, `936 GB/s`.
 pub(super) fn bandwidth(text: &str) -> Result<f64, ArgumentError> {
     let units = [("TB/s", 1e12), ("GB/s", 1e9)];
@@ -121,6 +133,14 @@ mod tests {
         }
         for text in ["", "0", "K", "1.5M", "-1", "+1", "1G", "2048M", "1 M", "99999999999999999999", "_"] {
             assert_eq!(tokens(text), Err(ArgumentError::Tokens), "{text}");
+        }
+    }
+
+    #[test]
+    fn minutes_are_positive_and_at_most_a_week() {
+        assert_eq!(minutes("0.5"), Ok(Duration::from_secs(30)));
+        for text in ["", "0", "-1", "NaN", "inf", "1e9", "5m"] {
+            assert_eq!(minutes(text), Err(ArgumentError::Minutes), "{text}");
         }
     }
 

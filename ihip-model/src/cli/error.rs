@@ -236,7 +236,9 @@ impl Error {
         use ihip_runtime::Error as Runtime;
         match self {
             Self::Model(crate::Error::Interrupted) => INTERRUPTED,
-            Self::Model(crate::Error::Runtime(Runtime::OutOfMemory { .. } | Runtime::NoSuchDevice { .. })) => REFUSED,
+            Self::Model(crate::Error::Runtime(
+                Runtime::OutOfMemory { .. } | Runtime::NoSuchDevice { .. } | Runtime::Tuning(_),
+            )) => REFUSED,
             Self::Model(crate::Error::Runtime(Runtime::Jit(error))) if is_refusal(error) => REFUSED,
             Self::Model(crate::Error::Runtime(_))
             | Self::Gallery(_)
@@ -256,6 +258,11 @@ impl Error {
             Self::ClosedOutput => 0,
             _ => REFUSED,
         }
+    }
+
+    /// Whether kernels differ from the reference as they are declared.
+    pub(super) fn is_untunable(&self) -> bool {
+        matches!(self, Self::Model(crate::Error::Runtime(ihip_runtime::Error::Untunable { .. })))
     }
 
     /// Whether a person should read it: who pressed Ctrl-C or closed the pipe knows.

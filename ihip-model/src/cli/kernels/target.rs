@@ -2,6 +2,7 @@
 
 use clap::Args;
 use ihip_dsl::emit::{Activation, Kernel, Program};
+use ihip_dsl::tuning::Tunings;
 use ihip_dsl::{Geometry, KvType};
 use ihip_runtime::jit::{Architecture, Dump, JitError};
 use thiserror::Error as ThisError;
@@ -74,16 +75,24 @@ impl Target {
 }
 
 impl Shape {
-    /// The kernels of a pipeline for this model. Activations are f32, as the CUDA device keeps them.
+    /// The kernels of a pipeline for this model as they are declared. Activations are f32, as the CUDA device keeps them.
     ///
     /// # Errors
     /// Where the pipeline does not fit the model, and those of [`Dump`].
     pub(super) fn program(&self, choice: Choice) -> Result<Program> {
+        self.tuned(choice, Tunings::default())
+    }
+
+    /// The same with what `tunings` choose for them.
+    ///
+    /// # Errors
+    /// Those of [`Shape::program`].
+    pub(super) fn tuned(&self, choice: Choice, tunings: Tunings) -> Result<Program> {
         let plan = choice.plan_for(self.geometry, self.frequencies.clone(), self.layers)?;
         if let Some(dump) = Dump::from_environment()? {
             dump.plan(&plan)?;
         }
-        Ok(Program::new(&plan, Activation::F32)?)
+        Ok(Program::tuned(&plan, Activation::F32, tunings)?)
     }
 
     /// One line that says what a table is about.

@@ -9,10 +9,11 @@ use cudarc::driver::sys::{CUdeviceptr, CUfunction_attribute};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, result};
 use cudarc::nvrtc::Ptx;
 use ihip_dsl::emit::{ArgumentKind, Kernel};
+use rayon::prelude::*;
 
 use super::memory::failed;
 use crate::device::Compilation;
-use crate::jit::Compiler;
+use crate::jit::{Compiler, JitError, Resources};
 use crate::{Error, Result};
 
 /// Shared memory that a block may use without being allowed to.
@@ -98,6 +99,17 @@ pub(super) struct Loader {
 impl Loader {
     pub(super) fn new(context: Arc<CudaContext>, compiler: Compiler) -> Self {
         Self { context, compiler, loaded: HashMap::new(), compiling: Duration::ZERO }
+    }
+
+    /// What each kernel takes of a multiprocessor, or why it does not compile; compiled side by side, and not loaded.
+    pub(super) fn resources(&self, kernels: &[Kernel]) -> Vec<std::result::Result<Resources, Arc<JitError>>> {
+        let cubin = |kernel: &Kernel| self.compiler.cubin(&kernel.name, &kernel.text).map(|cubin| cubin.resources);
+        kernels.par_iter().map(cubin).collect()
+    }
+
+    /// What it compiles for, and by which version.
+    pub(super) fn compiler(&self) -> &Compiler {
+        &self.compiler
     }
 
     /// What it compiled so far.
