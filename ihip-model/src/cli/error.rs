@@ -73,6 +73,14 @@ pub(super) enum Error {
         /// Where the prompt came from.
         input: Source,
     },
+    /// A share of a GPU's memory where there is no GPU.
+    #[error(
+        "--gpu-kv {bytes} is for a GPU, and the CPU's keys and values are all in one memory: leave it out, or give --device cuda"
+    )]
+    NoGpuMemory {
+        /// What was asked for.
+        bytes: u64,
+    },
     /// A text too short to be scored.
     #[error("{input} has {tokens} token: a token is scored by those before it, give at least 2")]
     NothingToScore {

@@ -152,6 +152,10 @@ impl Device for CpuDevice {
         CpuCache::bytes(plan, capacity)
     }
 
+    fn host_cache_bytes(&self, _: &Plan, _: usize) -> u64 {
+        0
+    }
+
     fn cache(&mut self, plan: &Arc<Plan>, capacity: usize) -> Result<CpuCache> {
         let needed = self.cache_bytes(plan, capacity);
         match available_bytes() {

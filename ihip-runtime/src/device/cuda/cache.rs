@@ -151,6 +151,13 @@ pub(super) fn bytes(program: &Program, capacity: usize, gpu_kv: Option<u64>) -> 
     total as u64
 }
 
+/// Bytes of keys and values of a cache of `capacity` tokens that lie with the host.
+pub(super) fn host_bytes(program: &Program, capacity: usize, gpu_kv: Option<u64>) -> u64 {
+    let layers = program.plan().layers();
+    let sizes = sizes(program, extent(capacity), capacity);
+    (layers * (2 * sizes.region - sizes.on_gpu(layers, gpu_kv).iter().sum::<usize>())) as u64
+}
+
 impl CudaCache {
     pub(super) fn new(
         stream: &Arc<CudaStream>,

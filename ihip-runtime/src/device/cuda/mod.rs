@@ -36,6 +36,7 @@ use self::cache::{MOST_GRAPHS, Recording};
 use self::launch::{Function, Loader, Operand};
 use self::linear::{Products, Shape};
 use self::memory::{Buffer, failed};
+use super::cpu::available_bytes;
 use super::{BlockLists, Compilation, Device, Sampling};
 use crate::jit::{Architecture, Compiler, Watch};
 use crate::session::SEGMENT;
@@ -168,6 +169,11 @@ impl CudaDevice {
         if let Some(available) = self.available_bytes()?.filter(|available| needed > *available) {
             let what = format!("the key-value cache of {capacity} tokens");
             return Err(Error::OutOfMemory { what, device: self.name(), needed, available });
+        }
+        let needed = cache::host_bytes(&program, capacity, self.gpu_kv);
+        if let Some(available) = available_bytes().filter(|available| needed > *available) {
+            let what = format!("what lies with the host of the key-value cache of {capacity} tokens");
+            return Err(Error::OutOfMemory { what, device: "the host".to_owned(), needed, available });
         }
         let kernels = self.loader.load(program.kernels())?;
         CudaCache::new(&self.stream, program, kernels, capacity, self.gpu_kv)
@@ -322,6 +328,10 @@ impl Device for CudaDevice {
     fn cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
         // A plan without kernels is refused, with its reason, where the cache is allocated.
         self.program(plan, capacity).map_or(0, |program| cache::bytes(&program, capacity, self.gpu_kv))
+    }
+
+    fn host_cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
+        self.program(plan, capacity).map_or(0, |program| cache::host_bytes(&program, capacity, self.gpu_kv))
     }
 
     fn cache(&mut self, plan: &Arc<Plan>, capacity: usize) -> Result<CudaCache> {
