@@ -181,7 +181,8 @@ pub(super) enum Error {
     /// A request that does not fit into memory.
     #[error(
         "{prompt} prompt tokens and {new} new ones need {cache} bytes of cache ({token} bytes a token) besides {model} bytes \
-         for the model, but {device} has {available} bytes free: shorten the prompt or lower --max-new-tokens"
+         for the model, but {device} has {available} bytes free: shorten the prompt or lower --max-new-tokens{}",
+        if *.own_memory { ", or leave keys and values with the host by --gpu-kv" } else { "" }
     )]
     DoesNotFit {
         /// Tokens of the prompt.
@@ -198,6 +199,8 @@ pub(super) enum Error {
         device: String,
         /// Bytes that are free on it.
         available: u64,
+        /// Whether they are the device's own, and the host has others.
+        own_memory: bool,
     },
     /// A word in the place of a token id.
     #[error("“{word}” is not a token id: give numbers from 0, separated by white space")]
