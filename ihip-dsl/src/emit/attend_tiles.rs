@@ -242,14 +242,15 @@ impl Tune for AttendTiles {
     }
 
     fn space(&self) -> Vec<Tuning> {
-        let filled = |choice: &Self| choice.tile_heads() * choice.tile_queries();
-        let mut choices = vec![self.tuning];
+        // Where heads do not fill the rows, fewer are the same kernel.
+        let rows_and_keys = |choice: &Self| (choice.tile_heads() * choice.tile_queries(), choice.tuning.keys);
+        let (mut choices, mut known) = (vec![self.tuning], vec![rows_and_keys(self)]);
         for rows in [64, 128, 192, 256] {
             for keys in [16, 32, 64] {
                 let choice = Self { tuning: AttendPrefill { rows, keys }, ..self.clone() };
-                // Where heads do not fill the rows, fewer are the same kernel. A thread finds a slot of a tile.
-                let full = filled(&choice) == rows && keys <= choice.threads();
-                if full && (rows, keys) != (filled(self), self.tuning.keys) {
+                // A thread finds a slot of a tile.
+                if keys <= choice.threads() && !known.contains(&rows_and_keys(&choice)) {
+                    known.push(rows_and_keys(&choice));
                     choices.push(choice.tuning);
                 }
             }
