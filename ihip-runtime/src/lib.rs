@@ -6,6 +6,7 @@
 pub mod device;
 mod error;
 pub mod jit;
+pub mod kv;
 pub mod session;
 pub mod tuning;
 

@@ -9,6 +9,7 @@ mod cache;
 mod driver;
 mod launch;
 mod linear;
+mod mapping;
 mod memory;
 mod runner;
 mod timing;
@@ -35,6 +36,7 @@ use self::cache::{MOST_GRAPHS, Recording};
 use self::launch::{Function, Loader, Operand};
 use self::linear::{Products, Shape};
 use self::memory::{Buffer, failed};
+use super::cpu::available_bytes;
 use super::{BlockLists, Compilation, Device, Sampling};
 use crate::jit::{Architecture, Compiler, Watch};
 use crate::session::SEGMENT;
@@ -78,6 +80,8 @@ pub struct CudaDevice {
     vocabulary: Option<usize>,
     /// The token that was last chosen.
     chosen: Arc<Buffer>,
+    /// Bytes of keys and values that a request may have on the GPU; the rest lies in the host's memory.
+    gpu_kv: Option<u64>,
     /// Every tensor and weight named since a recording began.
     recording: Option<Vec<Arc<Buffer>>>,
 }
@@ -140,11 +144,18 @@ impl CudaDevice {
             host_tokens: Vec::new(),
             vocabulary: None,
             chosen: Buffer::new(&stream, "the chosen token", size_of::<u32>(), true)?,
+            gpu_kv: None,
             recording: None,
             context,
             stream,
             loader,
         })
+    }
+
+    /// From here on, requests have at most `bytes` of keys and values on the GPU (to 2 MiB a layer), and the rest in
+    /// pinned memory of the host, which kernels read and write in place.
+    pub const fn limit_kv(&mut self, bytes: u64) {
+        self.gpu_kv = Some(bytes);
     }
 
     /// The kernels of a plan as they are tuned for a request of `capacity` tokens.
@@ -154,13 +165,18 @@ impl CudaDevice {
 
     /// The cache of a request that runs `program`.
     fn cache_of(&mut self, program: Program, capacity: usize) -> Result<CudaCache> {
-        let needed = cache::bytes(&program, capacity);
+        let needed = cache::bytes(&program, capacity, self.gpu_kv);
         if let Some(available) = self.available_bytes()?.filter(|available| needed > *available) {
             let what = format!("the key-value cache of {capacity} tokens");
             return Err(Error::OutOfMemory { what, device: self.name(), needed, available });
         }
+        let needed = cache::host_bytes(&program, capacity, self.gpu_kv);
+        if let Some(available) = available_bytes().filter(|available| needed > *available) {
+            let what = format!("what lies with the host of the key-value cache of {capacity} tokens");
+            return Err(Error::OutOfMemory { what, device: "the host".to_owned(), needed, available });
+        }
         let kernels = self.loader.load(program.kernels())?;
-        CudaCache::new(&self.stream, program, kernels, capacity)
+        CudaCache::new(&self.stream, program, kernels, capacity, self.gpu_kv)
     }
 
     /// The address of a buffer that the launch at hand names.
@@ -311,7 +327,11 @@ impl Device for CudaDevice {
 
     fn cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
         // A plan without kernels is refused, with its reason, where the cache is allocated.
-        self.program(plan, capacity).map_or(0, |program| cache::bytes(&program, capacity))
+        self.program(plan, capacity).map_or(0, |program| cache::bytes(&program, capacity, self.gpu_kv))
+    }
+
+    fn host_cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
+        self.program(plan, capacity).map_or(0, |program| cache::host_bytes(&program, capacity, self.gpu_kv))
     }
 
     fn cache(&mut self, plan: &Arc<Plan>, capacity: usize) -> Result<CudaCache> {
