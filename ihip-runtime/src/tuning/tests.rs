@@ -101,7 +101,7 @@ fn dense(tuned: &[Tuned]) -> &Tuned {
     tuned.iter().find(|tuned| matches!(tuned.default, Tuning::DenseDecode(_))).expect("dense decoding is tuned")
 }
 
-const FAST: Tuning = Tuning::DenseDecode(DenseDecode { warps: 8, stages: 3, blocks: 256 });
+const FAST: Tuning = Tuning::DenseDecode(DenseDecode { warps: 8, stages: 3, blocks: 128 });
 
 #[test]
 fn the_fastest_choice_that_is_right_is_taken_once_a_longer_look_confirms_it() {

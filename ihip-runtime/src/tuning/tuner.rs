@@ -101,7 +101,8 @@ impl Tuner {
     }
 
     /// Tries every candidate of every kernel of `plan`, a plan of one layer, that was not tried before; no new one once
-    /// `deadline` is past.
+    /// `deadline` is past, and each kernel has its share of the time until then. What looks the fastest is timed once
+    /// more in any case.
     ///
     /// # Errors
     /// Where the store cannot be written, and those of the bench: a launch that failed leaves a GPU on which nothing else
@@ -120,8 +121,9 @@ impl Tuner {
         let candidates =
             tunable.iter().map(|tunable| self.candidates(plan, tunable, tokens)).collect::<Result<Vec<_>>>()?;
         let resources = self.compile(bench, &defaults, &candidates, deadline);
-        let mut tuned = Vec::new();
-        for (tunable, candidates) in tunable.iter().zip(&candidates) {
+        let (count, mut tuned) = (tunable.len(), Vec::new());
+        for (number, (tunable, candidates)) in tunable.iter().zip(&candidates).enumerate() {
+            let deadline = share(deadline, count - number);
             let spills = resources.get(&defaults[&tunable.kernel].text).map(spills);
             for candidate in candidates {
                 if self.store.outcome(&candidate.trial).is_some() || Instant::now() >= deadline {
@@ -138,7 +140,7 @@ impl Tuner {
                 };
                 self.keep(candidate, outcome)?;
             }
-            tuned.push(self.decide(bench, tunable, candidates, tokens, deadline)?);
+            tuned.push(self.decide(bench, tunable, candidates, tokens)?);
         }
         Ok(tuned)
     }
@@ -247,16 +249,12 @@ impl Tuner {
         tunable: &Tunable,
         candidates: &[Candidate],
         tokens: usize,
-        deadline: Instant,
     ) -> Result<Tuned> {
         let mut best = None;
         for _ in 0..CONFIRMED {
             let Some((candidate, medians, samples)) = self.fastest(candidates) else { break };
             if samples >= CONFIRMATION * self.samples(tunable) {
                 best = Some((candidate.tuning, medians));
-                break;
-            }
-            if Instant::now() >= deadline {
                 break;
             }
             let outcome = self.attempt(bench, tunable, candidate, CONFIRMATION * self.samples(tunable))?;

@@ -1,10 +1,13 @@
 //! Tries launch tunings on a GPU: the bench of a [`crate::tuning::Tuner`], and whole steps of two programs side by side.
 
+use std::ops::Range;
+
 use ihip_dsl::emit::{Activation, Kernel, Launch, Program};
 use ihip_dsl::tuning::Tunable;
-use ihip_dsl::{LayerPlan, Plan};
+use ihip_dsl::{Geometry, LayerPlan, Plan};
 
 use super::timing::{AttentionTimer, TimedLayer, decoding_step, prefill_steps};
+use super::{CudaCache, CudaTensor};
 use crate::jit::Resources;
 use crate::session::{Phase, SEGMENT, segment_end};
 use crate::tuning::{Bench, Case, Gate, Mistake, StepOutcome};
@@ -28,6 +31,19 @@ pub enum TimedPart {
     },
 }
 
+/// A case on the GPU.
+#[derive(Debug)]
+struct Uploaded {
+    /// Position of the call's first query.
+    first: usize,
+    /// Projections of the positions before: no queries, keys, values.
+    before: CudaTensor,
+    /// Those of the call, and the same on the host.
+    call: CudaTensor,
+    rows: Vec<f32>,
+    out: CudaTensor,
+}
+
 /// A layer over a context, with the default's outcomes.
 #[derive(Debug)]
 pub struct GpuBench<'a> {
@@ -36,8 +52,9 @@ pub struct GpuBench<'a> {
     context: usize,
     /// Rows of the prefill that is timed.
     rows: usize,
+    /// Of prefill, then of decoding, as all pairs here.
+    cases: [Uploaded; 2],
     default: TimedLayer,
-    /// Of decoding, then of prefill.
     outcomes: [StepOutcome; 2],
     candidate: Option<TimedLayer>,
 }
@@ -55,15 +72,18 @@ impl<'a> GpuBench<'a> {
         gate: &'a Gate,
     ) -> Result<Self> {
         let program = Program::new(plan, Activation::F32)?;
-        for decodes in [true, false] {
-            let outcome = timer.attend(program.clone(), gate.case(decodes), decodes)?;
+        let upload = |timer: &mut AttentionTimer, decodes| timer.upload(plan.geometry(), gate.case(decodes));
+        let mut cases = [upload(timer, false)?, upload(timer, true)?];
+        for decodes in [false, true] {
+            let outcome = timer.attend(program.clone(), &mut cases[usize::from(decodes)], decodes)?;
             if let Some(mistake) = gate.check(decodes, &outcome) {
                 return Err(Error::Untunable { plan: plan.name().to_owned(), mistake: mistake.to_string() });
             }
         }
         let mut default = timer.layer_of(program, context)?;
-        let outcomes = [timer.outcome(&mut default, true)?, timer.outcome(&mut default, false)?];
-        Ok(Self { timer, gate, context, rows, default, outcomes, candidate: None })
+        let decoding = timer.outcome(&mut default, true)?;
+        let outcomes = [timer.outcome(&mut default, false)?, decoding];
+        Ok(Self { timer, gate, context, rows, cases, default, outcomes, candidate: None })
     }
 }
 
@@ -77,7 +97,7 @@ impl Bench for GpuBench<'_> {
     fn check(&mut self, candidate: &Program, tunable: &Tunable) -> Result<Option<Mistake>> {
         let decodes = tunable.tuning.decodes();
         self.candidate = None;
-        let outcome = self.timer.attend(candidate.clone(), self.gate.case(decodes), decodes)?;
+        let outcome = self.timer.attend(candidate.clone(), &mut self.cases[usize::from(decodes)], decodes)?;
         if let Some(mistake) = self.gate.check(decodes, &outcome) {
             return Ok(Some(mistake));
         }
@@ -85,7 +105,7 @@ impl Bench for GpuBench<'_> {
         // The default's were taken in this order from a layer of the same noise.
         let decoding = self.timer.outcome(&mut layer, true)?;
         let outcome = if decodes { decoding } else { self.timer.outcome(&mut layer, false)? };
-        let mistake = self.gate.compare(&self.outcomes[usize::from(!decodes)], &outcome);
+        let mistake = self.gate.compare(&self.outcomes[usize::from(decodes)], &outcome);
         self.candidate = Some(layer);
         Ok(mistake)
     }
@@ -182,37 +202,47 @@ impl AttentionTimer {
         self.fill_projections(layer)?;
         self.device.record_masks(&mut layer.cache, true);
         self.run_step(layer, &step)?;
-        self.left_behind(layer, step.rows)
+        self.left_behind(&layer.cache, &layer.out, step.rows)
+    }
+
+    /// Brings a case to the GPU: what is cached before its call, and the call itself.
+    fn upload(&mut self, geometry: &Geometry, case: &Case) -> Result<Uploaded> {
+        let [query, key] = [geometry.query_heads, geometry.kv_heads].map(|heads| (heads * geometry.head_dim) as usize);
+        let columns = query + 2 * key;
+        let rows = |positions: Range<usize>| {
+            let mut rows = Vec::with_capacity(positions.len() * columns);
+            for position in positions {
+                match position.checked_sub(case.first) {
+                    Some(row) => rows.extend_from_slice(&case.queries[row * query..][..query]),
+                    None => rows.resize(rows.len() + query, 0.0),
+                }
+                rows.extend_from_slice(&case.keys[position * key..][..key]);
+                rows.extend_from_slice(&case.values[position * key..][..key]);
+            }
+            rows
+        };
+        let before = self.device.tensor(case.first, columns)?;
+        before.single.write(0, &rows(0..case.first))?;
+        let call = self.device.tensor(case.rows, columns)?;
+        let out = self.device.tensor(case.first, query)?;
+        Ok(Uploaded { first: case.first, before, call, rows: rows(case.first..case.first + case.rows), out })
     }
 
     /// What `program` makes of a case.
-    fn attend(&mut self, program: Program, case: &Case, decodes: bool) -> Result<StepOutcome> {
-        let geometry = *program.plan().geometry();
-        let key = (geometry.kv_heads * geometry.head_dim) as usize;
-        let query = (geometry.query_heads * geometry.head_dim) as usize;
-        let tokens = case.first + case.rows;
-        let cache = self.device.cache_of(program, tokens)?;
-        let qkv = self.device.tensor(tokens, query + 2 * key)?;
-        let out = self.device.tensor(tokens, query)?;
-        let mut layer = TimedLayer { cache, qkv, out, context: tokens };
-        self.device.record_masks(&mut layer.cache, true);
-        let rows = |from: usize, to: usize| -> Vec<f32> {
-            (from..to)
-                .flat_map(|position| {
-                    let own = position.checked_sub(case.first).map(|row| &case.queries[row * query..][..query]);
-                    let queries = own.map_or_else(|| vec![0.0; query], <[f32]>::to_vec);
-                    let keys = &case.keys[position * key..][..key];
-                    queries.into_iter().chain(keys.to_vec()).chain(case.values[position * key..][..key].to_vec())
-                })
-                .collect()
-        };
+    fn attend(&mut self, program: Program, case: &mut Uploaded, decodes: bool) -> Result<StepOutcome> {
+        let rows = case.call.rows;
         let prefill = |start, rows| Step { start, rows, t_max: segment_end(start), phase: Phase::Prefill };
-        layer.qkv.single.write(0, &rows(0, case.first))?;
-        self.run_step(&mut layer, &prefill(0, case.first))?;
-        layer.qkv.single.write(0, &rows(case.first, tokens))?;
-        let step = if decodes { decoding_step(&layer, Some(0)) } else { prefill(case.first, case.rows) };
-        self.run_step(&mut layer, &step)?;
-        self.left_behind(&layer, case.rows)
+        let phase = if decodes { Phase::Decode { restart: vec![Some(0)] } } else { Phase::Prefill };
+        let call = Step { phase, ..prefill(case.first, rows) };
+        let mut cache = self.device.cache_of(program, case.first + rows)?;
+        self.device.record_masks(&mut cache, true);
+        // Queries of before are zero, and stay so where they are rotated in place; those of the call do not.
+        case.call.single.write(0, &case.rows)?;
+        for (step, qkv) in [(&prefill(0, case.first), &case.before), (&call, &case.call)] {
+            self.device.begin(&mut cache, step, &[])?;
+            self.device.attention(&mut cache, 0, qkv, &mut case.out)?;
+        }
+        self.left_behind(&cache, &case.out, rows)
     }
 
     fn run_step(&mut self, layer: &mut TimedLayer, step: &Step) -> Result<()> {
@@ -222,11 +252,11 @@ impl AttentionTimer {
     }
 
     /// Output and lists of the step that ran last.
-    fn left_behind(&mut self, layer: &TimedLayer, rows: usize) -> Result<StepOutcome> {
-        let out = self.device.read(&layer.out, rows)?;
+    fn left_behind(&mut self, cache: &CudaCache, out: &CudaTensor, rows: usize) -> Result<StepOutcome> {
+        let out = self.device.read(out, rows)?;
         let staged = |plan: &LayerPlan| matches!(plan, LayerPlan::Pruned(layer) if !layer.stages.is_empty());
-        let lists = self.device.block_lists(&layer.cache, 0)?;
-        let kept = staged(layer.cache.step.layer(layer.cache.program.plan(), 0));
+        let lists = self.device.block_lists(cache, 0)?;
+        let kept = staged(cache.step.layer(cache.program.plan(), 0));
         Ok(StepOutcome { out, lists: lists.filter(|_| kept) })
     }
 }
