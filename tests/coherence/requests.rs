@@ -123,9 +123,9 @@ impl Requests {
             *named += 1;
         }
         let first = sequence.length();
-        for token in first..first + tokens {
+        for (token, name) in names.iter().enumerate().skip(first) {
             for row in rows(token) {
-                let expected = expected(names[token], row);
+                let expected = expected(*name, row);
                 store.row_mut(sequence, row).copy_from_slice(&expected);
             }
         }
@@ -138,10 +138,10 @@ impl Requests {
     fn read(&mut self, index: usize, step: usize) {
         let Self { store, requests, report, .. } = self;
         let Request { sequence, names } = &requests[index];
-        for token in (0..sequence.length()).step_by(step) {
+        for (token, name) in names.iter().enumerate().step_by(step) {
             for row in rows(token) {
                 report.verified += 1;
-                if store.row(sequence, row) != expected(names[token], row) {
+                if store.row(sequence, row) != expected(*name, row) {
                     report.wrong += 1;
                 }
             }
