@@ -118,6 +118,9 @@ pub enum Error {
         /// Element type that was last written to it.
         held_element: ihip_dsl::emit::Element,
     },
+    /// Something about the cache of two tiers.
+    #[error(transparent)]
+    Kv(#[from] crate::kv::KvError),
     /// A token that the model does not have.
     #[error("token {token} is beyond the vocabulary of {vocabulary} tokens")]
     NoSuchToken {

@@ -22,13 +22,22 @@ pub(crate) struct AttendRow {
     shape: Shape,
     visible: Visible,
     tuning: AttendDecode,
+    /// Whether it also caches the step's key and value.
+    appends: bool,
 }
 
 impl AttendRow {
     pub(crate) fn new(shape: Shape, layer: &PrunedLayer) -> Self {
         // A list is read as it stands: how many queries share it in prefill does not matter here.
         let visible = Visible::pruned(&PrunedLayer { query_block: 1, ..layer.clone() });
-        Self { shape, visible, tuning: DEFAULT }
+        Self { shape, visible, tuning: DEFAULT, appends: false }
+    }
+
+    /// The same for steps that do nothing else: one launch that caches the step's key and value and attends. `None`
+    /// where several blocks of threads share a key-value head, and where keys are cached rotated, queries with them.
+    pub(crate) fn appending(shape: Shape, layer: &PrunedLayer) -> Option<Self> {
+        let attend = Self::new(shape, layer);
+        (attend.visible.rotates() && attend.heads() == shape.group()).then_some(Self { appends: true, ..attend })
     }
 
     /// Query heads of a group that one block of threads serves with the same keys: one where each has a list of its
@@ -73,7 +82,8 @@ impl AttendRow {
         let AttendDecode { threads, keys } = self.tuning;
         let heading = format!(
             "Decoding: attention of one query over {keys} of its keys: of the kept blocks, of the sinks, or of the window.\n\
-             A block of threads takes HEADS query heads of a group; the last one of them joins the splits."
+             A block of threads takes HEADS query heads of a group; the last one of them joins the splits.{}",
+            if self.appends { APPENDS } else { "" }
         );
         let mut writer = Writer::new(&heading, &format!("{pipeline}, attend"));
         self.shape.constants(&mut writer);
@@ -122,8 +132,13 @@ impl AttendRow {
             .float("LOWEST", f32::MIN, "below every score");
         writer.text(QUADS).text(CACHE_ROW);
         self.visible.functions(&mut writer);
+        let cache = if self.appends {
+            "Cached* keys,\n    Cached* values"
+        } else {
+            "const Cached* __restrict__ keys,\n    const Cached* __restrict__ values"
+        };
         writer.text(&format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const Cached* __restrict__ values, const unsigned* __restrict__ page_table,\n   {} float* partials, float* partial_sums,\n    unsigned* arrivals, Activation* out) {{",
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, {cache}, const unsigned* __restrict__ page_table,\n   {} float* partials, float* partial_sums,\n    unsigned* arrivals, Activation* out) {{",
             self.visible.parameters()
         ));
         writer.more(&PLACE.replace("$POSITIONS", self.visible.position_array()));
@@ -134,7 +149,8 @@ impl AttendRow {
         } else {
             ""
         };
-        writer.text(&LOAD.replace("$TURN\n", turn));
+        let append = if self.appends { APPEND.trim_start_matches('\n') } else { "" };
+        writer.text(&LOAD.replace("$TURN\n", turn).replace("$APPEND\n", append));
         let [first, next, turn] = self.visible.follow_angles();
         writer.more(
             &SCORES
@@ -146,6 +162,12 @@ impl AttendRow {
         );
         writer.text(OUTPUT).text(JOIN);
         let mut arguments = self.visible.arguments(self.shape);
+        if self.appends {
+            let cached = Element::from(self.shape.kv());
+            for argument in arguments.iter_mut().filter(|argument| matches!(argument.name, "keys" | "values")) {
+                argument.kind = ArgumentKind::Output(cached);
+            }
+        }
         arguments.extend(split_outputs(self.shape.activation));
         Kernel {
             name: name.to_owned(),
@@ -196,7 +218,8 @@ impl AttendRow {
 
 impl Tune for AttendRow {
     fn stem(&self, pipeline: &str) -> String {
-        self.visible.stem(pipeline, Phase::Decode, self.shape)
+        let stem = self.visible.stem(pipeline, Phase::Decode, self.shape);
+        if self.appends { stem.replacen("_attend_", "_append_attend_", 1) } else { stem }
     }
 
     fn tuning(&self) -> Option<Tuning> {
@@ -220,6 +243,19 @@ impl Tune for AttendRow {
         }
     }
 }
+const APPENDS: &str = "\nThe window's last block caches the step's key and value first.";
+
+const APPEND: &str = r"
+    if (split == SPLITS - 1)
+        // The step's own key and value are the last of the window: only this block reads them.
+        for (int item = thread; item < HEAD_DIM / 2; item += THREADS) {
+            const int what = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
+            const int projected = (QUERY_HEADS + what * KV_HEADS + kv_head) * HEAD_DIM + element;
+            const unsigned long long row = cache_row(page_table, position, kv_head);
+            Cached* const to = what == 0 ? keys : values;
+            store_quad(&to[row * HEAD_DIM + element], load_quad(&qkv[static_cast<unsigned long long>(first_row) * QKV_ROW + projected]));
+        }
+";
 
 /// What a kernel writes whose last block joins the splits.
 pub(super) fn split_outputs(activation: Activation) -> [Argument; 4] {
@@ -258,6 +294,7 @@ $TURN
         queries[head * HEAD_DIM + element] = x;
         queries[head * HEAD_DIM + element + HALF] = y;
     }
+$APPEND
     sync_block();
     // All that the block reads of the cache is under way before the first of it is used.
     for (int item = thread; item < TILE_KEYS * HEAD_DIM / PIECE; item += THREADS) {

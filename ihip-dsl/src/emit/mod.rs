@@ -24,6 +24,7 @@ mod scan_tiles;
 mod score;
 mod scoring;
 mod select;
+mod slots;
 mod summarise;
 mod tile;
 mod tune;

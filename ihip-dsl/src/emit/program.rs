@@ -238,7 +238,11 @@ impl Program {
         push(Buffer::Blocks, Element::I32, blocks, false);
         push(Buffer::Counts, Element::I32, rows, false);
         let splits = self.plan.kinds().iter().map(|kind| match kind {
-            LayerPlan::Pruned(layer) => self.chosen(AttendRow::new(self.shape, layer)).splits(),
+            LayerPlan::Pruned(layer) => {
+                let alone = self.chosen(AttendRow::new(self.shape, layer)).splits();
+                let appending = AttendRow::appending(self.shape, layer);
+                appending.map_or(alone, |attend| alone.max(self.chosen(attend).splits()))
+            }
             LayerPlan::Dense => match DenseRow::new(self.shape) {
                 Some(dense) => self.chosen(dense).splits(),
                 None => SplitDense::new(self.shape).splits(),
@@ -310,8 +314,18 @@ impl Program {
     /// all. Nothing in the list depends on the step.
     #[must_use]
     pub fn decode(&self, layer: usize, extent: Extent, restart: Option<usize>) -> Vec<Launch> {
-        let mut launches = self.append(layer, 1);
         let outputs = [Buffer::Partials, Buffer::PartialSums, Buffer::Arrivals, Buffer::Out];
+        let last = [Buffer::CachedBlocks, Buffer::CachedCount];
+        if restart.is_none()
+            && let LayerPlan::Pruned(pruned) = self.plan.decode(layer)
+            && self.summaries(layer).is_empty()
+            && let Some(attend) = AttendRow::appending(self.shape, pruned)
+        {
+            let attend = self.chosen(attend);
+            let grid = attend.grid();
+            return vec![self.launch(&Unit::AttendRow(attend), grid, attend_arguments(pruned, last, &outputs))];
+        }
+        let mut launches = self.append(layer, 1);
         match self.plan.decode(layer) {
             LayerPlan::Dense => launches.extend(self.dense_row(outputs)),
             LayerPlan::Pruned(layer) => {
@@ -322,10 +336,9 @@ impl Program {
                         let grid = score.grid(1, chunks);
                         launches.push(self.score(score, grid, parents, chunks, extent));
                     }
-                    let last = [Buffer::CachedBlocks, Buffer::CachedCount];
                     launches.push(self.select(layer, stage, 1, parents, last, extent));
                 }
-                let arguments = attend_arguments(layer, [Buffer::CachedBlocks, Buffer::CachedCount], &outputs);
+                let arguments = attend_arguments(layer, last, &outputs);
                 let attend = self.chosen(AttendRow::new(self.shape, layer));
                 let grid = attend.grid();
                 launches.push(self.launch(&Unit::AttendRow(attend), grid, arguments));
@@ -499,7 +512,13 @@ fn units_of(shape: Shape, kind: &LayerPlan, [prefill, decode]: [bool; 2]) -> Vec
     units.extend(prefill.then(|| attend_of(shape, kind)));
     if decode {
         match kind {
-            LayerPlan::Pruned(layer) => units.push(Unit::AttendRow(AttendRow::new(shape, layer))),
+            LayerPlan::Pruned(layer) => {
+                let summarised = units.iter().any(|unit| matches!(unit, Unit::Summarise(_)));
+                let appending = if summarised { None } else { AttendRow::appending(shape, layer) };
+                let renews = !layer.stages.is_empty();
+                units.extend((renews || appending.is_none()).then(|| Unit::AttendRow(AttendRow::new(shape, layer))));
+                units.extend(appending.map(Unit::AttendRow));
+            }
             LayerPlan::Dense => units.extend(match DenseRow::new(shape) {
                 Some(dense) => vec![Unit::DenseRow(dense)],
                 None => vec![Unit::SplitDense(SplitDense::new(shape)), Unit::Merge(Merge::new(shape))],

@@ -16,9 +16,6 @@ use crate::device::Compilation;
 use crate::jit::{Compiler, JitError, Resources};
 use crate::{Error, Result};
 
-/// Shared memory that a block may use without being allowed to.
-const SHARED_DEFAULT: u32 = 48 * 1024;
-
 /// What a kernel is handed for one argument.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Operand {
@@ -135,7 +132,8 @@ impl Loader {
     fn load_one(&self, kernel: &Kernel, image: Vec<u8>) -> Result<Function> {
         let module = self.context.load_module(Ptx::from_binary(image)).map_err(failed("cuModuleLoadData"))?;
         let function = module.load_function(&kernel.name).map_err(failed("cuModuleGetFunction"))?;
-        if kernel.shared_bytes > SHARED_DEFAULT {
+        // Beyond 48 KiB a block must be allowed to use it, and the kernel's own arrays count as well.
+        if kernel.shared_bytes > 0 {
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function
                 .set_attribute(attribute, i32::try_from(kernel.shared_bytes).unwrap_or(i32::MAX))
