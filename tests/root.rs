@@ -4,6 +4,7 @@
 
 mod book;
 mod cli;
+mod coherence;
 mod cpu;
 mod emulator;
 mod families;

@@ -5,6 +5,18 @@
 //! pipeline.toml   ─┘                     └─► reference (plain loops, its own arithmetic)
 //! ```
 //!
+//! The modules, in the order in which a declaration passes them:
+//!
+//! | step | modules |
+//! |---|---|
+//! | parse | [`words`] says what may stand where; [`parse`] and [`config`] make one [`ast`] of Rust tokens and of TOML |
+//! | read | `draft` reads every word on its own; [`declared`] keeps them, and the parent's beside them |
+//! | check | [`check`] and [`clash`] hold the rules, [`warning`] what is legal and unwise; [`error`], [`text`] and `message` word them, [`report`] shows them in a file |
+//! | resolve | `resolve` fills in defaults; a [`pipeline`] comes out, which `write` and `print` say in words again |
+//! | expand | [`macro_support`]: what the macro leaves in a crate |
+//! | plan | [`geometry`] is the model's; [`plan`], [`rope`] and [`cost`] are constants, positions and bytes |
+//! | emit | [`emit`] writes CUDA text; [`mod@reference`] computes the same in plain loops |
+//!
 //! One direction, no way back: a [`Pipeline`] exists only once every rule of [`check`] has passed, and
 //! nothing downstream accepts anything else. This crate knows no CUDA library and does no I/O.
 #![forbid(unsafe_code)]
@@ -30,6 +42,7 @@ pub mod report;
 mod resolve;
 pub mod rope;
 pub mod text;
+pub mod tuning;
 pub mod warning;
 pub mod words;
 mod write;

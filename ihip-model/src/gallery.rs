@@ -272,7 +272,7 @@ pub fn manifest(nvrtc: &Nvrtc, entries: &[Entry], done: &(dyn Fn(&str) + Sync)) 
     let texts: Vec<(&str, &str)> = entries.iter().map(|entry| (&*entry.kernel.name, &*entry.kernel.text)).collect();
     let mut kernels: Vec<Described> = entries.iter().map(describe).collect();
     for architecture in Architecture::TESTED {
-        let compiler = Compiler::new(nvrtc.clone(), architecture, None, true);
+        let compiler = Compiler::new(nvrtc.clone(), architecture, None);
         for (kernel, cubin) in kernels.iter_mut().zip(compiler.cubins(&texts, done)?) {
             kernel.resources.insert(architecture.to_string(), cubin.resources.into());
         }

@@ -2,6 +2,7 @@
 
 use ihip_dsl::{Geometry, KvType};
 
+use crate::fetch::SMOLLM2;
 use crate::llama::PAGE;
 
 /// Attention of a model.
@@ -9,6 +10,8 @@ use crate::llama::PAGE;
 pub struct KnownShape {
     /// What `--model` of `ihip kernels` calls it.
     pub word: &'static str,
+    /// What other commands call a model of this shape, where ihip fetches one.
+    pub fetched: Option<&'static str>,
     /// The model's name.
     pub name: &'static str,
     /// Query heads of a layer.
@@ -29,6 +32,7 @@ pub struct KnownShape {
 pub const KNOWN_SHAPES: [KnownShape; 2] = [
     KnownShape {
         word: "smollm2",
+        fetched: Some(SMOLLM2.name),
         name: "SmolLM2-135M",
         query_heads: 9,
         kv_heads: 3,
@@ -39,6 +43,7 @@ pub const KNOWN_SHAPES: [KnownShape; 2] = [
     },
     KnownShape {
         word: "llama-3.1-8b",
+        fetched: None,
         name: "Llama-3.1-8B",
         query_heads: 32,
         kv_heads: 8,
@@ -50,6 +55,13 @@ pub const KNOWN_SHAPES: [KnownShape; 2] = [
 ];
 
 impl KnownShape {
+    /// The shape that `--model` names, by its own word or as other commands call the model.
+    #[must_use]
+    pub fn named(model: &str) -> Option<&'static Self> {
+        let is = |word: &str| word.eq_ignore_ascii_case(model);
+        KNOWN_SHAPES.iter().find(|shape| is(shape.word) || shape.fetched.is_some_and(is))
+    }
+
     /// What the model brings to a pipeline.
     #[must_use]
     pub fn geometry(&self, kv_type: KvType) -> Geometry {

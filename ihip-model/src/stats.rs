@@ -27,6 +27,9 @@ pub struct Stats {
     /// before. `None` where it is that of the process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_bytes: Option<u64>,
+    /// Keys and values that lie with the host besides, in bytes: those beyond the device's share.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_kv_bytes: Option<u64>,
 }
 
 /// Tokens of a request.

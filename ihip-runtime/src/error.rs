@@ -1,10 +1,13 @@
 //! What can go wrong while a plan runs.
 
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use thiserror::Error;
 
 use crate::jit::JitError;
+use crate::tuning::TableError;
 
 /// Shorthand for this crate's results.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -48,6 +51,25 @@ pub enum Error {
     /// The emitter has no kernels for the model.
     #[error(transparent)]
     Emit(#[from] ihip_dsl::emit::EmitError),
+    /// A table of launch tunings that is asked for and cannot be used.
+    #[error("IHIP_TUNING: {0}")]
+    Tuning(#[from] TableError),
+    /// Kernels as they are declared differ from the reference: nothing can be compared with them.
+    #[error("{plan} cannot be tuned: its kernels differ from the reference as they are ({mistake})")]
+    Untunable {
+        /// The pipeline.
+        plan: String,
+        /// How they differ.
+        mistake: String,
+    },
+    /// A trial that cannot be kept.
+    #[error("cannot write {}: {source}", path.display())]
+    NotKept {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
     /// A call of the CUDA driver failed.
     #[error("{call} failed: {source}")]
     Cuda {
@@ -96,6 +118,9 @@ pub enum Error {
         /// Element type that was last written to it.
         held_element: ihip_dsl::emit::Element,
     },
+    /// Something about the cache of two tiers.
+    #[error(transparent)]
+    Kv(#[from] crate::kv::KvError),
     /// A token that the model does not have.
     #[error("token {token} is beyond the vocabulary of {vocabulary} tokens")]
     NoSuchToken {

@@ -6,7 +6,9 @@
 pub mod device;
 mod error;
 pub mod jit;
+pub mod kv;
 pub mod session;
+pub mod tuning;
 
 pub use device::Device;
 pub use error::{Error, Result};

@@ -1,5 +1,5 @@
 // Prefill: attention over the kept blocks, the sinks and the window, each key in exactly one of the three.
-// A block of threads takes TILE_QUERIES queries of TILE_HEADS heads, a warp 16 of these rows.
+// A block of threads takes TILE_QUERIES queries of TILE_HEADS heads, a warp 16 of these rows a band.
 
 #line 1 "prelude.cu"
 // The prelude of every kernel: the only place for assembly, shared-memory declarations and shared addresses.
@@ -336,13 +336,15 @@ constexpr int TILE_QUERIES = 64;            // queries of a tile
 constexpr int TILE_HEADS = 2;               // heads of a group in a tile: they share the keys
 constexpr int TILES = 1;                    // tiles of a query block
 constexpr int TILE_KEYS = 32;               // keys of a tile
-constexpr int THREADS = 256;                // threads of a block
+constexpr int BANDS = 2;                    // bands of 16 rows of a warp: a fragment of keys serves them all
+constexpr int TILE_ROWS = 128;              // rows of a tile, some of which may stay empty
+constexpr int THREADS = 128;                // threads of a block
 constexpr int PIECES = 16;                  // 16-byte pieces of a row
 constexpr int STEPS = 8;                    // products along a row
-constexpr int TURNS = 1;                    // pairs of pieces of a key tile that a thread turns
 constexpr int NOWHERE = 0x3fffffff;         // token of an empty slot: after every query
 constexpr float QUERY_SCALE = 0.12751743f;  // factor of every query, times log2(e)
 constexpr float LOWEST = -3.4028235e38f;    // below every score
+constexpr int TURNS = 2;                    // pairs of pieces of a key tile that a thread turns
 
 // The row of a token in the cache: [physical page][kv_head][page token].
 inline unsigned cache_row(const unsigned* page_table, int token, int kv_head) {
@@ -368,9 +370,13 @@ KERNEL(THREADS) ihip_paper3k_attend_streaming_k2048_d128_bf16(
     const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,
     const Cached* __restrict__ values, const unsigned* __restrict__ page_table,
     const float2* __restrict__ rope_table, const int* blocks, const int* counts, Activation* out) {
-    SHARED_DYNAMIC(Cached, value_tiles);                                  // two tiles of [TILE_KEYS][HEAD_DIM]
-    Cached* const key_tiles = value_tiles + 2 * TILE_KEYS * HEAD_DIM;     // turned, their rest, and as cached
-    SHARED(int, slot_tokens, 3 * TILE_KEYS);                              // of the tile at hand and of the next two
+    SHARED_DYNAMIC(Cached, query_tile);   // [TILE_ROWS][HEAD_DIM]
+    Cached* const query_rests = query_tile + TILE_ROWS * HEAD_DIM;        // what rounding took from it
+    Cached* const value_tile = query_rests + TILE_ROWS * HEAD_DIM;        // [TILE_KEYS][HEAD_DIM]
+    Cached* const cached_tile = value_tile + TILE_KEYS * HEAD_DIM;        // keys as they were cached
+    Cached* const key_tile = cached_tile + TILE_KEYS * HEAD_DIM;          // turned
+    Cached* const key_rests = key_tile + TILE_KEYS * HEAD_DIM;            // what rounding took from them
+    SHARED(int, slot_tokens, 3 * TILE_KEYS);   // of the tile at hand and of the next two
     SHARED(int, slot_positions, 3 * TILE_KEYS);
     SHARED(unsigned, slot_rows, 3 * TILE_KEYS);
 
@@ -390,37 +396,38 @@ KERNEL(THREADS) ihip_paper3k_attend_streaming_k2048_d128_bf16(
     // differences of positions matter, so all are counted from the first sink's: the table stays short.
     const int packed = first_position - WINDOW - SINK - count * BLOCK + 1, origin = max(0, packed);
 
-    // Row i of the tile is query i % TILE_QUERIES of head i / TILE_QUERIES. A lane has two rows of its warp's sixteen.
-    int own_query[2], own_head[2], own_position[2];
-    for (int r = 0; r < 2; ++r) {
-        const int row = warp * 16 + down + 8 * r;
-        own_query[r] = row % TILE_QUERIES;
-        own_head[r] = first_head + row / TILE_QUERIES;
-        own_position[r] = row < TILE_HEADS * TILE_QUERIES && own_query[r] < queries_here ? tile_first + own_query[r] : -1;
-    }
-    unsigned query[STEPS][4], rest[STEPS][4];
-    for (int i = 0; i < STEPS / 2; ++i)
-        for (int part = 0; part < 4; ++part) {
-            const int r = part % 2, element = i * 16 + part / 2 * 8 + across * 2;
-            float x[2] = {}, y[2] = {};
-            if (own_position[r] >= 0) {
-                const unsigned long long row = first_row + first + own_query[r];
-                const Activation* const from = &qkv[row * QKV_ROW + own_head[r] * HEAD_DIM + element];
-                for (int e = 0; e < 2; ++e) {
-                    x[e] = to_float(from[e]) * QUERY_SCALE;
-                    y[e] = to_float(from[HALF + e]) * QUERY_SCALE;
-                    rotate(x[e], y[e], rope_table[(own_position[r] - origin) * HALF + element + e]);
-                }
+    // Row i of the tile is query i % TILE_QUERIES of head i / TILE_QUERIES.
+    for (int item = thread; item < TILE_ROWS * PIECES / 2; item += THREADS) {
+        const int row = item / (PIECES / 2), piece = item % (PIECES / 2), query = row % TILE_QUERIES;
+        const bool there = row < TILE_HEADS * TILE_QUERIES && query < queries_here;
+        Piece pieces[2], rests[2];
+        for (int e = 0; e < 8; ++e) {
+            float x = 0.0f, y = 0.0f;
+            if (there) {
+                const unsigned long long from = static_cast<unsigned long long>(first_row + first + query) * QKV_ROW;
+                const int element = piece * 8 + e, of_head = (first_head + row / TILE_QUERIES) * HEAD_DIM + element;
+                x = to_float(qkv[from + of_head]) * QUERY_SCALE;
+                y = to_float(qkv[from + of_head + HALF]) * QUERY_SCALE;
+                rotate(x, y, rope_table[(tile_first + query - origin) * HALF + element]);
             }
-            query[i][part] = pack<Cached>(x[0], x[1]);
-            query[i + STEPS / 2][part] = pack<Cached>(y[0], y[1]);
-            for (int e = 0; e < 2; ++e) {
-                x[e] -= to_float(from_float<Cached>(x[e]));
-                y[e] -= to_float(from_float<Cached>(y[e]));
-            }
-            rest[i][part] = pack<Cached>(x[0], x[1]);
-            rest[i + STEPS / 2][part] = pack<Cached>(y[0], y[1]);
+            pieces[0].at[e] = from_float<Cached>(x);
+            pieces[1].at[e] = from_float<Cached>(y);
+            rests[0].at[e] = from_float<Cached>(x - to_float(pieces[0].at[e]));
+            rests[1].at[e] = from_float<Cached>(y - to_float(pieces[1].at[e]));
         }
+        const int low = piece_at(row, piece), high = piece_at(row, piece + PIECES / 2);
+        *reinterpret_cast<Piece*>(&query_tile[low]) = pieces[0];
+        *reinterpret_cast<Piece*>(&query_tile[high]) = pieces[1];
+        *reinterpret_cast<Piece*>(&query_rests[low]) = rests[0];
+        *reinterpret_cast<Piece*>(&query_rests[high]) = rests[1];
+    }
+    // A lane has ROWS rows of its warp's, 8 apart: two of each band.
+    constexpr int ROWS = 2 * BANDS;
+    int own_position[ROWS];
+    for (int r = 0; r < ROWS; ++r) {
+        const int row = warp * (BANDS * 16) + down + 8 * r, query = row % TILE_QUERIES;
+        own_position[r] = row < TILE_HEADS * TILE_QUERIES && query < queries_here ? tile_first + query : -1;
+    }
 
     const int listed_tiles = (count * BLOCK + TILE_KEYS - 1) / TILE_KEYS;
     // A sink leaves its group for the window's where it is near.
@@ -467,15 +474,15 @@ KERNEL(THREADS) ihip_paper3k_attend_streaming_k2048_d128_bf16(
         slot_positions[slot] = next_position;
     };
 
-    const auto copy = [&](int tile_index) {
+    // A thread copies the same piece of every so many keys.
+    const int own_key = thread / PIECES, own_piece = thread % PIECES;
+    const auto copy = [&](Cached* to, const Cached* from, int tile_index) {
         if (tile_index < tiles)
-            for (int item = thread; item < TILE_KEYS * PIECES; item += THREADS) {
-                const int key = item / PIECES, piece = item % PIECES, slot = tile_index % 3 * TILE_KEYS + key;
-                const unsigned long long from = static_cast<unsigned long long>(slot_rows[slot]) * HEAD_DIM + piece * 8;
-                const bool there = slot_tokens[slot] != NOWHERE;
-                const int to = piece_at(key, piece);
-                copy_async_16(&key_tiles[2 * TILE_KEYS * HEAD_DIM + to], &keys[from], there);
-                copy_async_16(&value_tiles[tile_index % 2 * TILE_KEYS * HEAD_DIM + to], &values[from], there);
+#pragma unroll 2
+            for (int key = own_key; key < TILE_KEYS; key += THREADS / PIECES) {
+                const int slot = tile_index % 3 * TILE_KEYS + key;
+                const unsigned long long row = static_cast<unsigned long long>(slot_rows[slot]) * HEAD_DIM;
+                copy_async_16(&to[piece_at(key, own_piece)], &from[row + own_piece * 8], slot_tokens[slot] != NOWHERE);
             }
         copy_async_commit();
     };
@@ -485,9 +492,15 @@ KERNEL(THREADS) ihip_paper3k_attend_streaming_k2048_d128_bf16(
         upcoming = entry(tile_index + 1);
     }
     sync_block();
-    copy(0);
+    copy(cached_tile, keys, 0);
 
-    float output[HEAD_DIM / 8][4] = {}, total[2] = {}, largest[2] = {LOWEST, LOWEST};
+    // Where a lane finds its row of the first fragment of a tile. That of the i-th along a row lies at the exclusive or
+    // with i * 16, that of other rows multiples of 16 rows behind it.
+    const int query_at = piece_at(warp * (BANDS * 16) + lane % 16, lane / 16);
+    const int key_at = piece_at(lane % 8 + lane / 16 * 8, lane / 8 % 2), value_at = piece_at(lane % 16, lane / 16);
+
+    float output[BANDS][HEAD_DIM / 8][4] = {}, total[ROWS] = {}, largest[ROWS];
+    for (int r = 0; r < ROWS; ++r) largest[r] = LOWEST;
     for (int tile_index = 0; tile_index < tiles; ++tile_index) {
         const int slots = tile_index % 3 * TILE_KEYS;
         float2 angles[TURNS][8];
@@ -497,15 +510,16 @@ KERNEL(THREADS) ihip_paper3k_attend_streaming_k2048_d128_bf16(
             for (int e = 0; e < 8; ++e) angles[turn][e] = rope_table[position * HALF + element + e];
         }
         copy_async_wait<0>();
-        sync_block();  // the tile is there, and the one before has been read
+        sync_block();  // the tile's keys are there, and the tile before has been read
+        copy(value_tile, values, tile_index);
         // Keys are turned to their positions, and split.
         for (int turn = 0; turn < TURNS; ++turn) {
             const int item = thread + turn * THREADS, key = item / (PIECES / 2), piece = item % (PIECES / 2);
             if (item >= TILE_KEYS * PIECES / 2) break;
             const int low = piece_at(key, piece), high = piece_at(key, piece + PIECES / 2);
             Piece turned[2], rests[2];
-            turned[0] = *reinterpret_cast<const Piece*>(&key_tiles[2 * TILE_KEYS * HEAD_DIM + low]);
-            turned[1] = *reinterpret_cast<const Piece*>(&key_tiles[2 * TILE_KEYS * HEAD_DIM + high]);
+            turned[0] = *reinterpret_cast<const Piece*>(&cached_tile[low]);
+            turned[1] = *reinterpret_cast<const Piece*>(&cached_tile[high]);
             for (int e = 0; e < 8; ++e) {
                 float x = to_float(turned[0].at[e]), y = to_float(turned[1].at[e]);
                 rotate(x, y, angles[turn][e]);
@@ -514,99 +528,122 @@ KERNEL(THREADS) ihip_paper3k_attend_streaming_k2048_d128_bf16(
                 rests[0].at[e] = from_float<Cached>(x - to_float(turned[0].at[e]));
                 rests[1].at[e] = from_float<Cached>(y - to_float(turned[1].at[e]));
             }
-            *reinterpret_cast<Piece*>(&key_tiles[low]) = turned[0];
-            *reinterpret_cast<Piece*>(&key_tiles[high]) = turned[1];
-            *reinterpret_cast<Piece*>(&key_tiles[TILE_KEYS * HEAD_DIM + low]) = rests[0];
-            *reinterpret_cast<Piece*>(&key_tiles[TILE_KEYS * HEAD_DIM + high]) = rests[1];
+            *reinterpret_cast<Piece*>(&key_tile[low]) = turned[0];
+            *reinterpret_cast<Piece*>(&key_tile[high]) = turned[1];
+            *reinterpret_cast<Piece*>(&key_rests[low]) = rests[0];
+            *reinterpret_cast<Piece*>(&key_rests[high]) = rests[1];
         }
         sync_block();
-        copy(tile_index + 1);
+        copy(cached_tile, keys, tile_index + 1);
         find(tile_index + 2);
         upcoming = entry(tile_index + 3);
-        const Cached* const key_tile = key_tiles;
-        float score[TILE_KEYS / 8][4] = {};
+        float score[BANDS][TILE_KEYS / 8][4] = {};
 #pragma unroll
-        for (int i = 0; i < STEPS; ++i)
+        for (int i = 0; i < STEPS; ++i) {
+            unsigned query[BANDS][4], query_rest[BANDS][4];
+            for (int band = 0; band < BANDS; ++band) {
+                const int at = band * 16 * HEAD_DIM + (query_at ^ i * 16);
+                load_matrix_x4(query[band], &query_tile[at]);
+                load_matrix_x4(query_rest[band], &query_rests[at]);
+            }
 #pragma unroll
             for (int n = 0; n < TILE_KEYS / 16; ++n) {
+                const int at = n * 16 * HEAD_DIM + (key_at ^ i * 16);
                 unsigned key[4];
-                const int at = piece_at(n * 16 + lane % 8 + lane / 16 * 8, 2 * i + lane / 8 % 2);
                 load_matrix_x4(key, &key_tile[at]);
-                mma_16x8x16<Cached>(score[2 * n], query[i], {key[0], key[1]});
-                mma_16x8x16<Cached>(score[2 * n + 1], query[i], {key[2], key[3]});
-                mma_16x8x16<Cached>(score[2 * n], rest[i], {key[0], key[1]});
-                mma_16x8x16<Cached>(score[2 * n + 1], rest[i], {key[2], key[3]});
-                load_matrix_x4(key, &key_tile[TILE_KEYS * HEAD_DIM + at]);
-                mma_16x8x16<Cached>(score[2 * n], query[i], {key[0], key[1]});
-                mma_16x8x16<Cached>(score[2 * n + 1], query[i], {key[2], key[3]});
+                for (int band = 0; band < BANDS; ++band) {
+                    mma_16x8x16<Cached>(score[band][2 * n], query[band], {key[0], key[1]});
+                    mma_16x8x16<Cached>(score[band][2 * n + 1], query[band], {key[2], key[3]});
+                }
+                for (int band = 0; band < BANDS; ++band) {
+                    mma_16x8x16<Cached>(score[band][2 * n], query_rest[band], {key[0], key[1]});
+                    mma_16x8x16<Cached>(score[band][2 * n + 1], query_rest[band], {key[2], key[3]});
+                }
+                load_matrix_x4(key, &key_rests[at]);
+                for (int band = 0; band < BANDS; ++band) {
+                    mma_16x8x16<Cached>(score[band][2 * n], query[band], {key[0], key[1]});
+                    mma_16x8x16<Cached>(score[band][2 * n + 1], query[band], {key[2], key[3]});
+                }
             }
+        }
         const bool in_window = tile_index >= listed_tiles + sink_tiles;
         // Slots are ascending: the outer ones tell whether every row sees the whole tile.
         const int farthest = slot_tokens[slots], nearest = slot_tokens[slots + TILE_KEYS - 1];
         const bool whole = in_window ? farthest > last - WINDOW && nearest <= tile_first
                                      : farthest != NOWHERE && nearest <= tile_first - WINDOW;
-        float top[2] = {largest[0], largest[1]};
-        for (int n = 0; n < TILE_KEYS / 8; ++n)
-            for (int e = 0; e < 2; ++e) {
-                if (!whole) {
+        if (!whole)
+            for (int n = 0; n < TILE_KEYS / 8; ++n)
+                for (int e = 0; e < 2; ++e) {
                     const int token = slot_tokens[slots + n * 8 + across * 2 + e];
-                    for (int r = 0; r < 2; ++r) {
+                    for (int r = 0; r < ROWS; ++r) {
                         const int distance = own_position[r] - token;
-                        if (!(in_window ? distance >= 0 && distance < WINDOW : distance >= WINDOW)) score[n][2 * r + e] = LOWEST;
+                        if (!(in_window ? distance >= 0 && distance < WINDOW : distance >= WINDOW)) score[r / 2][n][r % 2 * 2 + e] = LOWEST;
                     }
                 }
-                for (int r = 0; r < 2; ++r) top[r] = max(top[r], score[n][2 * r + e]);
-            }
-        for (int r = 0; r < 2; ++r) {
+        float top[ROWS];
+        bool rises = false;
+        for (int r = 0; r < ROWS; ++r) {
+            top[r] = largest[r];
+            for (int n = 0; n < TILE_KEYS / 8; ++n)
+                for (int e = 0; e < 2; ++e) top[r] = max(top[r], score[r / 2][n][r % 2 * 2 + e]);
             top[r] = max(top[r], shuffle_xor(top[r], 1));
             top[r] = max(top[r], shuffle_xor(top[r], 2));
+            rises = rises || top[r] > largest[r];
         }
         // Weights of before are scaled to the new maximum, which soon stays what it is.
-        if (ballot(top[0] > largest[0] || top[1] > largest[1]) != 0)
-            for (int r = 0; r < 2; ++r) {
+        if (ballot(rises) != 0)
+            for (int r = 0; r < ROWS; ++r) {
                 const float scale = exp2_fast(largest[r] - top[r]);
                 largest[r] = top[r];
                 total[r] *= scale;
                 for (int n = 0; n < HEAD_DIM / 8; ++n)
-                    for (int e = 0; e < 2; ++e) output[n][2 * r + e] *= scale;
+                    for (int e = 0; e < 2; ++e) output[r / 2][n][r % 2 * 2 + e] *= scale;
             }
-        const Cached* const value_tile = value_tiles + tile_index % 2 * TILE_KEYS * HEAD_DIM;
+        // A row that has seen no key yet: what is below every score weighs nothing.
+        for (int r = 0; r < ROWS; ++r) top[r] = top[r] > LOWEST ? top[r] : 0.0f;
+        copy_async_wait<1>();
+        sync_block();  // the tile's values are there
 #pragma unroll
         for (int k = 0; k < TILE_KEYS / 16; ++k) {
             // Scores are where the product takes its left factor from.
-            unsigned weight[4], weight_rest[4];
-            for (int part = 0; part < 4; ++part) {
-                const int r = part % 2;
-                float exact[2];
-                for (int e = 0; e < 2; ++e) {
-                    const float x = score[2 * k + part / 2][2 * r + e];
-                    exact[e] = whole || x > LOWEST ? exp2_fast(x - top[r]) : 0.0f;
-                    total[r] += exact[e];
+            unsigned weight[BANDS][4], weight_rest[BANDS][4];
+            for (int band = 0; band < BANDS; ++band)
+                for (int part = 0; part < 4; ++part) {
+                    const int r = band * 2 + part % 2;
+                    float exact[2];
+                    for (int e = 0; e < 2; ++e) {
+                        exact[e] = exp2_fast(score[band][2 * k + part / 2][part % 2 * 2 + e] - top[r]);
+                        total[r] += exact[e];
+                    }
+                    weight[band][part] = pack<Cached>(exact[0], exact[1]);
+                    for (int e = 0; e < 2; ++e) exact[e] -= to_float(from_float<Cached>(exact[e]));
+                    weight_rest[band][part] = pack<Cached>(exact[0], exact[1]);
                 }
-                weight[part] = pack<Cached>(exact[0], exact[1]);
-                for (int e = 0; e < 2; ++e) exact[e] -= to_float(from_float<Cached>(exact[e]));
-                weight_rest[part] = pack<Cached>(exact[0], exact[1]);
-            }
 #pragma unroll
             for (int i = 0; i < STEPS; ++i) {
                 unsigned value[4];
-                load_matrix_x4_transposed(value, &value_tile[piece_at(k * 16 + lane % 16, 2 * i + lane / 16)]);
-                mma_16x8x16<Cached>(output[2 * i], weight, {value[0], value[1]});
-                mma_16x8x16<Cached>(output[2 * i + 1], weight, {value[2], value[3]});
-                mma_16x8x16<Cached>(output[2 * i], weight_rest, {value[0], value[1]});
-                mma_16x8x16<Cached>(output[2 * i + 1], weight_rest, {value[2], value[3]});
+                load_matrix_x4_transposed(value, &value_tile[k * 16 * HEAD_DIM + (value_at ^ i * 16)]);
+                for (int band = 0; band < BANDS; ++band) {
+                    mma_16x8x16<Cached>(output[band][2 * i], weight[band], {value[0], value[1]});
+                    mma_16x8x16<Cached>(output[band][2 * i + 1], weight[band], {value[2], value[3]});
+                }
+                for (int band = 0; band < BANDS; ++band) {
+                    mma_16x8x16<Cached>(output[band][2 * i], weight_rest[band], {value[0], value[1]});
+                    mma_16x8x16<Cached>(output[band][2 * i + 1], weight_rest[band], {value[2], value[3]});
+                }
             }
         }
         store(tile_index + 2);
     }
-    for (int r = 0; r < 2; ++r) {
+    for (int r = 0; r < ROWS; ++r) {
         total[r] += shuffle_xor(total[r], 1);
         total[r] += shuffle_xor(total[r], 2);
         if (own_position[r] < 0) continue;
         const float factor = total[r] > 0.0f ? 1.0f / total[r] : 0.0f;  // a row without a visible key is zero
-        const unsigned long long row = first_row + first + own_query[r];
-        Activation* const to = &out[(row * QUERY_HEADS + own_head[r]) * HEAD_DIM + across * 2];
+        const int head = first_head + (warp * (BANDS * 16) + down + 8 * r) / TILE_QUERIES;
+        const unsigned long long row = first_row + own_position[r] - start;
+        Activation* const to = &out[(row * QUERY_HEADS + head) * HEAD_DIM + across * 2];
         for (int n = 0; n < HEAD_DIM / 8; ++n)
-            for (int e = 0; e < 2; ++e) to[n * 8 + e] = from_float<Activation>(output[n][2 * r + e] * factor);
+            for (int e = 0; e < 2; ++e) to[n * 8 + e] = from_float<Activation>(output[r / 2][n][r % 2 * 2 + e] * factor);
     }
 }

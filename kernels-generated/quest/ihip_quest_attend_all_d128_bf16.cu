@@ -1,5 +1,5 @@
 // Prefill of a dense layer: causal attention over every key, rotated before it was cached.
-// A block of threads takes TILE_QUERIES queries of TILE_HEADS heads, a warp 16 of these rows.
+// A block of threads takes TILE_QUERIES queries of TILE_HEADS heads, a warp 16 of these rows a band.
 
 #line 1 "prelude.cu"
 // The prelude of every kernel: the only place for assembly, shared-memory declarations and shared addresses.
@@ -331,11 +331,12 @@ constexpr int QUERY_BLOCK = 128;            // queries of a tile
 constexpr int TILE_QUERIES = 128;           // queries of a tile
 constexpr int TILE_HEADS = 1;               // heads of a group in a tile: they share the keys
 constexpr int TILES = 1;                    // tiles of a query block
-constexpr int TILE_KEYS = 64;               // keys of a tile
-constexpr int THREADS = 256;                // threads of a block
+constexpr int TILE_KEYS = 32;               // keys of a tile
+constexpr int BANDS = 2;                    // bands of 16 rows of a warp: a fragment of keys serves them all
+constexpr int TILE_ROWS = 128;              // rows of a tile, some of which may stay empty
+constexpr int THREADS = 128;                // threads of a block
 constexpr int PIECES = 16;                  // 16-byte pieces of a row
 constexpr int STEPS = 8;                    // products along a row
-constexpr int TURNS = 2;                    // pairs of pieces of a key tile that a thread turns
 constexpr int NOWHERE = 0x3fffffff;         // token of an empty slot: after every query
 constexpr float QUERY_SCALE = 0.12751743f;  // factor of every query, times log2(e)
 constexpr float LOWEST = -3.4028235e38f;    // below every score
@@ -345,6 +346,11 @@ inline unsigned cache_row(const unsigned* page_table, int token, int kv_head) {
     return (page_table[token / PAGE] * KV_HEADS + kv_head) * PAGE + token % PAGE;
 }
 
+// Eight neighbouring elements of a row: sixteen bytes.
+struct alignas(16) Piece {
+    Cached at[8];
+};
+
 // Where a piece of 16 bytes of a row lies in shared memory: the same pieces of neighbouring rows are in other banks.
 inline int piece_at(int row, int piece) { return row * HEAD_DIM + (piece ^ (row & min(7, PIECES - 1))) * 8; }
 
@@ -352,9 +358,10 @@ KERNEL(THREADS) ihip_quest_attend_all_d128_bf16(
     const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,
     const Cached* __restrict__ values, const unsigned* __restrict__ page_table,
     Activation* out) {
-    SHARED_DYNAMIC(Cached, value_tiles);                                  // two tiles of [TILE_KEYS][HEAD_DIM]
-    Cached* const key_tiles = value_tiles + 2 * TILE_KEYS * HEAD_DIM;     // two tiles
-    SHARED(int, slot_tokens, 3 * TILE_KEYS);                              // of the tile at hand and of the next two
+    SHARED_DYNAMIC(Cached, query_tile);   // [TILE_ROWS][HEAD_DIM]
+    Cached* const value_tiles = query_tile + TILE_ROWS * HEAD_DIM;        // two of [TILE_KEYS][HEAD_DIM]
+    Cached* const key_tiles = value_tiles + 2 * TILE_KEYS * HEAD_DIM;     // two
+    SHARED(int, slot_tokens, 3 * TILE_KEYS);   // of the tile at hand and of the next two
     SHARED(unsigned, slot_rows, 3 * TILE_KEYS);
 
     const int start = step[STEP_START], rows = step[STEP_ROWS], first_row = step[STEP_FIRST_ROW];
@@ -368,30 +375,33 @@ KERNEL(THREADS) ihip_quest_attend_all_d128_bf16(
     const int tile_first = start + first, last = tile_first + queries_here - 1;
 
 
-    // Row i of the tile is query i % TILE_QUERIES of head i / TILE_QUERIES. A lane has two rows of its warp's sixteen.
-    int own_query[2], own_head[2], own_position[2];
-    for (int r = 0; r < 2; ++r) {
-        const int row = warp * 16 + down + 8 * r;
-        own_query[r] = row % TILE_QUERIES;
-        own_head[r] = first_head + row / TILE_QUERIES;
-        own_position[r] = row < TILE_HEADS * TILE_QUERIES && own_query[r] < queries_here ? tile_first + own_query[r] : -1;
-    }
-    unsigned query[STEPS][4];
-    for (int i = 0; i < STEPS / 2; ++i)
-        for (int part = 0; part < 4; ++part) {
-            const int r = part % 2, element = i * 16 + part / 2 * 8 + across * 2;
-            float x[2] = {}, y[2] = {};
-            if (own_position[r] >= 0) {
-                const unsigned long long row = first_row + first + own_query[r];
-                const Activation* const from = &qkv[row * QKV_ROW + own_head[r] * HEAD_DIM + element];
-                for (int e = 0; e < 2; ++e) {
-                    x[e] = to_float(from[e]) * QUERY_SCALE;
-                    y[e] = to_float(from[HALF + e]) * QUERY_SCALE;
-                }
+    // Row i of the tile is query i % TILE_QUERIES of head i / TILE_QUERIES.
+    for (int item = thread; item < TILE_ROWS * PIECES / 2; item += THREADS) {
+        const int row = item / (PIECES / 2), piece = item % (PIECES / 2), query = row % TILE_QUERIES;
+        const bool there = row < TILE_HEADS * TILE_QUERIES && query < queries_here;
+        Piece pieces[2];
+        for (int e = 0; e < 8; ++e) {
+            float x = 0.0f, y = 0.0f;
+            if (there) {
+                const unsigned long long from = static_cast<unsigned long long>(first_row + first + query) * QKV_ROW;
+                const int element = piece * 8 + e, of_head = (first_head + row / TILE_QUERIES) * HEAD_DIM + element;
+                x = to_float(qkv[from + of_head]) * QUERY_SCALE;
+                y = to_float(qkv[from + of_head + HALF]) * QUERY_SCALE;
             }
-            query[i][part] = pack<Cached>(x[0], x[1]);
-            query[i + STEPS / 2][part] = pack<Cached>(y[0], y[1]);
+            pieces[0].at[e] = from_float<Cached>(x);
+            pieces[1].at[e] = from_float<Cached>(y);
         }
+        const int low = piece_at(row, piece), high = piece_at(row, piece + PIECES / 2);
+        *reinterpret_cast<Piece*>(&query_tile[low]) = pieces[0];
+        *reinterpret_cast<Piece*>(&query_tile[high]) = pieces[1];
+    }
+    // A lane has ROWS rows of its warp's, 8 apart: two of each band.
+    constexpr int ROWS = 2 * BANDS;
+    int own_position[ROWS];
+    for (int r = 0; r < ROWS; ++r) {
+        const int row = warp * (BANDS * 16) + down + 8 * r, query = row % TILE_QUERIES;
+        own_position[r] = row < TILE_HEADS * TILE_QUERIES && query < queries_here ? tile_first + query : -1;
+    }
 
     const int tiles = last / TILE_KEYS + 1;
 
@@ -413,15 +423,15 @@ KERNEL(THREADS) ihip_quest_attend_all_d128_bf16(
         slot_rows[slot] = next_row;
     };
 
-    const auto copy = [&](int tile_index) {
+    // A thread copies the same piece of every so many keys.
+    const int own_key = thread / PIECES, own_piece = thread % PIECES;
+    const auto copy = [&](Cached* to, const Cached* from, int tile_index) {
         if (tile_index < tiles)
-            for (int item = thread; item < TILE_KEYS * PIECES; item += THREADS) {
-                const int key = item / PIECES, piece = item % PIECES, slot = tile_index % 3 * TILE_KEYS + key;
-                const unsigned long long from = static_cast<unsigned long long>(slot_rows[slot]) * HEAD_DIM + piece * 8;
-                const bool there = slot_tokens[slot] != NOWHERE;
-                const int to = piece_at(key, piece);
-                copy_async_16(&key_tiles[tile_index % 2 * TILE_KEYS * HEAD_DIM + to], &keys[from], there);
-                copy_async_16(&value_tiles[tile_index % 2 * TILE_KEYS * HEAD_DIM + to], &values[from], there);
+#pragma unroll 2
+            for (int key = own_key; key < TILE_KEYS; key += THREADS / PIECES) {
+                const int slot = tile_index % 3 * TILE_KEYS + key;
+                const unsigned long long row = static_cast<unsigned long long>(slot_rows[slot]) * HEAD_DIM;
+                copy_async_16(&to[piece_at(key, own_piece)], &from[row + own_piece * 8], slot_tokens[slot] != NOWHERE);
             }
         copy_async_commit();
     };
@@ -430,86 +440,110 @@ KERNEL(THREADS) ihip_quest_attend_all_d128_bf16(
         store(tile_index);
     }
     sync_block();
-    copy(0);
+    copy(key_tiles, keys, 0);
+    copy(value_tiles, values, 0);
 
-    float output[HEAD_DIM / 8][4] = {}, total[2] = {}, largest[2] = {LOWEST, LOWEST};
+    // Where a lane finds its row of the first fragment of a tile. That of the i-th along a row lies at the exclusive or
+    // with i * 16, that of other rows multiples of 16 rows behind it.
+    const int query_at = piece_at(warp * (BANDS * 16) + lane % 16, lane / 16);
+    const int key_at = piece_at(lane % 8 + lane / 16 * 8, lane / 8 % 2), value_at = piece_at(lane % 16, lane / 16);
+
+    float output[BANDS][HEAD_DIM / 8][4] = {}, total[ROWS] = {}, largest[ROWS];
+    for (int r = 0; r < ROWS; ++r) largest[r] = LOWEST;
     for (int tile_index = 0; tile_index < tiles; ++tile_index) {
         const int slots = tile_index % 3 * TILE_KEYS;
+        const int current = tile_index % 2 * TILE_KEYS * HEAD_DIM, other = TILE_KEYS * HEAD_DIM - current;
+        const Cached *const key_tile = key_tiles + current, *const value_tile = value_tiles + current;
         copy_async_wait<0>();
         sync_block();  // the tile is there, and the one before has been read
-        copy(tile_index + 1);
+        copy(key_tiles + other, keys, tile_index + 1);
+        copy(value_tiles + other, values, tile_index + 1);
         find(tile_index + 2);
-        const Cached* const key_tile = key_tiles + tile_index % 2 * TILE_KEYS * HEAD_DIM;
-        float score[TILE_KEYS / 8][4] = {};
+        float score[BANDS][TILE_KEYS / 8][4] = {};
 #pragma unroll
-        for (int i = 0; i < STEPS; ++i)
+        for (int i = 0; i < STEPS; ++i) {
+            unsigned query[BANDS][4];
+            for (int band = 0; band < BANDS; ++band) {
+                const int at = band * 16 * HEAD_DIM + (query_at ^ i * 16);
+                load_matrix_x4(query[band], &query_tile[at]);
+            }
 #pragma unroll
             for (int n = 0; n < TILE_KEYS / 16; ++n) {
+                const int at = n * 16 * HEAD_DIM + (key_at ^ i * 16);
                 unsigned key[4];
-                const int at = piece_at(n * 16 + lane % 8 + lane / 16 * 8, 2 * i + lane / 8 % 2);
                 load_matrix_x4(key, &key_tile[at]);
-                mma_16x8x16<Cached>(score[2 * n], query[i], {key[0], key[1]});
-                mma_16x8x16<Cached>(score[2 * n + 1], query[i], {key[2], key[3]});
+                for (int band = 0; band < BANDS; ++band) {
+                    mma_16x8x16<Cached>(score[band][2 * n], query[band], {key[0], key[1]});
+                    mma_16x8x16<Cached>(score[band][2 * n + 1], query[band], {key[2], key[3]});
+                }
             }
+        }
         const bool whole = tile_index * TILE_KEYS + TILE_KEYS - 1 <= tile_first;
-        float top[2] = {largest[0], largest[1]};
-        for (int n = 0; n < TILE_KEYS / 8; ++n)
-            for (int e = 0; e < 2; ++e) {
-                if (!whole) {
+        if (!whole)
+            for (int n = 0; n < TILE_KEYS / 8; ++n)
+                for (int e = 0; e < 2; ++e) {
                     const int token = slot_tokens[slots + n * 8 + across * 2 + e];
-                    for (int r = 0; r < 2; ++r) {
+                    for (int r = 0; r < ROWS; ++r) {
                         const int distance = own_position[r] - token;
-                        if (!(distance >= 0)) score[n][2 * r + e] = LOWEST;
+                        if (!(distance >= 0)) score[r / 2][n][r % 2 * 2 + e] = LOWEST;
                     }
                 }
-                for (int r = 0; r < 2; ++r) top[r] = max(top[r], score[n][2 * r + e]);
-            }
-        for (int r = 0; r < 2; ++r) {
+        float top[ROWS];
+        bool rises = false;
+        for (int r = 0; r < ROWS; ++r) {
+            top[r] = largest[r];
+            for (int n = 0; n < TILE_KEYS / 8; ++n)
+                for (int e = 0; e < 2; ++e) top[r] = max(top[r], score[r / 2][n][r % 2 * 2 + e]);
             top[r] = max(top[r], shuffle_xor(top[r], 1));
             top[r] = max(top[r], shuffle_xor(top[r], 2));
+            rises = rises || top[r] > largest[r];
         }
         // Weights of before are scaled to the new maximum, which soon stays what it is.
-        if (ballot(top[0] > largest[0] || top[1] > largest[1]) != 0)
-            for (int r = 0; r < 2; ++r) {
+        if (ballot(rises) != 0)
+            for (int r = 0; r < ROWS; ++r) {
                 const float scale = exp2_fast(largest[r] - top[r]);
                 largest[r] = top[r];
                 total[r] *= scale;
                 for (int n = 0; n < HEAD_DIM / 8; ++n)
-                    for (int e = 0; e < 2; ++e) output[n][2 * r + e] *= scale;
+                    for (int e = 0; e < 2; ++e) output[r / 2][n][r % 2 * 2 + e] *= scale;
             }
-        const Cached* const value_tile = value_tiles + tile_index % 2 * TILE_KEYS * HEAD_DIM;
+        // A row that has seen no key yet: what is below every score weighs nothing.
+        for (int r = 0; r < ROWS; ++r) top[r] = top[r] > LOWEST ? top[r] : 0.0f;
 #pragma unroll
         for (int k = 0; k < TILE_KEYS / 16; ++k) {
             // Scores are where the product takes its left factor from.
-            unsigned weight[4];
-            for (int part = 0; part < 4; ++part) {
-                const int r = part % 2;
-                float exact[2];
-                for (int e = 0; e < 2; ++e) {
-                    const float x = score[2 * k + part / 2][2 * r + e];
-                    exact[e] = whole || x > LOWEST ? exp2_fast(x - top[r]) : 0.0f;
-                    total[r] += exact[e];
+            unsigned weight[BANDS][4];
+            for (int band = 0; band < BANDS; ++band)
+                for (int part = 0; part < 4; ++part) {
+                    const int r = band * 2 + part % 2;
+                    float exact[2];
+                    for (int e = 0; e < 2; ++e) {
+                        exact[e] = exp2_fast(score[band][2 * k + part / 2][part % 2 * 2 + e] - top[r]);
+                        total[r] += exact[e];
+                    }
+                    weight[band][part] = pack<Cached>(exact[0], exact[1]);
                 }
-                weight[part] = pack<Cached>(exact[0], exact[1]);
-            }
 #pragma unroll
             for (int i = 0; i < STEPS; ++i) {
                 unsigned value[4];
-                load_matrix_x4_transposed(value, &value_tile[piece_at(k * 16 + lane % 16, 2 * i + lane / 16)]);
-                mma_16x8x16<Cached>(output[2 * i], weight, {value[0], value[1]});
-                mma_16x8x16<Cached>(output[2 * i + 1], weight, {value[2], value[3]});
+                load_matrix_x4_transposed(value, &value_tile[k * 16 * HEAD_DIM + (value_at ^ i * 16)]);
+                for (int band = 0; band < BANDS; ++band) {
+                    mma_16x8x16<Cached>(output[band][2 * i], weight[band], {value[0], value[1]});
+                    mma_16x8x16<Cached>(output[band][2 * i + 1], weight[band], {value[2], value[3]});
+                }
             }
         }
         store(tile_index + 2);
     }
-    for (int r = 0; r < 2; ++r) {
+    for (int r = 0; r < ROWS; ++r) {
         total[r] += shuffle_xor(total[r], 1);
         total[r] += shuffle_xor(total[r], 2);
         if (own_position[r] < 0) continue;
         const float factor = total[r] > 0.0f ? 1.0f / total[r] : 0.0f;  // a row without a visible key is zero
-        const unsigned long long row = first_row + first + own_query[r];
-        Activation* const to = &out[(row * QUERY_HEADS + own_head[r]) * HEAD_DIM + across * 2];
+        const int head = first_head + (warp * (BANDS * 16) + down + 8 * r) / TILE_QUERIES;
+        const unsigned long long row = first_row + own_position[r] - start;
+        Activation* const to = &out[(row * QUERY_HEADS + head) * HEAD_DIM + across * 2];
         for (int n = 0; n < HEAD_DIM / 8; ++n)
-            for (int e = 0; e < 2; ++e) to[n * 8 + e] = from_float<Activation>(output[n][2 * r + e] * factor);
+            for (int e = 0; e < 2; ++e) to[n * 8 + e] = from_float<Activation>(output[r / 2][n][r % 2 * 2 + e] * factor);
     }
 }

@@ -101,6 +101,50 @@ fn kernels_are_compiled_ahead_and_then_found_without_compiling() {
 }
 
 #[test]
+fn kernels_are_compiled_ahead_as_a_table_tunes_them() {
+    let cache = tempfile::tempdir().unwrap();
+    let table = cache.path().join("table.toml");
+    let machine =
+        "[machine]\ngpu = \"x\"\narchitecture = \"sm_90\"\ndriver = \"1\"\ncuda = \"13.0\"\ndate = \"2026-01-31\"\n";
+    let choice = |tokens: usize, warps: usize| {
+        let kernel = "attend_all_decode_d64_bf16_h9_3";
+        format!(
+            "[[choice]]\nkernel = \"{kernel}\"\ntokens = {tokens}\nfamily = \"dense_decode\"\nwarps = {warps}\nstages = 3\nblocks = 128\n"
+        )
+    };
+    // Of the third, no kernel has so many warps.
+    fs::write(&table, [machine.to_owned(), choice(4096, 8), choice(65536, 4), choice(1 << 20, 32)].concat()).unwrap();
+    let counts = |tuning: &Path| {
+        let mut compile = program(cache.path(), &["kernels", "compile", "dense", "--stats"]);
+        compile.env("IHIP_TUNING", tuning);
+        let outcome = outcome(compile);
+        assert_eq!(outcome.code, Some(0), "{outcome:?}");
+        let stats: serde_json::Value = serde_json::from_str(&outcome.stderr).expect("one line of JSON");
+        [&stats["kernels"]["compiled"], &stats["kernels"]["loaded"]].map(|count| count.as_u64().expect("a count"))
+    };
+    let kernels = dense_kernels();
+    assert_eq!(counts(Path::new("none")), [kernels, 0]);
+    assert_eq!(counts(&table), [2, kernels]);
+    assert_eq!(counts(&table), [0, kernels + 2]);
+}
+
+#[test]
+fn what_was_compiled_ahead_needs_no_compiler() {
+    let cache = tempfile::tempdir().unwrap();
+    let compiled = run(&cache, &CHECK).text();
+    let without = |arguments: &[&str]| {
+        let mut program = program(cache.path(), arguments);
+        program.env("IHIP_NO_JIT", "1").env("IHIP_NVRTC", cache.path().join("there is none"));
+        outcome(program)
+    };
+    assert_eq!(without(&CHECK).text(), compiled);
+    let missing = without(&["kernels", "check", "Paper3k", "--filter", "s1_select", "--arch", "sm_90"]);
+    assert_eq!(missing.code, Some(1));
+    let said = "IHIP_NO_JIT is set and ihip_paper3k_s1_select_c32_k8192 for sm_90 is not in the cache";
+    assert!(missing.stderr.contains(said), "{}", missing.stderr);
+}
+
+#[test]
 fn sixteen_processes_share_a_cache() {
     let cache = tempfile::tempdir().unwrap();
     let children: Vec<_> = (0..16)

@@ -38,3 +38,36 @@ fn medians_are_those_of_the_samples() {
         }
     }
 }
+
+/// What identifies a part of a request in rows and ratios.
+fn part(of: &Value) -> Vec<Value> {
+    ["model", "pipeline", "context", "phase", "refresh"].map(|key| of[key].clone()).to_vec()
+}
+
+#[test]
+fn ratios_of_tuned_to_declared_kernels_are_those_of_the_medians() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/figures/tuning-h200.json");
+    let report: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+    let rows = report["rows"].as_array().expect("there are rows");
+    let ratios = report["ratios"].as_array().expect("there are ratios");
+    assert_eq!(rows.len(), 2 * ratios.len());
+    let (mut pipelines, mut models) = (Vec::new(), Vec::new());
+    for ratio in ratios {
+        let median = |kernels: &str| {
+            let own = |row: &&Value| part(row) == part(ratio) && row["kernels"] == kernels;
+            let row = rows.iter().find(own).expect("there is a row");
+            let samples: Vec<f64> = row["samples"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+            quantile(&samples, 0.5)
+        };
+        let found = median("tuned") / median("declared");
+        let said = ratio["ratio"].as_f64().expect("a number");
+        assert!((found - said).abs() < 1e-4, "{ratio} is {found}");
+        pipelines.push(ratio["pipeline"].as_str().expect("a name").to_owned());
+        models.push(ratio["model"].as_str().expect("a name").to_owned());
+    }
+    for names in [&mut pipelines, &mut models] {
+        names.sort_unstable();
+        names.dedup();
+    }
+    assert!(pipelines.len() >= 3 && models.len() >= 2, "{pipelines:?} {models:?}");
+}

@@ -12,7 +12,7 @@ fn every_kernel_of_a_pipeline_is_listed_with_what_a_launch_needs() {
     assert_eq!(cells("ihip_paper3k_s0_select_c256_k32768"), ["select", "1,024", "0"]);
     assert_eq!(cells("ihip_paper3k_append_d128_bf16"), ["append", "256", "0"]);
     assert_eq!(cells("ihip_paper3k_attend_decode_streaming_k2048_d128_bf16"), ["attend", "256", "32,768"]);
-    assert_eq!(list.lines().filter(|line| line.starts_with("ihip_paper3k_")).count(), 21, "{list}");
+    assert_eq!(list.lines().filter(|line| line.starts_with("ihip_paper3k_")).count(), 23, "{list}");
 }
 
 #[test]
@@ -38,6 +38,29 @@ fn floors_of_the_papers_pipeline_at_a_million_tokens_are_those_computed_by_hand(
     assert_eq!(cells("attend"), ["256", "3,328", "13.6", "MB", "4.5", "µs", "–"]);
     assert_eq!(cells("all renewed"), ["–", "195,566", "407.3", "MB", "133.6", "µs", "–"]);
     assert_eq!(cells("mean of all steps"), ["–", "17,880", "43.4", "MB", "14.2", "µs", "–"]);
+}
+
+#[test]
+fn arrays_beside_the_keys_count_as_what_a_scan_of_them_reads() {
+    let explain = |pipeline: &str, model: &str| {
+        ihip(&["kernels", "explain", pipeline, "--model", model, "--context", "1M", "--no-compile"]).text()
+    };
+    let cells = |text: &str, part: &str| -> Vec<String> {
+        let line = text.lines().find(|line| line.starts_with(part)).expect("it is a part");
+        line[part.len()..].split_whitespace().map(str::to_owned).collect()
+    };
+    let quest = explain("Quest", "llama-3.1-8b");
+    // (2^20 − 32) / 16 pages of a least and a greatest key each, 8 KV heads, 256 bytes a key.
+    assert_eq!(cells(&quest, "stage 0"), ["65,534", "131,068", "268.4", "MB", "88.0", "µs", "1"]);
+    // 2^20 / 16 pages are kept so, in the cache's type.
+    assert_eq!(cells(&quest, "Bounds { sink: 0, chunk: 16 }")[3..], ["134,217,728", "268.4", "MB"]);
+    // Only decoding scores: 32 rankings of one query block.
+    assert_eq!(cells(&quest, "Scores"), ["the", "request", "2,097,088", "8.4", "MB"]);
+
+    let means = explain("InfLlm", "smollm2-135m-instruct");
+    assert_eq!(means, explain("InfLlm", "smollm2"));
+    // ⌈(2^20 − 128 − 4,096) / 128⌉ blocks, 3 KV heads, 64 elements of f32 a mean.
+    assert_eq!(cells(&means, "stage 0"), ["8,159", "8,159", "6.3", "MB", "2.1", "µs", "1"]);
 }
 
 #[test]

@@ -103,6 +103,12 @@ fn of_a_pipeline_that_names_a_layer_beyond_the_model() {
 }
 
 #[test]
+fn of_a_share_of_a_gpus_memory_without_a_gpu() {
+    insta::assert_snapshot!(generate(&["--prompt", "x", "--device", "cpu", "--gpu-kv", "8GiB"]), @"error: --gpu-kv 8589934592 is for a GPU, and the CPU's keys and values are all in one memory: leave it out, or give --device cuda");
+    assert!(generate(&["--prompt", "x", "--gpu-kv", "8GB"]).contains("it must be a number of bytes, such as 8GiB"));
+}
+
+#[test]
 fn of_a_device_that_is_not_there() {
     insta::assert_snapshot!(generate(&["--prompt", "x", "--device", "tpu"]), @r"
     error: invalid value 'tpu' for '--device <DEVICE>': there is no such device: give auto, cpu, cuda or cuda:N

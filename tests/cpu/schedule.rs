@@ -148,3 +148,34 @@ proptest! {
         prop_assert_eq!(session.decode_step().start, before + tokens);
     }
 }
+
+#[test]
+fn staggered_layers_renew_in_turn_and_each_as_often_as_declared() {
+    let pipeline = |refresh: &str| {
+        let text = format!(
+            "pub InTurn {{ {refresh} {} }}",
+            PIPELINES.split_once("Uniform {").unwrap().1.split_once("\n    }").unwrap().0
+        );
+        parse_str(&text).expect("a valid pipeline").remove(0)
+    };
+    let geometry = *session(&pipelines()[0]).plan().geometry();
+    let plan = |refresh| Plan::new(&pipeline(refresh), geometry, vec![1.0; 4], 30).expect("no overrides");
+    let (together, staggered) = (plan("refresh together;"), plan("refresh staggered;"));
+    for layer in 0..30 {
+        assert_eq!(staggered.restart(layer, 0), Some(0), "nothing crosses from prefill");
+        for (plan, name) in [(&together, "together"), (&staggered, "staggered")] {
+            for (stage, interval) in [16, 8, 4].into_iter().enumerate() {
+                let renewals = (1..=160).filter(|&step| plan.restart(layer, step).is_some_and(|first| first <= stage));
+                assert_eq!(renewals.count(), 160 / interval, "stage {stage} of layer {layer}, {name}");
+            }
+        }
+    }
+    let busiest = |plan: &Plan, stage| {
+        let layers =
+            |step| (0..30).filter(|&layer| plan.restart(layer, step).is_some_and(|first| first <= stage)).count();
+        (1..=160).map(layers).max()
+    };
+    assert_eq!([0, 1, 2].map(|stage| busiest(&together, stage)), [Some(30); 3]);
+    // ⌈30 / 16⌉, ⌈30 / 8⌉ and ⌈30 / 4⌉ layers in the fullest step.
+    assert_eq!([0, 1, 2].map(|stage| busiest(&staggered, stage)), [Some(2), Some(4), Some(8)]);
+}

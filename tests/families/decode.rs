@@ -3,6 +3,7 @@
 use ihip_dsl::emit::Buffer;
 use ihip_dsl::reference::{self, BlockList, Tensors};
 use ihip_dsl::{KvType, Plan};
+use ihip_tests::support::attention::Attention;
 use proptest::prelude::*;
 
 use super::attend::{list, tolerance};
@@ -39,19 +40,26 @@ fn output_for_random_lists_is_the_references() {
     });
 }
 
+/// A decoding step of a dense layer.
+pub(super) fn dense(
+    layer: &Layer,
+    attention: &mut Attention,
+    (position, seed): (usize, u64),
+) -> Result<(), TestCaseError> {
+    let data = Data::new(layer, position, 1, seed);
+    let qkv = data.cache(layer, attention);
+    let launches = attention.begin_decode(position, position + 1, None, &qkv);
+    attention.launch(&launches);
+    let frequencies = layer.frequencies();
+    let expected = reference::dense(&data.problem(layer, &frequencies, position + 1));
+    let difference = difference(&expected, &attention.out(1));
+    let tolerance = if layer.kv_type == KvType::F32 { 2e-5 } else { 2e-2 };
+    prop_assert!(difference < tolerance, "outputs differ by {}", difference);
+    Ok(())
+}
+
 #[test]
 fn dense_output_is_the_references() {
     let plan = |layer: &Layer| Plan::dense(layer.geometry(), layer.frequencies(), 1);
-    check_on(&layers(), plan, 4, &(0..600_usize, any::<u64>()), |layer, attention, (position, seed)| {
-        let data = Data::new(layer, position, 1, seed);
-        let qkv = data.cache(layer, attention);
-        let launches = attention.begin_decode(position, position + 1, None, &qkv);
-        attention.launch(&launches);
-        let frequencies = layer.frequencies();
-        let expected = reference::dense(&data.problem(layer, &frequencies, position + 1));
-        let difference = difference(&expected, &attention.out(1));
-        let tolerance = if layer.kv_type == KvType::F32 { 2e-5 } else { 2e-2 };
-        prop_assert!(difference < tolerance, "outputs differ by {}", difference);
-        Ok(())
-    });
+    check_on(&layers(), plan, 4, &(0..600_usize, any::<u64>()), dense);
 }

@@ -26,6 +26,7 @@ mod scan;
 mod scoring;
 mod select;
 mod text;
+mod tuned;
 mod whole;
 
 pub(crate) use scoring::scored_layers;
@@ -279,8 +280,19 @@ fn check_on<S: Strategy>(
     strategy: &S,
     test: impl Fn(&Layer, &mut Attention, S::Value) -> Result<(), TestCaseError>,
 ) {
+    check_with(layers, |layer| layer.attention(&plan(layer)), cases, strategy, test);
+}
+
+/// The same with kernels of the test's choice.
+fn check_with<S: Strategy>(
+    layers: &[Layer],
+    attention: impl Fn(&Layer) -> Attention,
+    cases: u32,
+    strategy: &S,
+    test: impl Fn(&Layer, &mut Attention, S::Value) -> Result<(), TestCaseError>,
+) {
     for layer in layers {
-        let attention = RefCell::new(layer.attention(&plan(layer)));
+        let attention = RefCell::new(attention(layer));
         let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
         let config = Config { cases, failure_persistence: None, ..Config::default() };
         let mut runner = TestRunner::new_with_rng(config, rng);

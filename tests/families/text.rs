@@ -161,6 +161,7 @@ fn layers_that_differ_where_no_name_tells_have_kernels_of_their_own() {
     ihip_two_kinds_s2_select_c8_k48
     ihip_two_kinds_attend_streaming_k48_d32_f32
     ihip_two_kinds_attend_decode_streaming_k48_d32_f32
+    ihip_two_kinds_append_attend_decode_streaming_k48_d32_f32
     ihip_two_kinds_s0_scan_relative_c32_d32_f32_v2
     ihip_two_kinds_s0_scan_decode_relative_c32_d32_f32_v2
     ihip_two_kinds_s0_select_c32_k128_v2
@@ -172,6 +173,7 @@ fn layers_that_differ_where_no_name_tells_have_kernels_of_their_own() {
     ihip_two_kinds_s2_select_c8_k48_v2
     ihip_two_kinds_attend_streaming_k48_d32_f32_v2
     ihip_two_kinds_attend_decode_streaming_k48_d32_f32_v2
+    ihip_two_kinds_append_attend_decode_streaming_k48_d32_f32_v2
     ");
     let mut texts: Vec<&str> = kernels.iter().map(|kernel| kernel.text.as_str()).collect();
     texts.sort_unstable();

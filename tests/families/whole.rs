@@ -42,7 +42,11 @@ pub(super) fn prefill(
 }
 
 /// Decoding steps from `position` on.
-fn decoding(layer: &Layer, attention: &mut Attention, (position, seed): (usize, u64)) -> Result<(), TestCaseError> {
+pub(super) fn decoding(
+    layer: &Layer,
+    attention: &mut Attention,
+    (position, seed): (usize, u64),
+) -> Result<(), TestCaseError> {
     let mut layer = layer.clone();
     // Every stage has an interval of its own, the first the longest.
     let stages = layer.pruning.stages.to_mut();

@@ -287,3 +287,29 @@ fn a_gpu_that_is_not_there_is_refused_with_the_reason() {
     assert!(matches!(error, Error::NoSuchDevice { .. }), "{error}");
     assert!(error.to_string().starts_with("there is no device cuda:4096: "), "{error}");
 }
+
+/// Only a GPU has memory of its own.
+#[test]
+#[ignore = "needs a GPU"]
+fn keys_and_values_that_lie_with_the_host_give_the_same_bits() {
+    const MIB: u64 = 1 << 20;
+    const TOKENS: usize = 20_048;
+    let qkv = noise(11, TOKENS * ROW);
+    let all = (2 * 2 * KV_HEADS * HEAD_DIM * size_of::<f32>() * TOKENS) as u64;
+    let run = |limit: Option<u64>| {
+        let mut device = CudaDevice::new(0, Precision::F32).unwrap();
+        let others = device.cache_bytes(&plan(), TOKENS) - all;
+        if let Some(bytes) = limit {
+            device.limit_kv(bytes);
+        }
+        assert_eq!(device.cache_bytes(&plan(), TOKENS), others + limit.unwrap_or(all));
+        Attention::run(&mut device, &qkv, 20_000, true)
+    };
+    let (outputs, lists) = run(None);
+    // Of 42 MB: all keys and some values, some keys, nothing.
+    for limit in [24 * MIB, 8 * MIB, 0] {
+        let (found, found_lists) = run(Some(limit));
+        assert!(found == outputs, "outputs differ where {limit} bytes are on the GPU");
+        assert_eq!(found_lists, lists, "{limit} bytes on the GPU");
+    }
+}

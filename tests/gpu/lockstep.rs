@@ -205,6 +205,10 @@ impl<S: Device> Device for Lockstep<S> {
         self.first.cache_bytes(plan, capacity)
     }
 
+    fn host_cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
+        self.first.host_cache_bytes(plan, capacity)
+    }
+
     fn cache(&mut self, plan: &Arc<Plan>, capacity: usize) -> Result<Self::Cache> {
         let mut caches = (self.first.cache(plan, capacity)?, self.second.cache(plan, capacity)?);
         self.first.record_masks(&mut caches.0, true);

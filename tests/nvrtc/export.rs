@@ -56,7 +56,7 @@ fn program(pipeline: Option<&Pipeline>) -> Program {
 
 fn export(program: &Program, pipeline: Option<&Pipeline>, folder: &Path) -> Result<Manifest, ExportError> {
     let extent = Extent { rows: 64, tokens: 2048 };
-    let compilers = [Compiler::new(nvrtc().clone(), Architecture::SM_90, None, true)];
+    let compilers = [Compiler::new(nvrtc().clone(), Architecture::SM_90, None)];
     Export { program, pipeline, model: "a small one", extent, vectors: true }.write(folder, &compilers, &|_| ())
 }
 

@@ -18,7 +18,7 @@ fn store(folder: &TempDir) -> CubinStore {
 }
 
 fn compiler(folder: &TempDir, architecture: Architecture) -> Compiler {
-    Compiler::new(nvrtc().clone(), architecture, Some(store(folder)), true)
+    Compiler::new(nvrtc().clone(), architecture, Some(store(folder)))
 }
 
 /// The cubin that a fresh compiler gives, and where it came from.
@@ -126,7 +126,7 @@ fn what_was_compiled_for_the_very_chip_is_loaded_on_it_and_by_nobody_else() {
 #[test]
 fn a_kernel_that_may_not_be_compiled_is_named_with_the_way_out() {
     let folder = tempfile::tempdir().unwrap();
-    let without = || Compiler::new(nvrtc().clone(), Architecture::SM_90, Some(store(&folder)), false);
+    let without = || Compiler::without_nvrtc(Architecture::SM_90, Some(store(&folder)));
     let error = without().cubin("twice", TEXT).unwrap_err();
     assert!(matches!(*error, JitError::Disabled { .. }), "{error}");
     assert_eq!(
@@ -136,6 +136,30 @@ fn a_kernel_that_may_not_be_compiled_is_named_with_the_way_out() {
     );
     get(&folder);
     assert!(without().cubin("twice", TEXT).is_ok());
+}
+
+#[test]
+fn where_nothing_may_be_compiled_the_newest_version_that_has_the_kernel_will_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let put = |version: (u32, u32), image: &[u8]| {
+        let key = key(Architecture::SM_90, version);
+        let (architecture, kernel, image) = ("sm_90".to_owned(), "twice".to_owned(), image.to_vec());
+        let entry = Entry { key, architecture, kernel, nvrtc: version, resources: Default::default(), image };
+        store(&folder).put(&entry);
+        key
+    };
+    let without = || Compiler::without_nvrtc(Architecture::SM_90, Some(store(&folder)));
+    put((12, 9), b"older");
+    let newest = put((13, 1), b"newer");
+    assert_eq!(store(&folder).versions(), [(13, 1), (12, 9)]);
+    assert_eq!(without().nvrtc_version(), (13, 1));
+    assert_eq!(without().cubin("twice", TEXT).unwrap().image, b"newer");
+    // A damaged entry is passed over like one that is not there.
+    let path = file(&folder, &newest);
+    let mut damaged = fs::read(&path).unwrap();
+    *damaged.last_mut().unwrap() ^= 1;
+    fs::write(&path, damaged).unwrap();
+    assert_eq!(without().cubin("twice", TEXT).unwrap().image, b"older");
 }
 
 #[test]

@@ -58,15 +58,15 @@ impl Attention {
     /// # Panics
     /// Where the plan has heads that kernels are not made for.
     #[must_use]
-    pub fn repeating(
-        mut host: Box<dyn Host>,
-        plan: &Plan,
-        activation: Activation,
-        extent: Extent,
-        held: usize,
-    ) -> Self {
+    pub fn repeating(host: Box<dyn Host>, plan: &Plan, activation: Activation, extent: Extent, held: usize) -> Self {
         let program = Program::new(plan, activation).unwrap_or_else(|error| panic!("{error}"));
-        let geometry = *plan.geometry();
+        Self::running(host, program, extent, held)
+    }
+
+    /// Layer 0 of what `program` runs, with a cache of `held` pages.
+    #[must_use]
+    pub fn running(mut host: Box<dyn Host>, program: Program, extent: Extent, held: usize) -> Self {
+        let (geometry, activation) = (*program.plan().geometry(), program.activation());
         let kernels = program.kernels();
         host.prepare(&kernels);
         let kernels = kernels.into_iter().map(|kernel| (kernel.name.clone(), kernel)).collect();
@@ -106,7 +106,7 @@ impl Attention {
         // Neighbouring pages of the sequence are no neighbours in the cache: a kernel that forgets the table is found.
         let table: Vec<u32> = (0..pages).map(|page| (held - 1 - page % held) as u32).collect();
         attention.write(Buffer::PageTable, &table.iter().flat_map(|page| page.to_ne_bytes()).collect::<Vec<u8>>());
-        let frequencies = plan.frequencies();
+        let frequencies = attention.program.plan().frequencies().to_vec();
         attention.write(Buffer::Frequencies, &frequencies.iter().flat_map(|f| f.to_ne_bytes()).collect::<Vec<u8>>());
         let angles = (0..positions).flat_map(|position| {
             frequencies.iter().flat_map(move |frequency| {

@@ -6,30 +6,38 @@
 
 use super::functions::{CACHE_ROW, QUADS, Shape};
 use super::launch::{Activation, Element};
+use super::tune::Tune;
 use super::visible::{Phase, Visible};
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel};
+use crate::tuning::{AttendDecode, Tuning};
 use crate::{PrunedLayer, Ranking};
 
-const THREADS: usize = 256;
-/// Keys of a split.
-const TILE_KEYS: usize = 128;
+/// What suits a large chip.
+const DEFAULT: AttendDecode = AttendDecode { threads: 256, keys: 128 };
 
 /// Constants of the kernel.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct AttendRow {
     shape: Shape,
     visible: Visible,
+    tuning: AttendDecode,
+    /// Whether it also caches the step's key and value.
+    appends: bool,
 }
 
 impl AttendRow {
     pub(crate) fn new(shape: Shape, layer: &PrunedLayer) -> Self {
         // A list is read as it stands: how many queries share it in prefill does not matter here.
-        Self { shape, visible: Visible::pruned(&PrunedLayer { query_block: 1, ..layer.clone() }) }
+        let visible = Visible::pruned(&PrunedLayer { query_block: 1, ..layer.clone() });
+        Self { shape, visible, tuning: DEFAULT, appends: false }
     }
 
-    pub(crate) fn stem(&self, pipeline: &str) -> String {
-        self.visible.stem(pipeline, Phase::Decode, self.shape)
+    /// The same for steps that do nothing else: one launch that caches the step's key and value and attends. `None`
+    /// where several blocks of threads share a key-value head, and where keys are cached rotated, queries with them.
+    pub(crate) fn appending(shape: Shape, layer: &PrunedLayer) -> Option<Self> {
+        let attend = Self::new(shape, layer);
+        (attend.visible.rotates() && attend.heads() == shape.group()).then_some(Self { appends: true, ..attend })
     }
 
     /// Query heads of a group that one block of threads serves with the same keys: one where each has a list of its
@@ -51,9 +59,19 @@ impl AttendRow {
         match self.visible {
             Visible::All => [0; 3],
             Visible::Pruned { sink, window, block, keep_blocks, .. } => {
-                [block * keep_blocks, sink, window].map(|keys| keys.div_ceil(TILE_KEYS))
+                [block * keep_blocks, sink, window].map(|keys| keys.div_ceil(self.tuning.keys))
             }
         }
+    }
+
+    /// Lanes that take a key together.
+    fn team(&self) -> usize {
+        self.shape.head_dim() / 8
+    }
+
+    /// Quads of output.
+    fn quads(&self) -> usize {
+        self.heads() * self.shape.head_dim() / 4
     }
 
     pub(crate) fn grid(&self) -> [u32; 3] {
@@ -61,9 +79,13 @@ impl AttendRow {
     }
 
     pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
-        let heading = "Decoding: attention of one query over 128 of its keys: of the kept blocks, of the sinks, or of the window.\n\
-                       A block of threads takes HEADS query heads of a group; the last one of them joins the splits.";
-        let mut writer = Writer::new(heading, &format!("{pipeline}, attend"));
+        let AttendDecode { threads, keys } = self.tuning;
+        let heading = format!(
+            "Decoding: attention of one query over {keys} of its keys: of the kept blocks, of the sinks, or of the window.\n\
+             A block of threads takes HEADS query heads of a group; the last one of them joins the splits.{}",
+            if self.appends { APPENDS } else { "" }
+        );
+        let mut writer = Writer::new(&heading, &format!("{pipeline}, attend"));
         self.shape.constants(&mut writer);
         if let Visible::Pruned { sink, window, block, keep_blocks, .. } = self.visible {
             writer.constant("SINK", sink, "first tokens, which every query sees").constant(
@@ -86,21 +108,20 @@ impl AttendRow {
                 "pieces of the sinks, which follow; the rest is the window's",
             );
         }
-        let (half, quads) = (self.shape.head_dim() / 2, self.heads() * self.shape.head_dim() / 4);
-        let team = half / 4;
+        let (team, quads) = (self.team(), self.quads());
         writer
             .constant("SPLITS", self.splits(), "pieces of the keys")
             .constant("HEADS", self.heads(), "query heads of a block of threads: they share the keys")
             .constant("FOURS", self.heads().div_ceil(4), "fours of heads")
-            .constant("TILE_KEYS", TILE_KEYS, "keys of a split")
-            .constant("THREADS", THREADS, "threads of a block")
-            .constant("WARPS", THREADS / 32, "warps of a block")
+            .constant("TILE_KEYS", keys, "keys of a split")
+            .constant("THREADS", threads, "threads of a block")
+            .constant("WARPS", threads / 32, "warps of a block")
             .constant("TEAM", team, "lanes that take a key together")
-            .constant("TEAMS", THREADS / team, "such teams in a block")
-            .constant("KEYS_EACH", TILE_KEYS * team / THREADS, "keys of a team")
+            .constant("TEAMS", threads / team, "such teams in a block")
+            .constant("KEYS_EACH", keys * team / threads, "keys of a team")
             .constant("PIECE", 16 / self.shape.kv().bytes(), "elements of a 16-byte copy")
             .constant("QUADS", quads, "quads of output")
-            .constant("PARTS", THREADS / quads, "threads that share the keys of a quad")
+            .constant("PARTS", threads / quads, "threads that share the keys of a quad")
             .constant("BATCH", 8, "splits that are joined at a time")
             .constant("NOWHERE", -1, "token of an empty slot")
             .float(
@@ -111,8 +132,13 @@ impl AttendRow {
             .float("LOWEST", f32::MIN, "below every score");
         writer.text(QUADS).text(CACHE_ROW);
         self.visible.functions(&mut writer);
+        let cache = if self.appends {
+            "Cached* keys,\n    Cached* values"
+        } else {
+            "const Cached* __restrict__ keys,\n    const Cached* __restrict__ values"
+        };
         writer.text(&format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const Cached* __restrict__ values, const unsigned* __restrict__ page_table,\n   {} float* partials, float* partial_sums,\n    unsigned* arrivals, Activation* out) {{",
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, {cache}, const unsigned* __restrict__ page_table,\n   {} float* partials, float* partial_sums,\n    unsigned* arrivals, Activation* out) {{",
             self.visible.parameters()
         ));
         writer.more(&PLACE.replace("$POSITIONS", self.visible.position_array()));
@@ -123,7 +149,8 @@ impl AttendRow {
         } else {
             ""
         };
-        writer.text(&LOAD.replace("$TURN\n", turn));
+        let append = if self.appends { APPEND.trim_start_matches('\n') } else { "" };
+        writer.text(&LOAD.replace("$TURN\n", turn).replace("$APPEND\n", append));
         let [first, next, turn] = self.visible.follow_angles();
         writer.more(
             &SCORES
@@ -135,14 +162,20 @@ impl AttendRow {
         );
         writer.text(OUTPUT).text(JOIN);
         let mut arguments = self.visible.arguments(self.shape);
+        if self.appends {
+            let cached = Element::from(self.shape.kv());
+            for argument in arguments.iter_mut().filter(|argument| matches!(argument.name, "keys" | "values")) {
+                argument.kind = ArgumentKind::Output(cached);
+            }
+        }
         arguments.extend(split_outputs(self.shape.activation));
         Kernel {
             name: name.to_owned(),
             family: Family::Attend,
             text: writer.finish(),
             arguments,
-            threads: THREADS as u32,
-            shared_bytes: (TILE_KEYS * self.shape.head_dim() * self.shape.kv().bytes()) as u32,
+            threads: threads as u32,
+            shared_bytes: (keys * self.shape.head_dim() * self.shape.kv().bytes()) as u32,
         }
     }
 
@@ -183,6 +216,47 @@ impl AttendRow {
     }
 }
 
+impl Tune for AttendRow {
+    fn stem(&self, pipeline: &str) -> String {
+        let stem = self.visible.stem(pipeline, Phase::Decode, self.shape);
+        if self.appends { stem.replacen("_attend_", "_append_attend_", 1) } else { stem }
+    }
+
+    fn tuning(&self) -> Option<Tuning> {
+        Some(Tuning::AttendDecode(self.tuning))
+    }
+
+    fn space(&self) -> Vec<Tuning> {
+        let pairs = [128, 256, 512].into_iter().flat_map(|threads| [64, 128, 256].map(|keys| (threads, keys)));
+        // A thread finds a slot, a team takes whole keys, and each quad of output has a thread.
+        let fits = |&(threads, keys): &(usize, usize)| {
+            keys <= threads && (keys * self.team()).is_multiple_of(threads) && self.quads() <= threads
+        };
+        let choices = pairs.filter(fits).map(|(threads, keys)| AttendDecode { threads, keys });
+        choices.map(Tuning::AttendDecode).collect()
+    }
+
+    fn tuned(self, tuning: Tuning) -> Self {
+        match tuning {
+            Tuning::AttendDecode(tuning) => Self { tuning, ..self },
+            _ => self,
+        }
+    }
+}
+const APPENDS: &str = "\nThe window's last block caches the step's key and value first.";
+
+const APPEND: &str = r"
+    if (split == SPLITS - 1)
+        // The step's own key and value are the last of the window: only this block reads them.
+        for (int item = thread; item < HEAD_DIM / 2; item += THREADS) {
+            const int what = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
+            const int projected = (QUERY_HEADS + what * KV_HEADS + kv_head) * HEAD_DIM + element;
+            const unsigned long long row = cache_row(page_table, position, kv_head);
+            Cached* const to = what == 0 ? keys : values;
+            store_quad(&to[row * HEAD_DIM + element], load_quad(&qkv[static_cast<unsigned long long>(first_row) * QKV_ROW + projected]));
+        }
+";
+
 /// What a kernel writes whose last block joins the splits.
 pub(super) fn split_outputs(activation: Activation) -> [Argument; 4] {
     let output = |name, element| Argument { name, kind: ArgumentKind::Output(element) };
@@ -220,6 +294,7 @@ $TURN
         queries[head * HEAD_DIM + element] = x;
         queries[head * HEAD_DIM + element + HALF] = y;
     }
+$APPEND
     sync_block();
     // All that the block reads of the cache is under way before the first of it is used.
     for (int item = thread; item < TILE_KEYS * HEAD_DIM / PIECE; item += THREADS) {

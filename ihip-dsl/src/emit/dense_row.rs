@@ -7,23 +7,24 @@
 
 use super::attend_row::{JOIN, split_outputs};
 use super::functions::{CACHE_ROW, QUADS, Shape};
+use super::tune::Tune;
 use super::visible::{Phase, Visible};
 use super::writer::Writer;
 use super::{Family, Kernel};
 use crate::KvType;
+use crate::tuning::{DenseDecode, Tuning};
 
-const WARPS: usize = 4;
-const THREADS: usize = 32 * WARPS;
 /// Keys of a warp's tile: those of one product.
 const TILE_KEYS: usize = 16;
+/// Warps of a block, and blocks of threads over all key-value heads: one for each multiprocessor of a large chip.
+const WARPS: usize = 4;
+const BLOCKS: usize = 128;
 /// Tiles of a warp in shared memory at most.
 const MOST_STAGES: usize = 4;
-/// Shared memory of a block of threads at most, in bytes: the largest that every chip since sm_80 has.
+/// Shared memory of a block of threads, in bytes: the largest that every chip since sm_80 has.
 const MOST_SHARED: usize = 96 * 1024;
 /// Rows of a product that hold queries; as many hold what rounding took from them.
 const ROWS: usize = 8;
-/// Blocks of threads, over all key-value heads: one for each multiprocessor of a large chip.
-const BLOCKS: usize = 128;
 /// Splits at most: whoever joins them goes through all.
 const MOST_SPLITS: usize = 64;
 
@@ -31,38 +32,30 @@ const MOST_SPLITS: usize = 64;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct DenseRow {
     shape: Shape,
+    tuning: DenseDecode,
 }
 
 impl DenseRow {
     /// The kernel, where one product has room for the heads of a group.
     pub(crate) fn new(shape: Shape) -> Option<Self> {
-        let fits = shape.group() <= ROWS && shape.group() * shape.head_dim() / 4 <= THREADS;
-        (shape.kv() != KvType::F32 && fits).then_some(Self { shape })
-    }
-
-    pub(crate) fn stem(&self, pipeline: &str) -> String {
-        Visible::All.stem(pipeline, Phase::Decode, self.shape)
+        let fits = shape.group() <= ROWS && shape.group() * shape.head_dim() / 4 <= 32 * WARPS;
+        let stages = (MOST_SHARED / (WARPS * stage_bytes(shape))).min(MOST_STAGES);
+        let tuning = DenseDecode { warps: WARPS, stages, blocks: BLOCKS };
+        (shape.kv() != KvType::F32 && fits).then_some(Self { shape, tuning })
     }
 
     /// Pieces that the keys are split into: fixed, so that a result never depends on the chip.
     pub(crate) fn splits(&self) -> usize {
-        (BLOCKS / self.shape.kv_heads()).clamp(1, MOST_SPLITS)
+        (self.tuning.blocks / self.shape.kv_heads()).clamp(1, MOST_SPLITS)
     }
 
     pub(crate) fn grid(&self) -> [u32; 3] {
         [self.splits() as u32, self.shape.kv_heads() as u32, 1]
     }
 
-    /// Bytes of one tile of keys and one of values.
-    fn stage_bytes(&self) -> usize {
-        2 * TILE_KEYS * self.shape.head_dim() * self.shape.kv().bytes()
-    }
-
-    fn stages(&self) -> usize {
-        (MOST_SHARED / (WARPS * self.stage_bytes())).min(MOST_STAGES)
-    }
-
     pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
+        let DenseDecode { warps, stages, .. } = self.tuning;
+        let threads = 32 * warps;
         let heading = "Decoding in a dense layer: causal attention of one query over one of SPLITS pieces of the keys.\n\
                        A block of threads takes the query heads of a group; the last one of them joins the splits.";
         let mut writer = Writer::new(heading, &format!("{pipeline}, dense"));
@@ -72,14 +65,14 @@ impl DenseRow {
             .constant("SPLITS", self.splits(), "pieces of the keys")
             .constant("HEADS", self.shape.group(), "query heads of a block of threads: they share the keys")
             .constant("TILE_KEYS", TILE_KEYS, "keys of a warp's tile")
-            .constant("STAGES", self.stages(), "tiles of a warp in shared memory")
-            .constant("THREADS", THREADS, "threads of a block")
-            .constant("WARPS", WARPS, "warps of a block")
+            .constant("STAGES", stages, "tiles of a warp in shared memory")
+            .constant("THREADS", threads, "threads of a block")
+            .constant("WARPS", warps, "warps of a block")
             .constant("PIECES", self.shape.head_dim() / 8, "16-byte pieces of a row")
             .constant("STEPS", self.shape.head_dim() / 16, "products along a row")
             .constant("QUADS", quads, "quads of output")
-            .constant("PARTS", THREADS / quads, "threads that share the splits of a quad")
-            .constant("SUMS", WARPS.max(THREADS / quads), "sums of a head: one a warp at first, then one a part")
+            .constant("PARTS", threads / quads, "threads that share the splits of a quad")
+            .constant("SUMS", warps.max(threads / quads), "sums of a head: one a warp at first, then one a part")
             .constant("BATCH", 8, "splits that are joined at a time")
             .float(
                 "QUERY_SCALE",
@@ -99,8 +92,43 @@ impl DenseRow {
             family: Family::Dense,
             text: writer.finish(),
             arguments,
-            threads: THREADS as u32,
-            shared_bytes: (WARPS * self.stages() * self.stage_bytes()) as u32,
+            threads: threads as u32,
+            shared_bytes: (warps * stages * stage_bytes(self.shape)) as u32,
+        }
+    }
+}
+
+/// Bytes of one tile of keys and one of values.
+fn stage_bytes(shape: Shape) -> usize {
+    2 * TILE_KEYS * shape.head_dim() * shape.kv().bytes()
+}
+
+impl Tune for DenseRow {
+    fn stem(&self, pipeline: &str) -> String {
+        Visible::All.stem(pipeline, Phase::Decode, self.shape)
+    }
+
+    fn tuning(&self) -> Option<Tuning> {
+        Some(Tuning::DenseDecode(self.tuning))
+    }
+
+    fn space(&self) -> Vec<Tuning> {
+        let splits = |blocks| Self { tuning: DenseDecode { blocks, ..self.tuning }, ..self.clone() }.splits();
+        // Blocks beyond the most splits are no others.
+        let blocks: &[usize] = if splits(2 * BLOCKS) > splits(BLOCKS) { &[BLOCKS, 2 * BLOCKS] } else { &[BLOCKS] };
+        let mut choices = Vec::new();
+        for warps in [4, 8] {
+            for stages in [2, 3, 4, 6] {
+                choices.extend(blocks.iter().map(|&blocks| DenseDecode { warps, stages, blocks }));
+            }
+        }
+        choices.into_iter().map(Tuning::DenseDecode).collect()
+    }
+
+    fn tuned(self, tuning: Tuning) -> Self {
+        match tuning {
+            Tuning::DenseDecode(tuning) => Self { tuning, ..self },
+            _ => self,
         }
     }
 }

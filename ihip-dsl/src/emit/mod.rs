@@ -24,8 +24,10 @@ mod scan_tiles;
 mod score;
 mod scoring;
 mod select;
+mod slots;
 mod summarise;
 mod tile;
+mod tune;
 mod visible;
 mod writer;
 

@@ -15,9 +15,11 @@ use super::score::{Score, row_storage};
 use super::scoring::{Operand, Stride, strides};
 use super::select::Select;
 use super::summarise::Summarise;
+use super::tune::Tune;
 use super::visible::MOST_TEAMS;
 use super::writer::snake_case;
 use crate::rope::{Branch, Extension, ScanDistance};
+use crate::tuning::{Tunable, Tunings};
 use crate::{AttendRope, LayerPlan, Plan, PrunedLayer};
 
 /// The CUDA side of a [`Plan`]: its kernels, what they run over, and in which order.
@@ -25,13 +27,14 @@ use crate::{AttendRope, LayerPlan, Plan, PrunedLayer};
 pub struct Program {
     plan: Plan,
     shape: Shape,
+    tunings: Tunings,
     /// Distinct kernels in the order in which layers need them, each with its name.
     units: Vec<(Unit, String)>,
 }
 
 /// One kernel, by the constants that make up its text.
 #[derive(Clone, Debug, PartialEq)]
-enum Unit {
+pub(super) enum Unit {
     Append(Append),
     Summarise(Summarise),
     Score(Score),
@@ -45,7 +48,7 @@ enum Unit {
 }
 
 impl Unit {
-    fn stem(&self, pipeline: &str) -> String {
+    pub(super) fn stem(&self, pipeline: &str) -> String {
         match self {
             Self::Append(unit) => unit.stem(pipeline),
             Self::Summarise(unit) => unit.stem(pipeline),
@@ -95,17 +98,26 @@ impl Program {
     /// # Errors
     /// [`EmitError::HeadDim`] where a head has neither 32, nor 64, nor 128 elements.
     pub fn new(plan: &Plan, activation: Activation) -> Result<Self, EmitError> {
+        Self::tuned(plan, activation, Tunings::default())
+    }
+
+    /// The same with what `tunings` choose for its kernels.
+    ///
+    /// # Errors
+    /// Those of [`Program::new`].
+    pub fn tuned(plan: &Plan, activation: Activation, tunings: Tunings) -> Result<Self, EmitError> {
         if !matches!(plan.geometry().head_dim, 32 | 64 | 128) {
             return Err(EmitError::HeadDim { head_dim: plan.geometry().head_dim });
         }
         let shape = Shape { geometry: *plan.geometry(), activation };
-        let mut program = Self { plan: plan.clone(), shape, units: Vec::new() };
+        let mut program = Self { plan: plan.clone(), shape, tunings, units: Vec::new() };
         let pipeline = snake_case(plan.name());
         for (index, kind) in plan.kinds().iter().enumerate() {
             let mut layers = 0..plan.layers();
             let prefill = layers.clone().any(|layer| plan.prefill_kind(layer) == index);
             let decode = layers.any(|layer| plan.decode_kind(layer) == index);
             for unit in units_of(shape, kind, [prefill, decode]) {
+                let unit = unit.chosen(shape, &program.tunings);
                 if program.units.iter().any(|(known, _)| *known == unit) {
                     continue;
                 }
@@ -123,6 +135,19 @@ impl Program {
     #[must_use]
     pub fn kernels(&self) -> Vec<Kernel> {
         self.units.iter().map(|(unit, name)| unit.emit(self.plan.name(), name)).collect()
+    }
+
+    /// The kernels of which something can be chosen, in the order in which layers need them.
+    #[must_use]
+    pub fn tunable(&self) -> Vec<Tunable> {
+        let mut tunable: Vec<Tunable> = Vec::new();
+        for (unit, name) in &self.units {
+            let site = unit.site(self.shape);
+            if let Some(tuning) = unit.tuning().filter(|_| tunable.iter().all(|known| known.site != site)) {
+                tunable.push(Tunable { site, kernel: name.clone(), tuning, space: unit.space() });
+            }
+        }
+        tunable
     }
 
     /// The plan behind the kernels.
@@ -143,7 +168,7 @@ impl Program {
     pub fn rope_positions(&self, extent: Extent) -> usize {
         let trained = self.plan.geometry().trained as usize;
         let extended = |extension: Extension, block| extension.positions(block, extent.tokens, trained);
-        let positions = self.pruned().map(|layer| {
+        let positions = self.pruned(extent).map(|(layer, _)| {
             let stages = 0..layer.stages.len();
             let scan = stages.map(|stage| {
                 match layer.scan_distance(layer.stages[stage].rope, Branch::Left, layer.chunks(stage, extent.tokens)) {
@@ -182,41 +207,44 @@ impl Program {
                 storage.push(Storage { buffer, element, count, zeroed });
             }
         };
-        let scored = self.pruned().flat_map(|layer| layer.stages.iter().map(|stage| stage.query_block)).min();
-        if let Some(query_block) = scored {
-            let rankings = self.pruned().map(|layer| self.shape.rankings(layer.ranking)).max().unwrap_or(1);
-            let count = extent.rows.div_ceil(query_block) * rankings * self.score_stride(extent);
-            push(Buffer::Scores, Element::U32, count, true);
-        }
-        let rows = self.pruned().flat_map(|layer| {
-            let stages = layer.stages.iter();
-            stages.map(|stage| row_storage(self.shape, layer, stage, extent))
+        let scores = self.pruned(extent).flat_map(|(layer, rows)| {
+            let rankings = self.shape.rankings(layer.ranking);
+            layer.stages.iter().map(move |stage| rows.div_ceil(stage.query_block) * rankings)
+        });
+        push(Buffer::Scores, Element::U32, scores.max().unwrap_or(0) * self.score_stride(extent), true);
+        let rows = self.pruned(extent).flat_map(|(layer, rows)| {
+            let extent = Extent { rows, ..extent };
+            layer.stages.iter().map(move |stage| row_storage(self.shape, layer, stage, extent))
         });
         let [row_scores, paths] =
             rows.fold([0, 0], |[scores, paths], stage| [scores.max(stage[0]), paths.max(stage[1])]);
         push(Buffer::RowScores, Element::F32, row_scores, false);
         push(Buffer::Paths, Element::I32, paths, false);
-        let stages = self.pruned().map(|layer| layer.stages.len()).max().unwrap_or(0);
+        let stages = self.pruned(extent).map(|(layer, _)| layer.stages.len()).max().unwrap_or(0);
         for stage in 1..stages {
-            let lists = self.pruned().filter(|layer| layer.stages.len() > stage).map(|layer| {
-                extent.rows.div_ceil(layer.stages[stage - 1].query_block)
+            let lists = self.pruned(extent).filter(|(layer, _)| layer.stages.len() > stage).map(|(layer, rows)| {
+                rows.div_ceil(layer.stages[stage - 1].query_block)
                     * self.shape.rankings(layer.ranking)
                     * (layer.stages[stage].keep_chunks.unwrap_or(0) + 1)
             });
             push(Buffer::Lists { stage }, Element::I32, lists.max().unwrap_or(0), false);
         }
         let counts = self
-            .pruned()
-            .filter(|layer| !layer.stages.is_empty())
-            .map(|layer| (self.lists(layer, extent.rows), layer.keep_blocks));
+            .pruned(extent)
+            .filter(|(layer, _)| !layer.stages.is_empty())
+            .map(|(layer, rows)| (self.lists(layer, rows), layer.keep_blocks));
         let (blocks, rows) =
             counts.fold((0, 0), |(blocks, rows), (count, keep)| (blocks.max(count * keep), rows.max(count)));
         push(Buffer::Blocks, Element::I32, blocks, false);
         push(Buffer::Counts, Element::I32, rows, false);
         let splits = self.plan.kinds().iter().map(|kind| match kind {
-            LayerPlan::Pruned(layer) => AttendRow::new(self.shape, layer).splits(),
+            LayerPlan::Pruned(layer) => {
+                let alone = self.chosen(AttendRow::new(self.shape, layer)).splits();
+                let appending = AttendRow::appending(self.shape, layer);
+                appending.map_or(alone, |attend| alone.max(self.chosen(attend).splits()))
+            }
             LayerPlan::Dense => match DenseRow::new(self.shape) {
-                Some(dense) => dense.splits(),
+                Some(dense) => self.chosen(dense).splits(),
                 None => SplitDense::new(self.shape).splits(),
             },
         });
@@ -262,20 +290,21 @@ impl Program {
         let mut launches = self.append(layer, rows);
         let kind = self.plan.prefill(layer);
         let LayerPlan::Pruned(layer) = kind else {
-            let (attend, grid) = attend_of(self.shape, kind, rows);
+            let (attend, grid) = self.attend(kind, rows);
             launches.push(self.launch(&attend, grid, dense_arguments()));
             return launches;
         };
         for stage in 0..layer.stages.len() {
             let parents = |stage| Buffer::Lists { stage };
             for score in Score::prefill(self.shape, layer, stage) {
+                let score = self.chosen(score);
                 let grid = score.grid(rows, layer.chunks(stage, t_max));
                 launches.push(self.score(score, grid, parents, layer.chunks(stage, extent.tokens), extent));
             }
             let blocks = rows.div_ceil(layer.stages[stage].query_block);
             launches.push(self.select(layer, stage, blocks, parents, [Buffer::Blocks, Buffer::Counts], extent));
         }
-        let (attend, grid) = attend_of(self.shape, kind, rows);
+        let (attend, grid) = self.attend(kind, rows);
         let arguments = attend_arguments(layer, [Buffer::Blocks, Buffer::Counts], &[Buffer::Out]);
         launches.push(self.launch(&attend, grid, arguments));
         launches
@@ -285,23 +314,32 @@ impl Program {
     /// all. Nothing in the list depends on the step.
     #[must_use]
     pub fn decode(&self, layer: usize, extent: Extent, restart: Option<usize>) -> Vec<Launch> {
-        let mut launches = self.append(layer, 1);
         let outputs = [Buffer::Partials, Buffer::PartialSums, Buffer::Arrivals, Buffer::Out];
+        let last = [Buffer::CachedBlocks, Buffer::CachedCount];
+        if restart.is_none()
+            && let LayerPlan::Pruned(pruned) = self.plan.decode(layer)
+            && self.summaries(layer).is_empty()
+            && let Some(attend) = AttendRow::appending(self.shape, pruned)
+        {
+            let attend = self.chosen(attend);
+            let grid = attend.grid();
+            return vec![self.launch(&Unit::AttendRow(attend), grid, attend_arguments(pruned, last, &outputs))];
+        }
+        let mut launches = self.append(layer, 1);
         match self.plan.decode(layer) {
             LayerPlan::Dense => launches.extend(self.dense_row(outputs)),
             LayerPlan::Pruned(layer) => {
                 for stage in restart.unwrap_or(layer.stages.len())..layer.stages.len() {
                     let parents = |stage| Buffer::CachedLists { stage };
                     for score in Score::decode(self.shape, layer, stage) {
-                        let chunks = layer.chunks(stage, extent.tokens);
+                        let (score, chunks) = (self.chosen(score), layer.chunks(stage, extent.tokens));
                         let grid = score.grid(1, chunks);
                         launches.push(self.score(score, grid, parents, chunks, extent));
                     }
-                    let last = [Buffer::CachedBlocks, Buffer::CachedCount];
                     launches.push(self.select(layer, stage, 1, parents, last, extent));
                 }
-                let arguments = attend_arguments(layer, [Buffer::CachedBlocks, Buffer::CachedCount], &outputs);
-                let attend = AttendRow::new(self.shape, layer);
+                let arguments = attend_arguments(layer, last, &outputs);
+                let attend = self.chosen(AttendRow::new(self.shape, layer));
                 let grid = attend.grid();
                 launches.push(self.launch(&Unit::AttendRow(attend), grid, arguments));
             }
@@ -313,7 +351,7 @@ impl Program {
     fn dense_row(&self, outputs: [Buffer; 4]) -> Vec<Launch> {
         let mut arguments = dense_arguments();
         arguments.pop();
-        if let Some(dense) = DenseRow::new(self.shape) {
+        if let Some(dense) = DenseRow::new(self.shape).map(|dense| self.chosen(dense)) {
             arguments.extend(outputs.map(Value::Buffer));
             let grid = dense.grid();
             return vec![self.launch(&Unit::DenseRow(dense), grid, arguments)];
@@ -335,17 +373,23 @@ impl Program {
         rows.div_ceil(layer.query_block) * self.shape.rankings(layer.ranking)
     }
 
-    fn pruned(&self) -> impl Iterator<Item = &PrunedLayer> {
-        self.plan.kinds().iter().filter_map(|kind| match kind {
+    /// What layers do that are not dense, with the rows of the longest step in which they do it: the extent's where the
+    /// prompt is read so, one where only tokens are generated so.
+    fn pruned(&self, extent: Extent) -> impl Iterator<Item = (&PrunedLayer, usize)> {
+        self.plan.kinds().iter().enumerate().filter_map(move |(kind, layer)| match layer {
             LayerPlan::Dense => None,
-            LayerPlan::Pruned(layer) => Some(layer),
+            LayerPlan::Pruned(layer) => {
+                let prefill = (0..self.plan.layers()).any(|layer| self.plan.prefill_kind(layer) == kind);
+                Some((layer, if prefill { extent.rows } else { 1 }))
+            }
         })
     }
 
     /// Entries of a row of [`Buffer::Scores`].
     fn score_stride(&self, extent: Extent) -> usize {
-        let chunks =
-            self.pruned().flat_map(|layer| (0..layer.stages.len()).map(|stage| layer.chunks(stage, extent.tokens)));
+        let chunks = self
+            .pruned(extent)
+            .flat_map(|(layer, _)| (0..layer.stages.len()).map(|stage| layer.chunks(stage, extent.tokens)));
         chunks.max().unwrap_or(0)
     }
 
@@ -426,6 +470,22 @@ impl Program {
         self.launch(&Unit::Select(select), grid, arguments)
     }
 
+    /// A kernel with what is chosen for it.
+    fn chosen<T: Tune>(&self, kernel: T) -> T {
+        kernel.chosen(self.shape, &self.tunings)
+    }
+
+    /// The kernel that attends in prefill, and its blocks of threads for `rows` rows.
+    fn attend(&self, kind: &LayerPlan, rows: usize) -> (Unit, [u32; 3]) {
+        if let Some(attend) = AttendTiles::new(self.shape, kind).map(|attend| self.chosen(attend)) {
+            let grid = attend.grid(rows);
+            return (Unit::AttendTiles(attend), grid);
+        }
+        let attend = Attend::new(self.shape, kind);
+        let grid = attend.grid(rows);
+        (Unit::Attend(attend), grid)
+    }
+
     fn launch(&self, unit: &Unit, grid: [u32; 3], arguments: Vec<Value>) -> Launch {
         let known = self.units.iter().find(|(known, _)| known == unit);
         let (_, name) = known.expect("launches are made of the units that `units_of` lists");
@@ -433,15 +493,9 @@ impl Program {
     }
 }
 
-/// The kernel that attends in prefill, and its blocks of threads for `rows` rows.
-fn attend_of(shape: Shape, kind: &LayerPlan, rows: usize) -> (Unit, [u32; 3]) {
-    if let Some(attend) = AttendTiles::new(shape, kind) {
-        let grid = attend.grid(rows);
-        return (Unit::AttendTiles(attend), grid);
-    }
-    let attend = Attend::new(shape, kind);
-    let grid = attend.grid(rows);
-    (Unit::Attend(attend), grid)
+/// The kernel that attends in prefill.
+fn attend_of(shape: Shape, kind: &LayerPlan) -> Unit {
+    AttendTiles::new(shape, kind).map_or_else(|| Unit::Attend(Attend::new(shape, kind)), Unit::AttendTiles)
 }
 
 /// Kernels that a layer of `kind` needs in the phases in which there is one, in the order in which it launches them.
@@ -455,10 +509,16 @@ fn units_of(shape: Shape, kind: &LayerPlan, [prefill, decode]: [bool; 2]) -> Vec
             units.push(Unit::Select(Select::new(shape, layer, stage)));
         }
     }
-    units.extend(prefill.then(|| attend_of(shape, kind, 1).0));
+    units.extend(prefill.then(|| attend_of(shape, kind)));
     if decode {
         match kind {
-            LayerPlan::Pruned(layer) => units.push(Unit::AttendRow(AttendRow::new(shape, layer))),
+            LayerPlan::Pruned(layer) => {
+                let summarised = units.iter().any(|unit| matches!(unit, Unit::Summarise(_)));
+                let appending = if summarised { None } else { AttendRow::appending(shape, layer) };
+                let renews = !layer.stages.is_empty();
+                units.extend((renews || appending.is_none()).then(|| Unit::AttendRow(AttendRow::new(shape, layer))));
+                units.extend(appending.map(Unit::AttendRow));
+            }
             LayerPlan::Dense => units.extend(match DenseRow::new(shape) {
                 Some(dense) => vec![Unit::DenseRow(dense)],
                 None => vec![Unit::SplitDense(SplitDense::new(shape)), Unit::Merge(Merge::new(shape))],

@@ -5,12 +5,19 @@ use super::extend;
 use super::functions::{ROTATE, Shape};
 use super::scoring::{self, Operand};
 use super::writer::Writer;
+use crate::tuning::{ScanDecode, Tuning};
 use crate::{PrunedLayer, Ranking, ScanRope, StagePlan};
 
-/// Threads of a block.
-pub(super) const THREADS: usize = 128;
-/// Blocks of threads of a launch, over all key-value heads: enough to fill a large chip, whatever the context.
-const BLOCKS: usize = 2048;
+/// Enough warps over all lists to fill a large chip, whatever the context.
+pub(super) const DEFAULT: ScanDecode = ScanDecode { threads: 128, warps: 8192 };
+/// Warps that may be chosen.
+pub(super) const WARPS: [usize; 4] = [2048, 4096, 8192, 16384];
+
+/// What may be chosen for a scan of a decoding step.
+pub(super) fn scan_space(warps: [usize; 4]) -> Vec<Tuning> {
+    let choices = [64, 128, 256].into_iter().flat_map(|threads| warps.map(|warps| ScanDecode { threads, warps }));
+    choices.map(Tuning::ScanDecode).collect()
+}
 
 /// What a block of threads works on: the chunks of one list.
 #[derive(Clone, Copy)]
@@ -22,6 +29,7 @@ pub(super) struct Row<'a> {
     pub(super) together: bool,
     /// Whether a query stands nearer to right branches than to left ones: then there are two copies.
     pub(super) twice: bool,
+    pub(super) tuning: ScanDecode,
 }
 
 impl Row<'_> {
@@ -46,7 +54,7 @@ impl Row<'_> {
 
     pub(super) fn grid(&self) -> [u32; 3] {
         let lists = if self.alone() { self.shape.query_heads() } else { self.shape.kv_heads() };
-        [BLOCKS.div_ceil(lists) as u32, lists as u32, 1]
+        [self.tuning.warps.div_ceil(lists * self.tuning.threads / 32) as u32, lists as u32, 1]
     }
 
     /// The list of chunks as a parameter.

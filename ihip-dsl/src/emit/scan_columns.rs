@@ -6,17 +6,17 @@
 //! split into what the cache's type holds of them and the rest: products are exact to about 2⁻¹⁷ of the query.
 
 use super::functions::{self, CACHE_ROW, ORDERED, ROTATE, Shape};
-use super::row::Row;
+use super::row::{Row, scan_space};
 use super::scan::probe_texts;
 use super::scoring::{self, Output, Source, row_constants, scoring_words, stem};
+use super::tune::Tune;
 use super::writer::Writer;
 use super::{Buffer, Family, Kernel};
+use crate::tuning::{ScanDecode, Tuning};
 use crate::{ChunkScore, Descent, Halving, KvType, PrunedLayer, Ranking, ScanRope, StagePlan};
 
-/// Threads of a block.
-const THREADS: usize = 128;
-/// Warps of a launch, over all key-value heads: as many as a large chip runs at a time.
-const WARPS: usize = 3168;
+/// As many warps over all key-value heads as a large chip runs at a time.
+const DEFAULT: ScanDecode = ScanDecode { threads: 128, warps: 3168 };
 /// Rows of a product that hold queries; as many hold what rounding took from them.
 const ROWS: usize = 8;
 /// Columns of a product.
@@ -29,26 +29,21 @@ pub(crate) struct ScanColumns {
     layer: PrunedLayer,
     stage: usize,
     halving: Halving,
+    tuning: ScanDecode,
 }
 
 impl ScanColumns {
     /// The kernel for a stage, where one product has room for the heads of a group.
     pub(crate) fn new(shape: Shape, layer: &PrunedLayer, stage: usize, halving: Halving) -> Option<Self> {
-        let scan = Self { shape, layer: row_constants(layer, stage), stage, halving };
+        let scan = Self { shape, layer: row_constants(layer, stage), stage, halving, tuning: DEFAULT };
         let rope =
             matches!(scan.plan().rope, ScanRope::Relative | ScanRope::Infllm | ScanRope::ChunkIndexed | ScanRope::None);
         let fits = shape.kv() != KvType::F32 && scan.copies() * shape.group() <= ROWS && scan.probes() <= COLUMNS;
         (rope && fits && layer.ranking != Ranking::Each && !scoring::soft(scan.plan())).then_some(scan)
     }
 
-    pub(crate) fn stem(&self, pipeline: &str) -> String {
-        let family = format!("scan_decode{}", scoring_words(self.plan()));
-        stem(&family, pipeline, self.shape, &self.layer, self.stage)
-    }
-
     pub(crate) fn grid(&self) -> [u32; 3] {
-        let lists = self.shape.kv_heads();
-        [WARPS.div_ceil(lists * THREADS / 32) as u32, lists as u32, 1]
+        self.row().grid()
     }
 
     pub(super) fn operands(&self, parents: impl Fn(usize) -> Buffer) -> Vec<scoring::Operand> {
@@ -97,8 +92,14 @@ impl ScanColumns {
     }
 
     fn row(&self) -> Row<'_> {
-        let twice = self.copies() == 2;
-        Row { shape: self.shape, layer: &self.layer, stage: self.stage, together: self.together(), twice }
+        Row {
+            shape: self.shape,
+            layer: &self.layer,
+            stage: self.stage,
+            together: self.together(),
+            twice: self.copies() == 2,
+            tuning: self.tuning,
+        }
     }
 
     pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
@@ -121,7 +122,7 @@ impl ScanColumns {
             .float("QUERY_SCALE", self.shape.geometry.query_scale, "factor of every query")
             .float("NEVER", -32000.0, "score of a chunk without a probe")
             .float("LOWEST", f32::MIN, "below every product")
-            .constant("THREADS", THREADS, "threads of a block")
+            .constant("THREADS", self.tuning.threads, "threads of a block")
             .constant("ROWS", self.copies() * self.shape.group(), "rows of a product that hold queries")
             .constant("RIGHT_ROW", (self.copies() - 1) * self.shape.group(), "the first of those for right probes")
             .constant("PROBES", self.probes(), "columns of a product that are probes of one chunk")
@@ -148,7 +149,7 @@ impl ScanColumns {
             family: Family::Scan,
             text: writer.finish(),
             arguments: scoring::arguments(self.operands(|stage| Buffer::CachedLists { stage })),
-            threads: THREADS as u32,
+            threads: self.tuning.threads as u32,
             shared_bytes: 0,
         }
     }
@@ -212,6 +213,28 @@ impl ScanColumns {
             .replace("$RIGHT", &right)
             .replace("$SENTENCE", sentence)
             .replace("$BEST", best)
+    }
+}
+
+impl Tune for ScanColumns {
+    fn stem(&self, pipeline: &str) -> String {
+        let family = format!("scan_decode{}", scoring_words(self.plan()));
+        stem(&family, pipeline, self.shape, &self.layer, self.stage)
+    }
+
+    fn tuning(&self) -> Option<Tuning> {
+        Some(Tuning::ScanDecode(self.tuning))
+    }
+
+    fn space(&self) -> Vec<Tuning> {
+        scan_space([1584, 2112, 3168, 4224])
+    }
+
+    fn tuned(self, tuning: Tuning) -> Self {
+        match tuning {
+            Tuning::ScanDecode(tuning) => Self { tuning, ..self },
+            _ => self,
+        }
     }
 }
 

@@ -4,10 +4,12 @@
 //! A few lanes read one key together, so that every load is 16 bytes a lane, and multiply it with all heads of the group.
 
 use super::functions::{self, CACHE_ROW, ORDERED, Shape};
-use super::row::{Row, THREADS, VECTORS};
+use super::row::{DEFAULT, Row, VECTORS, WARPS, scan_space};
 use super::scoring::{self, Output, Source, row_constants, scoring_words, stem};
+use super::tune::Tune;
 use super::writer::Writer;
 use super::{Buffer, Family, Kernel};
+use crate::tuning::{ScanDecode, Tuning};
 use crate::{PrunedLayer, ScanRope, StagePlan};
 
 /// Keys of a chunk that a team of lanes loads at a time.
@@ -21,16 +23,12 @@ pub(crate) struct ScanKeysRow {
     shape: Shape,
     layer: PrunedLayer,
     stage: usize,
+    tuning: ScanDecode,
 }
 
 impl ScanKeysRow {
     pub(crate) fn new(shape: Shape, layer: &PrunedLayer, stage: usize) -> Self {
-        Self { shape, layer: row_constants(layer, stage), stage }
-    }
-
-    pub(crate) fn stem(&self, pipeline: &str) -> String {
-        let family = format!("scan_decode{}", scoring_words(self.plan()));
-        stem(&family, pipeline, self.shape, &self.layer, self.stage)
+        Self { shape, layer: row_constants(layer, stage), stage, tuning: DEFAULT }
     }
 
     pub(crate) fn grid(&self) -> [u32; 3] {
@@ -52,7 +50,14 @@ impl ScanKeysRow {
     }
 
     fn row(&self) -> Row<'_> {
-        Row { shape: self.shape, layer: &self.layer, stage: self.stage, together: false, twice: false }
+        Row {
+            shape: self.shape,
+            layer: &self.layer,
+            stage: self.stage,
+            together: false,
+            twice: false,
+            tuning: self.tuning,
+        }
     }
 
     pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
@@ -91,7 +96,7 @@ impl ScanKeysRow {
             );
         }
         writer
-            .constant("THREADS", THREADS, "threads of a block")
+            .constant("THREADS", self.tuning.threads, "threads of a block")
             .constant("VECTOR", row.vector(), "elements of a 16-byte load")
             .constant("LANES", row.lanes(), "lanes that read one key together")
             .constant("TEAMS", 32 / row.lanes(), "such teams in a warp");
@@ -149,8 +154,30 @@ impl ScanKeysRow {
             family: Family::Scan,
             text: writer.finish(),
             arguments: scoring::arguments(self.operands(|stage| Buffer::CachedLists { stage })),
-            threads: THREADS as u32,
+            threads: self.tuning.threads as u32,
             shared_bytes: 0,
+        }
+    }
+}
+
+impl Tune for ScanKeysRow {
+    fn stem(&self, pipeline: &str) -> String {
+        let family = format!("scan_decode{}", scoring_words(self.plan()));
+        stem(&family, pipeline, self.shape, &self.layer, self.stage)
+    }
+
+    fn tuning(&self) -> Option<Tuning> {
+        Some(Tuning::ScanDecode(self.tuning))
+    }
+
+    fn space(&self) -> Vec<Tuning> {
+        scan_space(WARPS)
+    }
+
+    fn tuned(self, tuning: Tuning) -> Self {
+        match tuning {
+            Tuning::ScanDecode(tuning) => Self { tuning, ..self },
+            _ => self,
         }
     }
 }

@@ -5,11 +5,13 @@
 //! Where they take the same halves, all probes are, and each is loaded once for the group.
 
 use super::functions::{self, CACHE_ROW, ORDERED, Shape};
-use super::row::{Row, THREADS, VECTORS};
+use super::row::{DEFAULT, Row, VECTORS, WARPS, scan_space};
 use super::scan::probe_texts;
 use super::scoring::{self, Output, Source, row_constants, scoring_words, stem};
+use super::tune::Tune;
 use super::writer::Writer;
 use super::{Buffer, Family, Kernel};
+use crate::tuning::{ScanDecode, Tuning};
 use crate::{ChunkScore, Descent, Halving, PrunedLayer, Ranking, ScanRope, StagePlan};
 
 /// Chunks that a team of lanes descends at a time: each adds two loads in flight.
@@ -22,16 +24,12 @@ pub(crate) struct ScanRow {
     layer: PrunedLayer,
     stage: usize,
     halving: Halving,
+    tuning: ScanDecode,
 }
 
 impl ScanRow {
     pub(crate) fn new(shape: Shape, layer: &PrunedLayer, stage: usize, halving: Halving) -> Self {
-        Self { shape, layer: row_constants(layer, stage), stage, halving }
-    }
-
-    pub(crate) fn stem(&self, pipeline: &str) -> String {
-        let family = format!("scan_decode{}", scoring_words(self.plan()));
-        stem(&family, pipeline, self.shape, &self.layer, self.stage)
+        Self { shape, layer: row_constants(layer, stage), stage, halving, tuning: DEFAULT }
     }
 
     pub(crate) fn grid(&self) -> [u32; 3] {
@@ -64,6 +62,7 @@ impl ScanRow {
             stage: self.stage,
             together: self.together(),
             twice: self.plan().rope == ScanRope::Relative,
+            tuning: self.tuning,
         }
     }
 
@@ -102,7 +101,7 @@ impl ScanRow {
         }
         writer
             .float("LOWEST", f32::MIN, "below every product")
-            .constant("THREADS", THREADS, "threads of a block")
+            .constant("THREADS", self.tuning.threads, "threads of a block")
             .constant("VECTOR", row.vector(), "elements of a 16-byte load")
             .constant("LANES", row.lanes(), "lanes that read one probe together")
             .constant("TEAMS", 32 / row.lanes(), "such teams in a warp");
@@ -134,7 +133,7 @@ impl ScanRow {
             family: Family::Scan,
             text: writer.finish(),
             arguments: scoring::arguments(self.operands(|stage| Buffer::CachedLists { stage })),
-            threads: THREADS as u32,
+            threads: self.tuning.threads as u32,
             shared_bytes: 0,
         }
     }
@@ -222,6 +221,28 @@ impl ScanRow {
             Ranking::KvGroup => "kv_head * score_stride + ",
             Ranking::Each if self.row().alone() => "query_head * score_stride + ",
             Ranking::Each => "(kv_head * GROUP + (base + i * TEAMS + team) % GROUP) * score_stride + ",
+        }
+    }
+}
+
+impl Tune for ScanRow {
+    fn stem(&self, pipeline: &str) -> String {
+        let family = format!("scan_decode{}", scoring_words(self.plan()));
+        stem(&family, pipeline, self.shape, &self.layer, self.stage)
+    }
+
+    fn tuning(&self) -> Option<Tuning> {
+        Some(Tuning::ScanDecode(self.tuning))
+    }
+
+    fn space(&self) -> Vec<Tuning> {
+        scan_space(WARPS)
+    }
+
+    fn tuned(self, tuning: Tuning) -> Self {
+        match tuning {
+            Tuning::ScanDecode(tuning) => Self { tuning, ..self },
+            _ => self,
         }
     }
 }

@@ -9,22 +9,20 @@ use super::functions::{self, ORDERED, ROTATE, Shape};
 use super::scan::{chunks_here, heads_of, probe_texts, ranking_here};
 use super::scan_columns::PAIRS;
 use super::scoring::{self, Output, Source, scan_constants, scoring_words, stem};
+use super::tune::Tune;
 use super::writer::Writer;
 use super::{Buffer, Family, Kernel};
+use crate::tuning::{ScanPrefill, Tuning};
 use crate::{ChunkScore, Descent, Halving, KvType, PrunedLayer, QueryReduction, Ranking, ScanRope, StagePlan};
 
-const THREADS: usize = 256;
-const WARPS: usize = THREADS / 32;
-/// Chunks of a warp: two products beside each other take the same queries.
-const CHUNKS: usize = 16;
+/// Two products beside each other take the same queries. More blocks of threads would load the same queries more often.
+const DEFAULT: ScanPrefill = ScanPrefill { warps: 8, chunks: 16, blocks: 1024 };
 /// Rows of a product.
 const TILE_ROWS: usize = 16;
 /// Shared memory for the queries of several heads, in bytes; two blocks of threads fit a multiprocessor.
 const SHARED: usize = 64 * 1024;
 /// Pages of a chunk of which the table is kept in shared memory, at most.
 const MOST_PAGES: usize = 24;
-/// Blocks of threads of a launch, unless there are fewer groups of chunks. More would load the same queries more often.
-const BLOCKS: usize = 1024;
 
 /// Constants of the kernel.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,26 +31,24 @@ pub(crate) struct ScanTiles {
     layer: PrunedLayer,
     stage: usize,
     halving: Halving,
+    tuning: ScanPrefill,
 }
 
 impl ScanTiles {
     /// The kernel for a stage, where heads descend on their own and queries fit into shared memory.
     pub(crate) fn new(shape: Shape, layer: &PrunedLayer, stage: usize, halving: Halving) -> Option<Self> {
-        let scan = Self { shape, layer: scan_constants(layer, stage), stage, halving };
+        let scan = Self { shape, layer: scan_constants(layer, stage), stage, halving, tuning: DEFAULT };
         let rope = matches!(scan.plan().rope, ScanRope::Relative | ScanRope::Infllm | ScanRope::None);
         let fits = shape.kv() != KvType::F32 && scan.head_bytes() <= SHARED && scan.pages() <= MOST_PAGES;
         (rope && fits && halving.descent == Descent::Each && !scoring::soft(scan.plan())).then_some(scan)
-    }
-
-    pub(crate) fn stem(&self, pipeline: &str) -> String {
-        stem(&format!("scan{}", scoring_words(self.plan())), pipeline, self.shape, &self.layer, self.stage)
     }
 
     /// Blocks of threads for `rows` queries and lists of `chunks` chunks.
     pub(crate) fn grid(&self, rows: usize, chunks: usize) -> [u32; 3] {
         let blocks = rows.div_ceil(self.plan().query_block);
         let heads = self.shape.query_heads() / self.heads();
-        let groups = chunks.div_ceil(CHUNKS * WARPS / self.heads()).clamp(1, BLOCKS.div_ceil(blocks * heads));
+        let ScanPrefill { warps, chunks: at_once, blocks: most } = self.tuning;
+        let groups = chunks.div_ceil(at_once * warps / self.heads()).clamp(1, most.div_ceil(blocks * heads));
         [groups as u32, heads as u32, blocks as u32]
     }
 
@@ -81,7 +77,11 @@ impl ScanTiles {
 
     /// Heads of a group that a block of threads takes.
     fn heads(&self) -> usize {
-        let fits = |heads: &usize| self.shape.group().is_multiple_of(*heads) && heads * self.head_bytes() <= SHARED;
+        let fits = |heads: &usize| {
+            self.shape.group().is_multiple_of(*heads)
+                && self.tuning.warps.is_multiple_of(*heads)
+                && heads * self.head_bytes() <= SHARED
+        };
         [8, 4, 2].into_iter().find(fits).unwrap_or(1)
     }
 
@@ -104,18 +104,19 @@ impl ScanTiles {
         };
         format!(
             "Prefill, stage {}: scores chunks of {} tokens for blocks of {} queries by {} halvings.\n\
-             A warp takes one head of one query block and {CHUNKS} chunks at a time; a chunk's score is the {product}\n\
+             A warp takes one head of one query block and {} chunks at a time; a chunk's score is the {product}\n\
              product of {row} with {probe}, over {}.",
             self.stage,
             plan.chunk,
             plan.query_block,
             plan.halvings,
+            self.tuning.chunks,
             heads_of(self.layer.ranking),
         )
     }
 
     pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
-        let stage = self.plan();
+        let (stage, ScanPrefill { warps, chunks, .. }) = (self.plan(), self.tuning);
         let mut writer = Writer::new(&self.heading(), &format!("{pipeline}, stage {}", self.stage));
         self.shape.constants(&mut writer);
         functions::chunk_list_constants(&mut writer, &self.layer, self.stage);
@@ -126,11 +127,11 @@ impl ScanTiles {
             .float("QUERY_SCALE", self.shape.geometry.query_scale, "factor of every query")
             .float("NEVER", -32000.0, "score of a chunk without a probe")
             .float("LOWEST", f32::MIN, "below every product")
-            .constant("THREADS", THREADS, "threads of a block")
-            .constant("WARPS", WARPS, "warps of a block")
+            .constant("THREADS", 32 * warps, "threads of a block")
+            .constant("WARPS", warps, "warps of a block")
             .constant("HEADS", self.heads(), "heads of a block of threads, each with warps of its own")
-            .constant("CHUNKS", CHUNKS, "chunks that a warp descends at a time")
-            .constant("SETS", CHUNKS / 8, "eights of them, each the columns of two products")
+            .constant("CHUNKS", chunks, "chunks that a warp descends at a time")
+            .constant("SETS", chunks / 8, "eights of them, each the columns of two products")
             .constant(
                 "COPIES",
                 self.copies(),
@@ -172,7 +173,7 @@ impl ScanTiles {
             family: Family::Scan,
             text: writer.finish(),
             arguments: scoring::arguments(self.operands(|stage| Buffer::Lists { stage })),
-            threads: THREADS as u32,
+            threads: (32 * warps) as u32,
             shared_bytes: (self.heads() * self.head_bytes()) as u32,
         }
     }
@@ -223,6 +224,33 @@ impl ScanTiles {
             .replace("$SENTENCE", sentence)
             .replace("$BEST", best)
             .replace("$ROW", row)
+    }
+}
+
+impl Tune for ScanTiles {
+    fn stem(&self, pipeline: &str) -> String {
+        stem(&format!("scan{}", scoring_words(self.plan())), pipeline, self.shape, &self.layer, self.stage)
+    }
+
+    fn tuning(&self) -> Option<Tuning> {
+        Some(Tuning::ScanPrefill(self.tuning))
+    }
+
+    fn space(&self) -> Vec<Tuning> {
+        let mut choices = Vec::new();
+        for warps in [4, 8] {
+            for chunks in [8, 16, 24] {
+                choices.extend([512, 1024, 2048].map(|blocks| ScanPrefill { warps, chunks, blocks }));
+            }
+        }
+        choices.into_iter().map(Tuning::ScanPrefill).collect()
+    }
+
+    fn tuned(self, tuning: Tuning) -> Self {
+        match tuning {
+            Tuning::ScanPrefill(tuning) => Self { tuning, ..self },
+            _ => self,
+        }
     }
 }
 

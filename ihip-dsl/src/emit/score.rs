@@ -10,6 +10,7 @@ use super::scan_keys_row::ScanKeysRow;
 use super::scan_row::ScanRow;
 use super::scan_tiles::ScanTiles;
 use super::scoring::{self, Operand};
+use super::tune::Tune;
 use super::{Extent, Kernel};
 use crate::{PrunedLayer, StagePlan};
 

@@ -82,6 +82,11 @@ impl Visible {
         }
     }
 
+    /// Whether keys beyond the trained length are brought back.
+    pub(crate) fn extends(&self) -> bool {
+        self.extension().is_some()
+    }
+
     /// Whether a key has two rotary positions, whose cosines and sines are blended.
     pub(crate) fn blends(&self) -> bool {
         self.extension() == Some(Extension::DynamicExtend)

@@ -1,5 +1,7 @@
 //! Checks of single arguments: what `clap` calls value parsers.
 
+use std::time::Duration;
+
 use ihip_runtime::session::SEGMENT;
 use thiserror::Error;
 
@@ -37,6 +39,12 @@ pub(super) enum ArgumentError {
         grouped(MOST_TOKENS)
     )]
     Tokens,
+    /// A size that is none.
+    #[error("it must be a number of bytes, such as 8GiB, 512MiB or 0")]
+    Bytes,
+    /// A time that is none.
+    #[error("it must be a positive number of minutes, such as 5 or 0.5")]
+    Minutes,
     /// A bandwidth that is none.
     #[error("it must be a positive number of GB/s or TB/s, such as 3.05TB/s")]
     Bandwidth,
@@ -86,6 +94,24 @@ pub(super) fn tokens(text: &str) -> Result<usize, ArgumentError> {
     tokens.filter(|tokens| (1..=MOST_TOKENS).contains(tokens)).ok_or(ArgumentError::Tokens)
 }
 
+/// Bytes: `8GiB`, `1.5GiB`, `512MiB`, `0`.
+pub(super) fn bytes(text: &str) -> Result<u64, ArgumentError> {
+    let units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    let split = units.into_iter().find_map(|(word, shift)| Some((text.strip_suffix(word)?, shift)));
+    let (number, shift) = split.unwrap_or((text, 0));
+    let bytes = number.trim().parse::<f64>().map_err(|_| ArgumentError::Bytes)? * f64::from(shift).exp2();
+    // Whole bytes are exact up to 2^53, more than any machine has.
+    let fits = bytes.fract() == 0.0 && (0.0..=f64::from(53).exp2()).contains(&bytes);
+    if fits { Ok(bytes as u64) } else { Err(ArgumentError::Bytes) }
+}
+
+/// Minutes: `5`, `0.5`; at most a week.
+pub(super) fn minutes(text: &str) -> Result<Duration, ArgumentError> {
+    let value: f64 = text.parse().map_err(|_| ArgumentError::Minutes)?;
+    let fits = value.is_finite() && value > 0.0 && value <= 7.0 * 24.0 * 60.0;
+    if fits { Ok(Duration::from_secs_f64(60.0 * value)) } else { Err(ArgumentError::Minutes) }
+}
+
 /// Bytes a second: `3.05TB/s`, `936 GB/s`.
 pub(super) fn bandwidth(text: &str) -> Result<f64, ArgumentError> {
     let units = [("TB/s", 1e12), ("GB/s", 1e9)];
@@ -121,6 +147,24 @@ mod tests {
         }
         for text in ["", "0", "K", "1.5M", "-1", "+1", "1G", "2048M", "1 M", "99999999999999999999", "_"] {
             assert_eq!(tokens(text), Err(ArgumentError::Tokens), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_whole_bytes_with_binary_units() {
+        for (text, expected) in [("0", 0), ("4096", 4096), ("8GiB", 8 << 30), ("1.5 MiB", 3 << 19), ("1TiB", 1 << 40)] {
+            assert_eq!(bytes(text), Ok(expected), "{text}");
+        }
+        for text in ["", "GiB", "-1", "8GB", "8G", "0.3KiB", "infGiB", "NaN", "99999999TiB"] {
+            assert_eq!(bytes(text), Err(ArgumentError::Bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn minutes_are_positive_and_at_most_a_week() {
+        assert_eq!(minutes("0.5"), Ok(Duration::from_secs(30)));
+        for text in ["", "0", "-1", "NaN", "inf", "1e9", "5m"] {
+            assert_eq!(minutes(text), Err(ArgumentError::Minutes), "{text}");
         }
     }
 

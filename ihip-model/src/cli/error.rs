@@ -73,6 +73,14 @@ pub(super) enum Error {
         /// Where the prompt came from.
         input: Source,
     },
+    /// A share of a GPU's memory where there is no GPU.
+    #[error(
+        "--gpu-kv {bytes} is for a GPU, and the CPU's keys and values are all in one memory: leave it out, or give --device cuda"
+    )]
+    NoGpuMemory {
+        /// What was asked for.
+        bytes: u64,
+    },
     /// A text too short to be scored.
     #[error("{input} has {tokens} token: a token is scored by those before it, give at least 2")]
     NothingToScore {
@@ -173,7 +181,8 @@ pub(super) enum Error {
     /// A request that does not fit into memory.
     #[error(
         "{prompt} prompt tokens and {new} new ones need {cache} bytes of cache ({token} bytes a token) besides {model} bytes \
-         for the model, but {device} has {available} bytes free: shorten the prompt or lower --max-new-tokens"
+         for the model, but {device} has {available} bytes free: shorten the prompt or lower --max-new-tokens{}",
+        if *.own_memory { ", or leave keys and values with the host by --gpu-kv" } else { "" }
     )]
     DoesNotFit {
         /// Tokens of the prompt.
@@ -190,6 +199,8 @@ pub(super) enum Error {
         device: String,
         /// Bytes that are free on it.
         available: u64,
+        /// Whether they are the device's own, and the host has others.
+        own_memory: bool,
     },
     /// A word in the place of a token id.
     #[error("“{word}” is not a token id: give numbers from 0, separated by white space")]
@@ -236,7 +247,9 @@ impl Error {
         use ihip_runtime::Error as Runtime;
         match self {
             Self::Model(crate::Error::Interrupted) => INTERRUPTED,
-            Self::Model(crate::Error::Runtime(Runtime::OutOfMemory { .. } | Runtime::NoSuchDevice { .. })) => REFUSED,
+            Self::Model(crate::Error::Runtime(
+                Runtime::OutOfMemory { .. } | Runtime::NoSuchDevice { .. } | Runtime::Tuning(_),
+            )) => REFUSED,
             Self::Model(crate::Error::Runtime(Runtime::Jit(error))) if is_refusal(error) => REFUSED,
             Self::Model(crate::Error::Runtime(_))
             | Self::Gallery(_)
@@ -256,6 +269,11 @@ impl Error {
             Self::ClosedOutput => 0,
             _ => REFUSED,
         }
+    }
+
+    /// Whether kernels differ from the reference as they are declared.
+    pub(super) fn is_untunable(&self) -> bool {
+        matches!(self, Self::Model(crate::Error::Runtime(ihip_runtime::Error::Untunable { .. })))
     }
 
     /// Whether a person should read it: who pressed Ctrl-C or closed the pipe knows.

@@ -115,6 +115,7 @@ impl Work for Job<'_> {
         let (model, plan) = model::load(&file, self.pruning, reserve, device, settings, self.interrupt)?;
         let (name, before) = (device.name(), device.compilation());
         let extent = Extent { capacity: reserve.prompt + reserve.new, chunk: settings.chunk };
+        let host_kv_bytes = device.host_cache_bytes(&plan, extent.capacity);
         let mut generation = Generation::new(&model, device, &plan, extent, self.interrupt)?;
         let compilation = generation.compilation();
         seconds.compile = compilation.seconds;
@@ -142,6 +143,7 @@ impl Work for Job<'_> {
                 Some((before, after)) if settings.own_memory => Some(before.saturating_sub(after)),
                 _ => None,
             },
+            host_kv_bytes: Some(host_kv_bytes).filter(|bytes| *bytes > 0),
         };
         if let Some(masks) = self.masks {
             let model = file.path().file_name().unwrap_or_default().to_string_lossy();

@@ -23,6 +23,7 @@ mod pruning;
 mod score;
 mod table;
 mod tokenize;
+mod tune;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -48,6 +49,7 @@ enum Command {
     Pipelines(pipelines::Pipelines),
     Score(score::Score),
     Tokenize(tokenize::Tokenize),
+    Tune(tune::Tune),
 }
 
 /// Parses the arguments of the process, runs the command and says what its exit code is.
@@ -69,6 +71,7 @@ pub fn main() -> ExitCode {
         Command::Pipelines(command) => command.run(),
         Command::Score(command) => command.run(),
         Command::Tokenize(command) => command.run(),
+        Command::Tune(command) => command.run(),
     };
     outcome.map_or_else(|error| report(&error), |()| ExitCode::SUCCESS)
 }

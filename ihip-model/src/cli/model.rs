@@ -75,6 +75,7 @@ pub(super) fn load<D: Device>(
             model,
             device: device.name(),
             available,
+            own_memory: settings.own_memory,
         });
     }
     let bar = progress::bar("loading", config.layers, "layers");

@@ -58,8 +58,11 @@ pub trait Device: Sized {
     /// Out of memory.
     fn tensor(&mut self, rows: usize, columns: usize) -> Result<Self::Tensor>;
 
-    /// Bytes that a cache of `capacity` tokens takes, masks and workspace included.
+    /// Bytes that a cache of `capacity` tokens takes of the device's memory, masks and workspace included.
     fn cache_bytes(&self, plan: &Plan, capacity: usize) -> u64;
+
+    /// Bytes of keys and values of such a cache that lie with the host, not in the device's own memory.
+    fn host_cache_bytes(&self, plan: &Plan, capacity: usize) -> u64;
 
     /// Allocates the cache of one request for `capacity` tokens.
     ///

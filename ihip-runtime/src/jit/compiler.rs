@@ -21,12 +21,15 @@ pub const STORE_BYTES: u64 = 256 << 20;
 /// Threads that ask for the same kernel at once wait for one compilation.
 #[derive(Debug)]
 pub struct Compiler {
-    nvrtc: Nvrtc,
+    /// `None` where nothing may be compiled: then the library need not even be there.
+    nvrtc: Option<Nvrtc>,
+    /// Versions of NVRTC whose entries of the store will do: its own, or where there is none all that there are, the
+    /// newest first.
+    versions: Vec<(u32, u32)>,
     architecture: Architecture,
     /// Whose entries of the store will do, the architecture itself first.
     accepted: Vec<Architecture>,
     store: Option<CubinStore>,
-    may_compile: bool,
     overrides: Option<Overrides>,
     dump: Option<Dump>,
     watch: Watch,
@@ -103,16 +106,22 @@ pub fn store(cache: &Path) -> Result<CubinStore, JitError> {
 
 impl Compiler {
     /// A compiler for `architecture` that keeps cubins in `store`, if there is one.
-    ///
-    /// With `may_compile` false, as `IHIP_NO_JIT=1` asks, a kernel that is not in the store is an error.
     #[must_use]
-    pub fn new(nvrtc: Nvrtc, architecture: Architecture, store: Option<CubinStore>, may_compile: bool) -> Self {
+    pub fn new(nvrtc: Nvrtc, architecture: Architecture, store: Option<CubinStore>) -> Self {
+        let versions = vec![nvrtc.version()];
+        Self { nvrtc: Some(nvrtc), versions, ..Self::without_nvrtc(architecture, store) }
+    }
+
+    /// One that compiles nothing, as `IHIP_NO_JIT=1` asks: a kernel that is not in the store is an error. Entries of every
+    /// version of NVRTC will do, those of the newest first, for nothing is compiled that could differ from them.
+    #[must_use]
+    pub fn without_nvrtc(architecture: Architecture, store: Option<CubinStore>) -> Self {
         Self {
-            nvrtc,
+            nvrtc: None,
+            versions: store.as_ref().map(CubinStore::versions).unwrap_or_default(),
             architecture,
             accepted: vec![architecture],
             store,
-            may_compile,
             overrides: None,
             dump: None,
             watch: Watch::default(),
@@ -122,9 +131,8 @@ impl Compiler {
         }
     }
 
-    /// A compiler for `architecture` as the environment describes it: the NVRTC of [`Nvrtc::find`], the [`store`] in
-    /// [`cache_folder`], no compilation at all where `IHIP_NO_JIT` is 1, and the [`Overrides`] and [`Dump`] that are
-    /// asked for.
+    /// A compiler for `architecture` as the environment describes it: the NVRTC of [`Nvrtc::find`], or none where
+    /// `IHIP_NO_JIT` is 1, the [`store`] in [`cache_folder`], and the [`Overrides`] and [`Dump`] that are asked for.
     ///
     /// A store that cannot be used costs the store and a note on standard error, and no more.
     ///
@@ -143,7 +151,12 @@ impl Compiler {
         };
         let may_compile = std::env::var_os("IHIP_NO_JIT").is_none_or(|value| value != "1");
         let (overrides, dump) = (Overrides::from_environment()?, Dump::from_environment()?);
-        Ok(Self { overrides, dump, ..Self::new(Nvrtc::find()?, architecture, store, may_compile) })
+        let compiler = if may_compile {
+            Self::new(Nvrtc::find()?, architecture, store)
+        } else {
+            Self::without_nvrtc(architecture, store)
+        };
+        Ok(Self { overrides, dump, ..compiler })
     }
 
     /// The same for a GPU, which runs the store's entries of every [`Architecture`] whose code it understands.
@@ -161,7 +174,8 @@ impl Compiler {
     /// The same with another store.
     #[must_use]
     pub fn with_store(self, store: CubinStore) -> Self {
-        Self { store: Some(store), ..self }
+        let versions = if self.nvrtc.is_some() { self.versions } else { store.versions() };
+        Self { versions, store: Some(store), ..self }
     }
 
     /// What it compiles for.
@@ -175,13 +189,14 @@ impl Compiler {
     /// # Errors
     /// [`JitError::UnsupportedArchitecture`].
     pub fn expect_architecture(&self) -> Result<(), JitError> {
-        self.nvrtc.expect(self.architecture)
+        self.nvrtc.as_ref().map_or(Ok(()), |nvrtc| nvrtc.expect(self.architecture))
     }
 
-    /// Major and minor version of the compiler.
+    /// Major and minor version of NVRTC; where nothing may be compiled the newest that the store has kernels of, 0 where
+    /// it has none.
     #[must_use]
-    pub const fn nvrtc_version(&self) -> (u32, u32) {
-        self.nvrtc.version()
+    pub fn nvrtc_version(&self) -> (u32, u32) {
+        self.versions.first().copied().unwrap_or_default()
     }
 
     /// The store, if there is one.
@@ -215,7 +230,7 @@ impl Compiler {
         let text = &*self.source(kernel, text)?;
         let flight = {
             let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(flights.entry(self.key(text, self.architecture)).or_default())
+            Arc::clone(flights.entry(key(text, self.architecture, self.nvrtc_version())).or_default())
         };
         flight.get_or_init(|| self.find(kernel, text).map(Arc::new).map_err(Arc::new)).clone()
     }
@@ -244,43 +259,43 @@ impl Compiler {
         cubins.into_iter().collect()
     }
 
-    fn key(&self, text: &str, architecture: Architecture) -> CacheKey {
-        let options = Nvrtc::options(architecture);
-        CacheKey::new(text, &options, &architecture.to_string(), self.nvrtc.version())
-    }
-
     fn find(&self, kernel: &str, text: &str) -> Result<Cubin, JitError> {
         let Some(dump) = &self.dump else { return self.make(kernel, text) };
         // The text goes first: it is wanted most where it does not compile.
         dump.text(kernel, text)?;
         let cubin = self.make(kernel, text)?;
-        dump.compiled(&self.nvrtc, kernel, text, self.architecture, &cubin)?;
+        dump.compiled(self.nvrtc.as_ref(), kernel, text, self.architecture, &cubin)?;
         Ok(cubin)
     }
 
     fn make(&self, kernel: &str, text: &str) -> Result<Cubin, JitError> {
         if let Some(store) = &self.store {
-            let mut entries = self.accepted.iter().map(|&architecture| store.get(&self.key(text, architecture)));
-            if let Some(entry) = entries.find_map(|entry| entry) {
+            let of_version = |&version| self.accepted.iter().map(move |&accepted| key(text, accepted, version));
+            let mut keys = self.versions.iter().flat_map(of_version);
+            if let Some(entry) = keys.find_map(|key| store.get(&key)) {
                 self.loaded.fetch_add(1, Ordering::Relaxed);
                 return Ok(Cubin { image: entry.image, resources: entry.resources });
             }
         }
-        if !self.may_compile {
+        let Some(nvrtc) = &self.nvrtc else {
             return Err(JitError::Disabled { kernel: kernel.to_owned(), architecture: self.architecture });
-        }
-        let cubin = self.nvrtc.compile(kernel, text, self.architecture)?;
+        };
+        let cubin = nvrtc.compile(kernel, text, self.architecture)?;
         self.compiled.fetch_add(1, Ordering::Relaxed);
         if let Some(store) = &self.store {
             store.put(&Entry {
-                key: self.key(text, self.architecture),
+                key: key(text, self.architecture, nvrtc.version()),
                 architecture: self.architecture.to_string(),
                 kernel: kernel.to_owned(),
-                nvrtc: self.nvrtc.version(),
+                nvrtc: nvrtc.version(),
                 resources: cubin.resources,
                 image: cubin.image.clone(),
             });
         }
         Ok(cubin)
     }
+}
+
+fn key(text: &str, architecture: Architecture, nvrtc: (u32, u32)) -> CacheKey {
+    CacheKey::new(text, &Nvrtc::options(architecture), &architecture.to_string(), nvrtc)
 }

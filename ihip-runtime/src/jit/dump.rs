@@ -97,13 +97,15 @@ impl Dump {
         Ok(())
     }
 
-    /// Writes what has become of a kernel.
+    /// Writes what has become of a kernel. PTX is compiled by `nvrtc`, or by the library of [`Nvrtc::find`]: a cubin that
+    /// was kept has none.
     ///
     /// # Errors
-    /// [`JitError::Dump`] where it cannot be written; those of compiling to PTX; [`JitError::NoDisassembler`].
+    /// [`JitError::Dump`] where it cannot be written; those of compiling to PTX and of [`Nvrtc::find`];
+    /// [`JitError::Disassembler`].
     pub(super) fn compiled(
         &self,
-        nvrtc: &Nvrtc,
+        nvrtc: Option<&Nvrtc>,
         kernel: &str,
         text: &str,
         architecture: Architecture,
@@ -113,7 +115,11 @@ impl Dump {
             return Ok(());
         }
         if self.ptx {
-            self.write(&format!("{kernel}.{architecture}.ptx"), &nvrtc.ptx(kernel, text, architecture)?)?;
+            let ptx = match nvrtc {
+                Some(nvrtc) => nvrtc.ptx(kernel, text, architecture)?,
+                None => Nvrtc::find()?.ptx(kernel, text, architecture)?,
+            };
+            self.write(&format!("{kernel}.{architecture}.ptx"), &ptx)?;
         }
         if let Some(disassembler) = &self.sass {
             self.write(&format!("{kernel}.{architecture}.sass"), &disassembler.run(&cubin.image)?)?;

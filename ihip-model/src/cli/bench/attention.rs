@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, ValueEnum};
 use ihip_dsl::cost::{Part, StepExtent};
@@ -15,7 +14,7 @@ use crate::cli::error::{Error, Result};
 use crate::cli::pruning::Choice;
 use crate::cli::table::{NOTHING, Table, bytes, grouped, seconds};
 use crate::cli::{arguments, output};
-use crate::shapes::{KNOWN_SHAPES, KnownShape};
+use crate::shapes::KnownShape;
 
 /// Times one layer's attention on a GPU
 ///
@@ -94,12 +93,11 @@ impl Attention {
     /// # Errors
     /// Where a pipeline is unknown, there is no GPU, or a file cannot be written.
     pub(in crate::cli) fn run(&self) -> Result<()> {
-        let shape = KNOWN_SHAPES.iter().find(|shape| shape.word.eq_ignore_ascii_case(&self.model));
-        let shape = shape.ok_or_else(|| Error::UnknownShape { model: self.model.clone() })?;
+        let shape = KnownShape::named(&self.model).ok_or_else(|| Error::UnknownShape { model: self.model.clone() })?;
         let plans = self.pruning.iter().map(|name| self.plan(name, shape)).collect::<Result<Vec<_>>>()?;
         let peers = self.peers.as_deref().map(read_rows).transpose()?.unwrap_or_default();
         let mut timer = AttentionTimer::new(self.gpu)?;
-        let machine = machine(&timer, self.commit.clone())?;
+        let machine = Machine::of(&timer, self.commit.clone())?;
         output::write(&format!("{}, driver {}, CUDA {}\n", machine.gpu, machine.driver, machine.cuda))?;
         let ceilings = ceilings(&mut timer)?;
         output::write(&format!(
@@ -154,7 +152,7 @@ impl Attention {
     }
 
     fn pipeline(&self, timer: &mut AttentionTimer, plan: &Plan, context: usize, rows: &mut Vec<Row>) -> Result<()> {
-        let mut layer = timer.layer(plan.clone(), context)?;
+        let mut layer = timer.layer(plan, context)?;
         if self.times(Phase::Decode, context) {
             self.decode(timer, &mut layer, plan, context, rows)?;
         }
@@ -344,41 +342,6 @@ fn kernels(row: &Row, times: &[(String, Vec<f64>)]) -> String {
         table.row([name.clone(), at(0.5), at(0.05), at(0.95)]);
     }
     format!("{} {} at {}, refresh {}\n\n{table}\n", row.phase, row.pipeline, grouped(row.context), row.refresh)
-}
-
-fn machine(timer: &AttentionTimer, commit: Option<String>) -> Result<Machine> {
-    let name = timer.name();
-    let gpu = name.split_once('(').map_or(&*name, |(_, rest)| rest.trim_end_matches(')')).to_owned();
-    let command: Vec<String> = std::env::args().skip(1).collect();
-    Ok(Machine {
-        gpu,
-        driver: driver(),
-        cuda: timer.driver()?,
-        date: today(),
-        commit,
-        command: format!("ihip {}", command.join(" ")),
-    })
-}
-
-/// The version that the kernel module says, such as `580.159.04`.
-fn driver() -> String {
-    let text = fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
-    let is_version = |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
-    text.split_whitespace().find(is_version).unwrap_or("unknown").to_owned()
-}
-
-/// The day in UTC, `2026-01-31`.
-fn today() -> String {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    // Days are counted from 1 March of the year 0, so that leap days come last (the algorithm of days_from_civil).
-    let days = seconds / 86_400 + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let (day, month) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
-    let year = year + era * 400 + u64::from(month <= 2);
-    format!("{year}-{month:02}-{day:02}")
 }
 
 /// The rows of a file that has `rows` as ours have them.

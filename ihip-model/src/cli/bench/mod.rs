@@ -2,7 +2,8 @@
 
 mod attention;
 mod figure;
-mod report;
+pub(super) mod report;
+mod tuning;
 
 use clap::{Args, Subcommand};
 
@@ -18,6 +19,7 @@ pub(super) struct Bench {
 #[derive(Debug, Subcommand)]
 enum Command {
     Attention(attention::Attention),
+    Tuning(tuning::Tuning),
 }
 
 impl Bench {
@@ -28,6 +30,7 @@ impl Bench {
     pub(super) fn run(&self) -> Result<()> {
         match &self.command {
             Command::Attention(attention) => attention.run(),
+            Command::Tuning(tuning) => tuning.run(),
         }
     }
 }

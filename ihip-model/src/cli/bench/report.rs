@@ -1,6 +1,12 @@
 //! What was measured: rows of samples, the machine they come from, and both as JSON.
 
+use std::fs;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ihip_runtime::device::cuda::AttentionTimer;
 use serde::{Deserialize, Serialize};
+
+use crate::cli::error::Result;
 
 /// A measurement of a machine, as `docs/figures` keeps it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -15,19 +21,60 @@ pub(super) struct Report {
 
 /// Where and of what a measurement is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Machine {
+pub(in crate::cli) struct Machine {
     /// The GPU.
-    pub(super) gpu: String,
+    pub(in crate::cli) gpu: String,
     /// The NVIDIA driver.
-    pub(super) driver: String,
+    pub(in crate::cli) driver: String,
     /// The newest CUDA that the driver runs.
-    pub(super) cuda: String,
+    pub(in crate::cli) cuda: String,
     /// The day, `2026-01-31`.
-    pub(super) date: String,
+    pub(in crate::cli) date: String,
     /// The commit that was measured, where it was told.
     pub(super) commit: Option<String>,
     /// How.
     pub(super) command: String,
+}
+
+impl Machine {
+    /// The machine that `timer` runs on, today.
+    ///
+    /// # Errors
+    /// Where the driver fails to answer.
+    pub(in crate::cli) fn of(timer: &AttentionTimer, commit: Option<String>) -> Result<Self> {
+        let name = timer.name();
+        let gpu = name.split_once('(').map_or(&*name, |(_, rest)| rest.trim_end_matches(')')).to_owned();
+        let command: Vec<String> = std::env::args().skip(1).collect();
+        Ok(Self {
+            gpu,
+            driver: driver(),
+            cuda: timer.driver()?,
+            date: today(),
+            commit,
+            command: format!("ihip {}", command.join(" ")),
+        })
+    }
+}
+
+/// The version that the kernel module says, such as `580.159.04`.
+fn driver() -> String {
+    let text = fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
+    let is_version = |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
+    text.split_whitespace().find(is_version).unwrap_or("unknown").to_owned()
+}
+
+/// The day in UTC, `2026-01-31`.
+fn today() -> String {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    // Days are counted from 1 March of the year 0, so that leap days come last (the algorithm of days_from_civil).
+    let days = seconds / 86_400 + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let (day, month) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
+    let year = year + era * 400 + u64::from(month <= 2);
+    format!("{year}-{month:02}-{day:02}")
 }
 
 /// What a machine does at best, medians of one run.

@@ -9,7 +9,9 @@ use clap::Args;
 use ihip_dsl::KvType;
 use ihip_dsl::emit::model::ModelKernel;
 use ihip_dsl::emit::{Activation, Kernel};
+use ihip_dsl::tuning::Tunings;
 use ihip_runtime::jit::{self, Architecture, Compiler};
+use ihip_runtime::tuning::Tables;
 use serde::Serialize;
 
 use super::target::{Target, architecture};
@@ -21,7 +23,8 @@ use crate::stats::Kernels;
 /// Compiles what runs of pipelines will need, and keeps it
 ///
 /// Needs libnvrtc and no GPU: a run on a GPU of the architecture then compiles nothing, and with IHIP_NO_JIT=1 never
-/// tries to. The kernels are those of the pipeline and of the model itself with weights of the cache's type.
+/// tries to. The kernels are those of the pipeline, as they are tuned for the architecture, and of the model itself with
+/// weights of the cache's type.
 #[derive(Debug, Args)]
 pub(super) struct Compile {
     /// Declared pipelines, or `dense` [default: all of them]
@@ -61,11 +64,12 @@ struct Seconds {
 impl Compile {
     pub(super) fn run(&self) -> Result<()> {
         let mut stats = Stats { kernels: Kernels::default(), seconds: Seconds::default() };
-        let start = Instant::now();
-        let kernels = self.kernels()?;
-        let texts: Vec<(&str, &str)> = kernels.iter().map(|kernel| (&*kernel.name, &*kernel.text)).collect();
-        stats.seconds.emit = start.elapsed().as_secs_f64();
         for &architecture in &self.architectures {
+            let start = Instant::now();
+            let kernels = self.kernels(architecture)?;
+            let texts: Vec<(&str, &str)> = kernels.iter().map(|kernel| (&*kernel.name, &*kernel.text)).collect();
+            stats.seconds.emit += start.elapsed().as_secs_f64();
+
             let start = Instant::now();
             let folder = self.cache.clone().or_else(jit::cache_folder).ok_or(jit::JitError::NoCacheFolder)?;
             let compiler = Compiler::from_environment(architecture)?.with_store(jit::store(&folder)?);
@@ -91,8 +95,8 @@ impl Compile {
         Ok(())
     }
 
-    /// Every kernel, each text once.
-    fn kernels(&self) -> Result<Vec<Kernel>> {
+    /// Every kernel that a run on a GPU of `architecture` may need, whatever the length of its context; each text once.
+    fn kernels(&self, architecture: Architecture) -> Result<Vec<Kernel>> {
         let shape = self.target.shape()?;
         let choices = if self.names.is_empty() {
             Choice::all()
@@ -105,8 +109,16 @@ impl Compile {
         };
         let mut kernels: Vec<Kernel> =
             ModelKernel::all(weights).into_iter().map(|kernel| kernel.emit(weights)).collect();
+        let tables = Tables::from_environment(architecture).map_err(ihip_runtime::Error::from)?;
+        // At a context that was tuned every choice made there is taken, and all choices were made at one of them.
+        let mut tunings: Vec<Tunings> = tables.contexts().into_iter().map(|context| tables.tunings(context)).collect();
+        if tunings.is_empty() {
+            tunings.push(Tunings::default());
+        }
         for choice in choices {
-            kernels.extend(shape.program(choice)?.kernels());
+            for tunings in &tunings {
+                kernels.extend(shape.tuned(choice, tunings.clone())?.kernels());
+            }
         }
         let mut texts = BTreeSet::new();
         kernels.retain(|kernel| texts.insert(kernel.text.clone()));

@@ -2,13 +2,14 @@
 
 use clap::Args;
 use ihip_dsl::emit::{Activation, Kernel, Program};
+use ihip_dsl::tuning::Tunings;
 use ihip_dsl::{Geometry, KvType};
 use ihip_runtime::jit::{Architecture, Dump, JitError};
 use thiserror::Error as ThisError;
 
 use crate::cli::error::{Error, Result};
 use crate::cli::pruning::Choice;
-use crate::shapes::KNOWN_SHAPES;
+use crate::shapes::{KNOWN_SHAPES, KnownShape};
 use crate::{ModelFile, fetch};
 
 /// The model that kernels are for.
@@ -53,7 +54,7 @@ impl Target {
     /// # Errors
     /// [`Error::UnknownShape`], and those of reading a file.
     pub(super) fn shape(&self) -> Result<Shape> {
-        if let Some(known) = KNOWN_SHAPES.iter().find(|known| known.word.eq_ignore_ascii_case(&self.model)) {
+        if let Some(known) = KnownShape::named(&self.model) {
             return Ok(Shape {
                 name: known.name.to_owned(),
                 geometry: known.geometry(self.kv_type),
@@ -74,16 +75,24 @@ impl Target {
 }
 
 impl Shape {
-    /// The kernels of a pipeline for this model. Activations are f32, as the CUDA device keeps them.
+    /// The kernels of a pipeline for this model as they are declared. Activations are f32, as the CUDA device keeps them.
     ///
     /// # Errors
     /// Where the pipeline does not fit the model, and those of [`Dump`].
     pub(super) fn program(&self, choice: Choice) -> Result<Program> {
+        self.tuned(choice, Tunings::default())
+    }
+
+    /// The same with what `tunings` choose for them.
+    ///
+    /// # Errors
+    /// Those of [`Shape::program`].
+    pub(super) fn tuned(&self, choice: Choice, tunings: Tunings) -> Result<Program> {
         let plan = choice.plan_for(self.geometry, self.frequencies.clone(), self.layers)?;
         if let Some(dump) = Dump::from_environment()? {
             dump.plan(&plan)?;
         }
-        Ok(Program::new(&plan, Activation::F32)?)
+        Ok(Program::tuned(&plan, Activation::F32, tunings)?)
     }
 
     /// One line that says what a table is about.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// Bytes that can still be allocated: what the kernel calls available, or what is left of the tightest control group
 /// (v2 or v1) that the process lies in, whichever is less. `None` where neither is told, as outside of Linux.
-pub(super) fn available_bytes() -> Option<u64> {
+pub(in crate::device) fn available_bytes() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     machine_bytes().into_iter().chain(group_bytes(&groups, Path::new("/sys/fs/cgroup"))).min()
 }

@@ -42,6 +42,7 @@ pub use self::cache::CpuCache;
 use self::cache::LayerCache;
 pub use self::linear::CpuMatrix;
 use self::masks::Stages;
+pub(in crate::device) use self::memory::available_bytes;
 use self::queries::Queries;
 use super::{BlockLists, Device, Sampling};
 use crate::session::Phase;
@@ -132,7 +133,7 @@ impl Device for CpuDevice {
     }
 
     fn available_bytes(&self) -> Result<Option<u64>> {
-        Ok(memory::available_bytes())
+        Ok(available_bytes())
     }
 
     fn matrix(&mut self, outputs: usize, inputs: usize, values: Vec<f32>) -> Result<CpuMatrix> {
@@ -151,9 +152,13 @@ impl Device for CpuDevice {
         CpuCache::bytes(plan, capacity)
     }
 
+    fn host_cache_bytes(&self, _: &Plan, _: usize) -> u64 {
+        0
+    }
+
     fn cache(&mut self, plan: &Arc<Plan>, capacity: usize) -> Result<CpuCache> {
         let needed = self.cache_bytes(plan, capacity);
-        match memory::available_bytes() {
+        match available_bytes() {
             Some(available) if needed > available => Err(Error::OutOfMemory {
                 what: format!("the cache of {capacity} tokens"),
                 device: self.name(),

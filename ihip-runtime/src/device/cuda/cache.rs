@@ -28,7 +28,7 @@ pub struct CudaCache {
     pub(super) capacity: usize,
     /// Keys and values of each layer, `[physical page][kv_head][page token][head_dim]`.
     layers: Vec<[Arc<Buffer>; 2]>,
-    /// The physical page of each logical one. Nothing is offloaded: every page is where it was first put.
+    /// The physical page of each logical one. Each page has one home for good: the first physical pages lie on the GPU.
     page_table: Arc<Buffer>,
     rope_table: Arc<Buffer>,
     frequencies: Arc<Buffer>,
@@ -109,6 +109,7 @@ fn state(program: &Program, extent: Extent, layer: usize) -> Vec<emit::Storage> 
 
 struct Sizes {
     pages: usize,
+    /// Of a layer's keys, and of its values.
     region: usize,
     rope_positions: usize,
     workspace: Vec<emit::Storage>,
@@ -116,13 +117,31 @@ struct Sizes {
     states: Vec<Vec<emit::Storage>>,
 }
 
-/// Bytes that a cache of `capacity` tokens allocates.
-pub(super) fn bytes(program: &Program, capacity: usize) -> u64 {
+impl Sizes {
+    /// Bytes of a layer's keys and of its values that lie on the GPU, where all layers' together may take `gpu_kv`
+    /// there. Keys come first: a scan reads many of them, and the attention few values.
+    fn on_gpu(&self, layers: usize, gpu_kv: Option<u64>) -> [usize; 2] {
+        let share = gpu_kv.map_or(usize::MAX, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX) / layers);
+        let keys = self.region.min(share);
+        [keys, self.region.min(share - keys)]
+    }
+}
+
+/// The physical page of each of `pages` logical ones, of which the first `sinks` hold sinks: sinks first, and then from
+/// the newest page to the oldest. What every step reads has the first claim on the GPU.
+fn homes(pages: usize, sinks: usize) -> Vec<u32> {
+    let sinks = sinks.min(pages);
+    (0..sinks).chain((sinks..pages).rev()).map(|page| page as u32).collect()
+}
+
+/// Bytes of the GPU's memory that a cache of `capacity` tokens allocates.
+pub(super) fn bytes(program: &Program, capacity: usize, gpu_kv: Option<u64>) -> u64 {
     let plan = program.plan();
     let sizes = sizes(program, extent(capacity), capacity);
+    let layer: usize = sizes.on_gpu(plan.layers(), gpu_kv).iter().sum();
     let half = plan.geometry().head_dim as usize / 2;
     let states: usize = sizes.states.iter().flatten().map(emit::Storage::bytes).sum();
-    let total = 2 * plan.layers() * sizes.region
+    let total = plan.layers() * layer
         + sizes.pages * size_of::<u32>()
         + sizes.rope_positions * half * size_of::<[f32; 2]>()
         + half * size_of::<f64>()
@@ -132,16 +151,25 @@ pub(super) fn bytes(program: &Program, capacity: usize) -> u64 {
     total as u64
 }
 
+/// Bytes of keys and values of a cache of `capacity` tokens that lie with the host.
+pub(super) fn host_bytes(program: &Program, capacity: usize, gpu_kv: Option<u64>) -> u64 {
+    let layers = program.plan().layers();
+    let sizes = sizes(program, extent(capacity), capacity);
+    (layers * (2 * sizes.region - sizes.on_gpu(layers, gpu_kv).iter().sum::<usize>())) as u64
+}
+
 impl CudaCache {
     pub(super) fn new(
         stream: &Arc<CudaStream>,
         program: Program,
         kernels: HashMap<String, Arc<Function>>,
         capacity: usize,
+        gpu_kv: Option<u64>,
     ) -> Result<Self> {
         let plan = program.plan();
         let extent = extent(capacity);
         let sizes = sizes(&program, extent, capacity);
+        let on_gpu = sizes.on_gpu(plan.layers(), gpu_kv);
         let what = "the key-value cache";
         let allocate = |bytes, zeroed| Buffer::new(stream, what, bytes, zeroed);
         let allocate_all = |storage: &[emit::Storage]| {
@@ -150,11 +178,14 @@ impl CudaCache {
                 .map(|storage| Ok((storage.buffer, allocate(storage.bytes(), storage.zeroed)?)))
                 .collect::<Result<HashMap<_, _>>>()
         };
-        let table: Vec<u32> = (0..sizes.pages as u32).collect();
+        let sinks = plan.kinds().iter().map(|kind| match kind {
+            LayerPlan::Dense => 0,
+            LayerPlan::Pruned(layer) => layer.sink.div_ceil(plan.geometry().page as usize),
+        });
+        let table = homes(sizes.pages, sinks.max().unwrap_or(0));
+        let region = |bytes| Buffer::tiered(stream, what, bytes, sizes.region);
         Ok(Self {
-            layers: (0..plan.layers())
-                .map(|_| Ok([allocate(sizes.region, false)?, allocate(sizes.region, false)?]))
-                .collect::<Result<_>>()?,
+            layers: (0..plan.layers()).map(|_| Ok([region(on_gpu[0])?, region(on_gpu[1])?])).collect::<Result<_>>()?,
             page_table: Buffer::with(stream, what, &table)?,
             rope_table: Buffer::with(stream, what, &rope_table(plan.frequencies(), sizes.rope_positions))?,
             frequencies: Buffer::with(stream, what, plan.frequencies())?,

@@ -9,14 +9,12 @@ use cudarc::driver::sys::{CUdeviceptr, CUfunction_attribute};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, result};
 use cudarc::nvrtc::Ptx;
 use ihip_dsl::emit::{ArgumentKind, Kernel};
+use rayon::prelude::*;
 
 use super::memory::failed;
 use crate::device::Compilation;
-use crate::jit::Compiler;
+use crate::jit::{Compiler, JitError, Resources};
 use crate::{Error, Result};
-
-/// Shared memory that a block may use without being allowed to.
-const SHARED_DEFAULT: u32 = 48 * 1024;
 
 /// What a kernel is handed for one argument.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -100,6 +98,17 @@ impl Loader {
         Self { context, compiler, loaded: HashMap::new(), compiling: Duration::ZERO }
     }
 
+    /// What each kernel takes of a multiprocessor, or why it does not compile; compiled side by side, and not loaded.
+    pub(super) fn resources(&self, kernels: &[Kernel]) -> Vec<std::result::Result<Resources, Arc<JitError>>> {
+        let cubin = |kernel: &Kernel| self.compiler.cubin(&kernel.name, &kernel.text).map(|cubin| cubin.resources);
+        kernels.par_iter().map(cubin).collect()
+    }
+
+    /// What it compiles for, and by which version.
+    pub(super) fn compiler(&self) -> &Compiler {
+        &self.compiler
+    }
+
     /// What it compiled so far.
     pub(super) fn compilation(&self) -> Compilation {
         Compilation { seconds: self.compiling.as_secs_f64(), kernels: self.compiler.compilations() }
@@ -123,7 +132,8 @@ impl Loader {
     fn load_one(&self, kernel: &Kernel, image: Vec<u8>) -> Result<Function> {
         let module = self.context.load_module(Ptx::from_binary(image)).map_err(failed("cuModuleLoadData"))?;
         let function = module.load_function(&kernel.name).map_err(failed("cuModuleGetFunction"))?;
-        if kernel.shared_bytes > SHARED_DEFAULT {
+        // Beyond 48 KiB a block must be allowed to use it, and the kernel's own arrays count as well.
+        if kernel.shared_bytes > 0 {
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function
                 .set_attribute(attribute, i32::try_from(kernel.shared_bytes).unwrap_or(i32::MAX))

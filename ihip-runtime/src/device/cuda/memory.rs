@@ -1,4 +1,4 @@
-//! Device memory: plain allocations, copied in the order of one stream.
+//! Device memory: allocations, copied in the order of one stream.
 
 use std::sync::Arc;
 
@@ -7,6 +7,7 @@ use cudarc::driver::result;
 use cudarc::driver::sys::{CUdeviceptr, CUresult};
 use cudarc::driver::{CudaStream, DriverError};
 
+use super::mapping::Mapping;
 use crate::{Error, Result};
 
 /// An allocation. Shared, because a recorded graph keeps every buffer alive that it names.
@@ -17,6 +18,8 @@ use crate::{Error, Result};
 pub(super) struct Buffer {
     address: CUdeviceptr,
     bytes: usize,
+    /// Where part of it is the host's.
+    mapping: Option<Mapping>,
     stream: Arc<CudaStream>,
 }
 
@@ -37,13 +40,24 @@ impl Buffer {
                 failed("cuMemAlloc")(error)
             }
         })?;
-        let buffer = Self { address, bytes, stream: stream.clone() };
+        let buffer = Self { address, bytes, mapping: None, stream: stream.clone() };
         if zeroed {
             // SAFETY: the allocation above is `bytes` long.
             unsafe { result::memset_d8_async(address, 0, bytes, stream.cu_stream()) }
                 .map_err(failed("cuMemsetD8Async"))?;
         }
         Ok(Arc::new(buffer))
+    }
+
+    /// Allocates `bytes` for `what`, the first `on_gpu` of them on the GPU and the rest in pinned memory of the host.
+    pub(super) fn tiered(stream: &Arc<CudaStream>, what: &str, on_gpu: usize, bytes: usize) -> Result<Arc<Self>> {
+        if on_gpu >= bytes {
+            return Self::new(stream, what, bytes, false);
+        }
+        let context = stream.context();
+        context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
+        let mapping = Mapping::new(context, what, on_gpu, bytes)?;
+        Ok(Arc::new(Self { address: mapping.address(), bytes, mapping: Some(mapping), stream: stream.clone() }))
     }
 
     /// Allocates and fills a buffer.
@@ -91,8 +105,15 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let context = self.stream.context();
         context.record_err(context.bind_to_thread());
-        // SAFETY: freed once, and the driver waits for the work that uses it.
-        context.record_err(unsafe { result::free_sync(self.address) });
+        match &mut self.mapping {
+            Some(mapping) => {
+                // Unmapping does not wait for the work that uses the memory.
+                context.record_err(self.stream.synchronize());
+                mapping.release(context);
+            }
+            // SAFETY: freed once, and the driver waits for the work that uses it.
+            None => context.record_err(unsafe { result::free_sync(self.address) }),
+        }
     }
 }
 

@@ -9,9 +9,11 @@ mod cache;
 mod driver;
 mod launch;
 mod linear;
+mod mapping;
 mod memory;
 mod runner;
 mod timing;
+mod trial;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -28,14 +30,17 @@ use rayon::prelude::*;
 pub use cache::CudaCache;
 pub use runner::{KernelArgument, KernelBuffer, KernelRunner};
 pub use timing::{AttentionTimer, Ceilings, TimedLayer};
+pub use trial::{GpuBench, TimedPart};
 
 use self::cache::{MOST_GRAPHS, Recording};
 use self::launch::{Function, Loader, Operand};
 use self::linear::{Products, Shape};
 use self::memory::{Buffer, failed};
+use super::cpu::available_bytes;
 use super::{BlockLists, Compilation, Device, Sampling};
 use crate::jit::{Architecture, Compiler, Watch};
 use crate::session::SEGMENT;
+use crate::tuning::Tables;
 use crate::{Error, Result, Step};
 
 /// Element type of weights and of the inputs of matrix products. Sums, the residual stream, scores and logits are
@@ -65,6 +70,7 @@ pub struct CudaDevice {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     loader: Loader,
+    tables: Tables,
     model: HashMap<String, Arc<Function>>,
     products: Products,
     /// Tokens of the step at hand, and the same on the host.
@@ -74,6 +80,8 @@ pub struct CudaDevice {
     vocabulary: Option<usize>,
     /// The token that was last chosen.
     chosen: Arc<Buffer>,
+    /// Bytes of keys and values that a request may have on the GPU; the rest lies in the host's memory.
+    gpu_kv: Option<u64>,
     /// Every tensor and weight named since a recording began.
     recording: Option<Vec<Arc<Buffer>>>,
 }
@@ -122,23 +130,53 @@ impl CudaDevice {
         let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
         let product = context.name().map_err(failed("cuDeviceGetName"))?;
         let compiler = Compiler::from_environment(architecture(&context)?)?.for_gpu().watched(watch);
+        let tables = Tables::from_environment(compiler.architecture())?;
         let mut loader = Loader::new(context.clone(), compiler);
         let weights = precision.weights();
         let kernels = ModelKernel::all(weights).into_iter().map(|kernel| kernel.emit(weights)).collect();
         Ok(Self {
             name: format!("cuda:{ordinal} ({product})"),
             precision,
+            tables,
             model: loader.load(kernels)?,
             products: Products::new(&stream, weights)?,
             tokens: Buffer::new(&stream, "a step's tokens", SEGMENT * size_of::<u32>(), true)?,
             host_tokens: Vec::new(),
             vocabulary: None,
             chosen: Buffer::new(&stream, "the chosen token", size_of::<u32>(), true)?,
+            gpu_kv: None,
             recording: None,
             context,
             stream,
             loader,
         })
+    }
+
+    /// From here on, requests have at most `bytes` of keys and values on the GPU (to 2 MiB a layer), and the rest in
+    /// pinned memory of the host, which kernels read and write in place.
+    pub const fn limit_kv(&mut self, bytes: u64) {
+        self.gpu_kv = Some(bytes);
+    }
+
+    /// The kernels of a plan as they are tuned for a request of `capacity` tokens.
+    fn program(&self, plan: &Plan, capacity: usize) -> Result<Program> {
+        Ok(Program::tuned(plan, Activation::F32, self.tables.tunings(capacity))?)
+    }
+
+    /// The cache of a request that runs `program`.
+    fn cache_of(&mut self, program: Program, capacity: usize) -> Result<CudaCache> {
+        let needed = cache::bytes(&program, capacity, self.gpu_kv);
+        if let Some(available) = self.available_bytes()?.filter(|available| needed > *available) {
+            let what = format!("the key-value cache of {capacity} tokens");
+            return Err(Error::OutOfMemory { what, device: self.name(), needed, available });
+        }
+        let needed = cache::host_bytes(&program, capacity, self.gpu_kv);
+        if let Some(available) = available_bytes().filter(|available| needed > *available) {
+            let what = format!("what lies with the host of the key-value cache of {capacity} tokens");
+            return Err(Error::OutOfMemory { what, device: "the host".to_owned(), needed, available });
+        }
+        let kernels = self.loader.load(program.kernels())?;
+        CudaCache::new(&self.stream, program, kernels, capacity, self.gpu_kv)
     }
 
     /// The address of a buffer that the launch at hand names.
@@ -289,18 +327,16 @@ impl Device for CudaDevice {
 
     fn cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
         // A plan without kernels is refused, with its reason, where the cache is allocated.
-        Program::new(plan, Activation::F32).map_or(0, |program| cache::bytes(&program, capacity))
+        self.program(plan, capacity).map_or(0, |program| cache::bytes(&program, capacity, self.gpu_kv))
+    }
+
+    fn host_cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
+        self.program(plan, capacity).map_or(0, |program| cache::host_bytes(&program, capacity, self.gpu_kv))
     }
 
     fn cache(&mut self, plan: &Arc<Plan>, capacity: usize) -> Result<CudaCache> {
-        let program = Program::new(plan, Activation::F32)?;
-        let needed = cache::bytes(&program, capacity);
-        if let Some(available) = self.available_bytes()?.filter(|available| needed > *available) {
-            let what = format!("the key-value cache of {capacity} tokens");
-            return Err(Error::OutOfMemory { what, device: self.name(), needed, available });
-        }
-        let kernels = self.loader.load(program.kernels())?;
-        CudaCache::new(&self.stream, program, kernels, capacity)
+        let program = self.program(plan, capacity)?;
+        self.cache_of(program, capacity)
     }
 
     fn record_masks(&mut self, cache: &mut CudaCache, record: bool) {

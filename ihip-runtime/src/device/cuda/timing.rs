@@ -8,14 +8,15 @@ use std::sync::Arc;
 use cudarc::driver::result;
 use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaEvent, sys};
-use ihip_dsl::emit::Activation;
 use ihip_dsl::emit::measure::MeasureKernel;
+use ihip_dsl::emit::{Activation, Program};
 use ihip_dsl::{KvType, Plan};
 
 use super::launch::{Function, Operand};
 use super::linear::Shape;
 use super::memory::{Buffer, failed};
 use super::{CudaCache, CudaDevice, CudaTensor, Precision};
+use crate::jit::Architecture;
 use crate::session::{Phase, SEGMENT, segment_end};
 use crate::{Device, Error, Result, Step};
 
@@ -62,16 +63,16 @@ impl Ceilings {
 /// One layer with a cache of random keys and values, ready to be timed.
 #[derive(Debug)]
 pub struct TimedLayer {
-    cache: CudaCache,
-    qkv: CudaTensor,
-    out: CudaTensor,
-    context: usize,
+    pub(super) cache: CudaCache,
+    pub(super) qkv: CudaTensor,
+    pub(super) out: CudaTensor,
+    pub(super) context: usize,
 }
 
 /// Times kernels and layers on one GPU.
 #[derive(Debug)]
 pub struct AttentionTimer {
-    device: CudaDevice,
+    pub(super) device: CudaDevice,
     read: Arc<Function>,
     cold: Arc<Buffer>,
     seen: Arc<Buffer>,
@@ -109,6 +110,13 @@ impl AttentionTimer {
         // SAFETY: the pointer is valid for one integer.
         unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(failed("cuDriverGetVersion"))?;
         Ok(format!("{}.{}", version / 1000, version % 1000 / 10))
+    }
+
+    /// Its architecture, and the version of NVRTC that compiles for it.
+    #[must_use]
+    pub fn compiler(&self) -> (Architecture, (u32, u32)) {
+        let compiler = self.device.loader.compiler();
+        (compiler.architecture(), compiler.nvrtc_version())
     }
 
     /// Measures what the GPU does at best.
@@ -150,11 +158,22 @@ impl AttentionTimer {
     ///
     /// # Panics
     /// Where the plan has other than one layer.
-    pub fn layer(&mut self, plan: Plan, context: usize) -> Result<TimedLayer> {
-        assert_eq!(plan.layers(), 1, "one layer is timed");
-        let plan = Arc::new(plan);
-        let geometry = *plan.geometry();
-        let cache = self.device.cache(&plan, context)?;
+    pub fn layer(&mut self, plan: &Plan, context: usize) -> Result<TimedLayer> {
+        let program = self.device.program(plan, context)?;
+        self.layer_of(program, context)
+    }
+
+    /// The same with the kernels of `program`, whatever is tuned.
+    ///
+    /// # Errors
+    /// Those of [`AttentionTimer::layer`].
+    ///
+    /// # Panics
+    /// Where the plan has other than one layer.
+    pub fn layer_of(&mut self, program: Program, context: usize) -> Result<TimedLayer> {
+        assert_eq!(program.plan().layers(), 1, "one layer is timed");
+        let geometry = *program.plan().geometry();
+        let cache = self.device.cache_of(program, context)?;
         let noise = self.device.one(MeasureKernel::Noise(geometry.kv_type))?;
         let elements =
             context.next_multiple_of(geometry.page as usize) * (geometry.kv_heads * geometry.head_dim) as usize;
@@ -164,13 +183,18 @@ impl AttentionTimer {
         let columns = ((geometry.query_heads + 2 * geometry.kv_heads) * geometry.head_dim) as usize;
         let rows = context.min(SEGMENT);
         let qkv = self.device.tensor(rows, columns)?;
-        let noise = self.device.one(MeasureKernel::Noise(KvType::F32))?;
-        self.noise(&noise, &qkv.single, rows * columns, size_of::<f32>(), 2)?;
         let out = self.device.tensor(rows, (geometry.query_heads * geometry.head_dim) as usize)?;
         let mut layer = TimedLayer { cache, qkv, out, context };
+        self.fill_projections(&layer)?;
         // Lists and whatever else decoding keeps.
         self.decode(&mut layer, Some(0), 1)?;
         Ok(layer)
+    }
+
+    /// Fills the projections of a layer's rows: steps may rotate what is there.
+    pub(super) fn fill_projections(&mut self, layer: &TimedLayer) -> Result<()> {
+        let noise = self.device.one(MeasureKernel::Noise(KvType::F32))?;
+        self.noise(&noise, &layer.qkv.single, layer.qkv.rows * layer.qkv.columns, size_of::<f32>(), 2)
     }
 
     /// Seconds of a decoding step that renews the layer's mask from stage `restart` on, or not at all.
@@ -180,14 +204,17 @@ impl AttentionTimer {
     pub fn decode(&mut self, layer: &mut TimedLayer, restart: Option<usize>, samples: usize) -> Result<Vec<f64>> {
         let step = decoding_step(layer, restart);
         self.device.begin(&mut layer.cache, &step, &[0])?;
-        let mut replay = |timer: &mut Self| {
-            let TimedLayer { cache, qkv, out, .. } = layer;
-            timer.device.replay(cache, &step, &mut |device, cache| device.attention(cache, 0, qkv, out))
-        };
         // The first runs unrecorded, the second records.
-        replay(self)?;
-        replay(self)?;
-        self.samples(samples, &mut replay)
+        self.replay_decode(layer, restart)?;
+        self.replay_decode(layer, restart)?;
+        self.samples(samples, &mut |timer| timer.replay_decode(layer, restart))
+    }
+
+    /// Runs the decoding step that was begun, or replays it.
+    pub(super) fn replay_decode(&mut self, layer: &mut TimedLayer, restart: Option<usize>) -> Result<()> {
+        let step = decoding_step(layer, restart);
+        let TimedLayer { cache, qkv, out, .. } = layer;
+        self.device.replay(cache, &step, &mut |device, cache| device.attention(cache, 0, qkv, out))
     }
 
     /// Seconds of the prefill of the last `rows` rows of the context, in steps as long as a segment.
@@ -195,15 +222,17 @@ impl AttentionTimer {
     /// # Errors
     /// A failed launch.
     pub fn prefill(&mut self, layer: &mut TimedLayer, rows: usize, samples: usize) -> Result<Vec<f64>> {
-        let steps = prefill_steps(layer.context, rows);
-        self.samples(samples, &mut |timer| {
-            for step in &steps {
-                timer.device.begin(&mut layer.cache, step, &[])?;
-                let TimedLayer { cache, qkv, out, .. } = &mut *layer;
-                timer.device.attention(cache, 0, qkv, out)?;
-            }
-            Ok(())
-        })
+        self.samples(samples, &mut |timer| timer.run_prefill(layer, rows))
+    }
+
+    /// Runs the prefill of the last `rows` rows.
+    pub(super) fn run_prefill(&mut self, layer: &mut TimedLayer, rows: usize) -> Result<()> {
+        for step in &prefill_steps(layer.context, rows) {
+            self.device.begin(&mut layer.cache, step, &[])?;
+            let TimedLayer { cache, qkv, out, .. } = &mut *layer;
+            self.device.attention(cache, 0, qkv, out)?;
+        }
+        Ok(())
     }
 
     /// Seconds of every launch of a decoding step, each on its own with a cold L2, with the kernel's name.
@@ -256,7 +285,7 @@ impl AttentionTimer {
         (0..count).map(|_| self.sample(work)).collect()
     }
 
-    fn sample(&mut self, work: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<f64> {
+    pub(super) fn sample(&mut self, work: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<f64> {
         let cold = self.cold.clone();
         self.read(&cold, COLD_BYTES)?;
         self.begin.record(&self.device.stream).map_err(failed("cuEventRecord"))?;
@@ -296,12 +325,12 @@ impl AttentionTimer {
     }
 }
 
-fn decoding_step(layer: &TimedLayer, restart: Option<usize>) -> Step {
+pub(super) fn decoding_step(layer: &TimedLayer, restart: Option<usize>) -> Step {
     let start = layer.context - 1;
     Step { start, rows: 1, t_max: segment_end(start), phase: Phase::Decode { restart: vec![restart] } }
 }
 
-fn prefill_steps(context: usize, rows: usize) -> Vec<Step> {
+pub(super) fn prefill_steps(context: usize, rows: usize) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut start = context.saturating_sub(rows);
     while start < context {

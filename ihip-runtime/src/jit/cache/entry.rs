@@ -91,6 +91,18 @@ impl Entry {
         bytes
     }
 
+    /// The version of NVRTC that the beginning of a file says it was compiled by: not checked against anything.
+    pub(super) fn stated_nvrtc(head: &[u8]) -> Result<(u32, u32), Rejection> {
+        let mut reader = Reader { bytes: head, at: 0 };
+        if reader.take(MAGIC.len())? != MAGIC {
+            return Err(Rejection::NotAnEntry);
+        }
+        reader.array::<32>()?;
+        reader.prefixed()?;
+        reader.prefixed()?;
+        Ok((u32::from_le_bytes(reader.array()?), u32::from_le_bytes(reader.array()?)))
+    }
+
     /// Reads a file back, believing none of it: allocates no more than the file's own length.
     ///
     /// # Errors

@@ -14,6 +14,8 @@ use super::{CacheKey, Entry, Rejection, Secret};
 
 /// Largest file that is read as an entry, in bytes.
 const LARGEST_ENTRY: u64 = 64 << 20;
+/// Bytes of a file that are read for what stands before the cubin: names are shorter.
+const LONGEST_HEAD: u64 = 4096;
 /// Ending of an entry's file name.
 const ENDING: &str = "cubin";
 
@@ -222,6 +224,20 @@ impl CubinStore {
             .collect()
     }
 
+    /// Versions of NVRTC that entries say they were compiled by, the newest first: where to look, not what to load.
+    #[must_use]
+    pub fn versions(&self) -> Vec<(u32, u32)> {
+        let version = |file: &FileOf| {
+            let mut head = Vec::new();
+            open_entry(&self.path(&file.key)).ok()?.take(LONGEST_HEAD).read_to_end(&mut head).ok()?;
+            Entry::stated_nvrtc(&head).ok()
+        };
+        let mut versions: Vec<_> = self.files().iter().filter_map(version).collect();
+        versions.sort_unstable_by(|a, b| b.cmp(a));
+        versions.dedup();
+        versions
+    }
+
     /// Removes every entry, and what a killed process left half-written; returns how many files and bytes went.
     ///
     /// # Errors
@@ -297,15 +313,21 @@ fn key_of(name: &str) -> Option<CacheKey> {
     CacheKey::parse(name.strip_suffix(ENDING)?.strip_suffix('.')?)
 }
 
-/// Reads a file that is no link and not absurdly large.
-fn read_entry(path: &Path) -> io::Result<(Vec<u8>, File)> {
+/// Opens a file that is no link and not absurdly large.
+fn open_entry(path: &Path) -> io::Result<File> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let mut file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() || metadata.len() > LARGEST_ENTRY {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
+    Ok(file)
+}
+
+/// Reads the whole of such a file.
+fn read_entry(path: &Path) -> io::Result<(Vec<u8>, File)> {
+    let mut file = open_entry(path)?;
+    let mut bytes = Vec::with_capacity(usize::try_from(file.metadata()?.len()).unwrap_or(0));
     (&mut file).take(LARGEST_ENTRY).read_to_end(&mut bytes)?;
     Ok((bytes, file))
 }

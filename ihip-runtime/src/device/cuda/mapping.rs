@@ -1,0 +1,142 @@
+//! One range of addresses over two memories: the GPU's first, pinned memory of the host behind it.
+//!
+//! Kernels read and write the host's part in place, over the bus. Where a page lies is a matter of its number in the page
+//! table alone: the kernels' text does not know of it. These are plain allocations behind CUDA's virtual memory
+//! management, no managed memory: nothing moves by itself.
+
+use cudarc::driver::CudaContext;
+use cudarc::driver::sys::{
+    self, CUdeviceptr, CUmemAccess_flags, CUmemAccessDesc, CUmemAllocationGranularity_flags, CUmemAllocationHandleType,
+    CUmemAllocationProp, CUmemAllocationProp_st__bindgen_ty_1, CUmemAllocationType, CUmemGenericAllocationHandle,
+    CUmemLocation, CUmemLocationType, CUresult,
+};
+
+use super::memory::failed;
+use crate::device::cpu::available_bytes;
+use crate::{Error, Result};
+
+/// A range of addresses and the memory behind it.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    address: CUdeviceptr,
+    /// Of the whole range.
+    bytes: usize,
+    /// The memories in order, with their bytes.
+    parts: Vec<(CUmemGenericAllocationHandle, usize)>,
+}
+
+impl Mapping {
+    /// Maps at least `bytes`, the first of them, at least `on_gpu`, to memory of the context's GPU and the rest to the
+    /// host's. The context is current.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] of the memory that has not that much, and those of the driver.
+    pub(super) fn new(context: &CudaContext, what: &str, on_gpu: usize, bytes: usize) -> Result<Self> {
+        let ordinal = context.ordinal();
+        let gpu = CUmemLocation { type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE, id: ordinal as i32 };
+        let host = CUmemLocation { type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_HOST_NUMA, id: 0 };
+        let granularity = granularity(gpu)?.max(granularity(host)?);
+        let on_gpu = on_gpu.min(bytes).next_multiple_of(granularity);
+        let bytes = bytes.next_multiple_of(granularity).max(on_gpu);
+        let mut mapping = Self { address: 0, bytes, parts: Vec::new() };
+        // SAFETY: the result is written to a place that lives until the call returns.
+        unsafe { sys::cuMemAddressReserve(&raw mut mapping.address, bytes, granularity, 0, 0) }
+            .result()
+            .map_err(failed("cuMemAddressReserve"))?;
+        match mapping.fill(context, what, [(gpu, on_gpu), (host, bytes - on_gpu)]) {
+            Ok(()) => Ok(mapping),
+            Err(error) => {
+                mapping.release(context);
+                Err(error)
+            }
+        }
+    }
+
+    /// Maps bytes of each memory in order, and lets the GPU read and write them.
+    fn fill(&mut self, context: &CudaContext, what: &str, memories: [(CUmemLocation, usize); 2]) -> Result<()> {
+        let [(gpu, _), _] = memories;
+        for (location, bytes) in memories.into_iter().filter(|(_, bytes)| *bytes > 0) {
+            self.push(location, bytes).map_err(|error| match error {
+                Error::Cuda { source, .. } if source.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                    let (device, available) = if location == gpu {
+                        let free = context.mem_get_info().map_or(0, |(free, _)| free as u64);
+                        (format!("cuda:{}", context.ordinal()), free)
+                    } else {
+                        ("the host".to_owned(), available_bytes().unwrap_or(0))
+                    };
+                    Error::OutOfMemory { what: what.to_owned(), device, needed: bytes as u64, available }
+                }
+                error => error,
+            })?;
+        }
+        let access = CUmemAccessDesc { location: gpu, flags: CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE };
+        // SAFETY: the whole range is mapped.
+        unsafe { sys::cuMemSetAccess(self.address, self.bytes, &raw const access, 1) }
+            .result()
+            .map_err(failed("cuMemSetAccess"))
+    }
+
+    /// Where the range begins.
+    pub(super) const fn address(&self) -> CUdeviceptr {
+        self.address
+    }
+
+    /// Allocates `bytes` at `location` and maps them behind what is mapped already.
+    fn push(&mut self, location: CUmemLocation, bytes: usize) -> Result<()> {
+        let mapped: usize = self.parts.iter().map(|(_, bytes)| bytes).sum();
+        let mut handle = 0;
+        // SAFETY: `bytes` is a multiple of the granularity, and the result lives until the call returns.
+        unsafe { sys::cuMemCreate(&raw mut handle, bytes, &properties(location), 0) }
+            .result()
+            .map_err(failed("cuMemCreate"))?;
+        // SAFETY: the range is reserved and nothing is mapped there yet.
+        let outcome = unsafe { sys::cuMemMap(self.address + mapped as CUdeviceptr, bytes, 0, handle, 0) }.result();
+        if outcome.is_err() {
+            // SAFETY: nothing uses the allocation.
+            unsafe { sys::cuMemRelease(handle) }.result().map_err(failed("cuMemRelease"))?;
+        }
+        outcome.map_err(failed("cuMemMap"))?;
+        self.parts.push((handle, bytes));
+        Ok(())
+    }
+
+    /// Gives memory and addresses back. The context is current, and nothing uses them any more.
+    pub(super) fn release(&mut self, context: &CudaContext) {
+        let mut address = self.address;
+        for (handle, bytes) in self.parts.drain(..) {
+            // SAFETY: mapped exactly so by `push`, and released once.
+            context.record_err(unsafe { sys::cuMemUnmap(address, bytes) }.result());
+            // SAFETY: as above.
+            context.record_err(unsafe { sys::cuMemRelease(handle) }.result());
+            address += bytes as CUdeviceptr;
+        }
+        // SAFETY: reserved with these numbers by `new`, and nothing is mapped there any more.
+        context.record_err(unsafe { sys::cuMemAddressFree(self.address, self.bytes) }.result());
+    }
+}
+
+const fn properties(location: CUmemLocation) -> CUmemAllocationProp {
+    CUmemAllocationProp {
+        type_: CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED,
+        requestedHandleTypes: CUmemAllocationHandleType(0),
+        location,
+        win32HandleMetaData: std::ptr::null_mut(),
+        allocFlags: CUmemAllocationProp_st__bindgen_ty_1 {
+            compressionType: 0,
+            gpuDirectRDMACapable: 0,
+            usage: 0,
+            reserved: [0; 4],
+        },
+    }
+}
+
+/// What sizes and offsets of memory at `location` are multiples of.
+fn granularity(location: CUmemLocation) -> Result<usize> {
+    let mut bytes = 0;
+    let least = CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_MINIMUM;
+    // SAFETY: the result is written to a place that lives until the call returns.
+    unsafe { sys::cuMemGetAllocationGranularity(&raw mut bytes, &properties(location), least) }
+        .result()
+        .map_err(failed("cuMemGetAllocationGranularity"))?;
+    Ok(bytes)
+}

@@ -1,0 +1,35 @@
+//! The key-value cache over two tiers of memory.
+//!
+//! | file | what |
+//! |---|---|
+//! | `slot` | room for one page: its state, its generation, the events it waits for |
+//! | `page` | pages by their names, and how many requests have each |
+//! | `pool` | homes of one layer's keys or values, and moves between the tiers |
+//! | `rules` | what keeps a page whole, rule by rule |
+//! | `budget` | how many slots each pool gets |
+//! | `clock` | which page leaves the GPU |
+//! | `memory` | what slots lie in |
+//! | `region` | a pool with its memory: reads in place, misses, copies |
+//! | `store` | all of it, for many requests |
+
+pub mod budget;
+mod clock;
+mod error;
+mod memory;
+pub mod page;
+pub mod pool;
+mod region;
+pub mod rules;
+pub mod slot;
+mod store;
+
+#[cfg(test)]
+mod explore;
+
+pub use budget::{Budget, Room, Shape};
+pub use error::{Kind, KvError};
+pub use memory::{Allocate, Process};
+pub use page::PageId;
+pub use pool::Tier;
+pub use region::Counts;
+pub use store::{Row, Sequence, Store};
