@@ -15,6 +15,7 @@ mod language;
 mod model;
 mod mutants;
 mod nvrtc;
+mod proof;
 mod reference;
 mod weights;
 

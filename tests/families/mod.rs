@@ -42,10 +42,10 @@ const SAMPLED: usize = 8;
 #[derive(Clone, Debug)]
 pub(crate) struct Layer {
     pub(crate) heads: (u32, u32, u32),
-    kv_type: KvType,
-    page: u32,
+    pub(crate) kv_type: KvType,
+    pub(crate) page: u32,
     /// Positions that the model was trained on.
-    trained: u32,
+    pub(crate) trained: u32,
     pub(crate) pruning: LayerPruning,
 }
 
@@ -119,7 +119,7 @@ pub(crate) fn layers() -> Vec<Layer> {
 }
 
 /// Layers of every word.
-fn all_layers() -> Vec<Layer> {
+pub(crate) fn all_layers() -> Vec<Layer> {
     layers().into_iter().chain(scoring::scored_layers()).chain(extended::extended_layers()).collect()
 }
 
@@ -172,28 +172,28 @@ impl Layer {
         Attention::new(host(), plan, Activation::F32, Extent { rows: ROWS, tokens: TOKENS })
     }
 
-    fn query_row(&self) -> usize {
+    pub(crate) fn query_row(&self) -> usize {
         (self.heads.0 * self.heads.2) as usize
     }
 
-    fn key_row(&self) -> usize {
+    pub(crate) fn key_row(&self) -> usize {
         (self.heads.1 * self.heads.2) as usize
     }
 }
 
 /// Random inputs of one call: queries at `first..first + rows`, keys and values from 0 on.
 #[derive(Clone, Debug)]
-struct Data {
-    first: usize,
-    rows: usize,
-    queries: Vec<f32>,
-    keys: Vec<f32>,
-    values: Vec<f32>,
+pub(crate) struct Data {
+    pub(crate) first: usize,
+    pub(crate) rows: usize,
+    pub(crate) queries: Vec<f32>,
+    pub(crate) keys: Vec<f32>,
+    pub(crate) values: Vec<f32>,
 }
 
 impl Data {
     /// Keys and values are of the cache's type already, so that storing them changes nothing.
-    fn new(layer: &Layer, first: usize, rows: usize, seed: u64) -> Self {
+    pub(crate) fn new(layer: &Layer, first: usize, rows: usize, seed: u64) -> Self {
         let mut noise = Noise(seed);
         let round = |x: f32| match layer.kv_type {
             KvType::F32 => x,
@@ -210,7 +210,7 @@ impl Data {
         }
     }
 
-    fn problem<'a>(&'a self, layer: &'a Layer, frequencies: &'a [f64], t_max: usize) -> Problem<'a> {
+    pub(crate) fn problem<'a>(&'a self, layer: &'a Layer, frequencies: &'a [f64], t_max: usize) -> Problem<'a> {
         Problem {
             pruning: &layer.pruning,
             query_heads: layer.heads.0 as usize,
@@ -228,7 +228,7 @@ impl Data {
     }
 
     /// Caches everything before the call's own rows, and returns these as projections.
-    fn cache(&self, layer: &Layer, attention: &mut Attention) -> Vec<f32> {
+    pub(crate) fn cache(&self, layer: &Layer, attention: &mut Attention) -> Vec<f32> {
         let (query, key) = (layer.query_row(), layer.key_row());
         attention.append(0, &self.keys[..self.first * key], &self.values[..self.first * key]);
         let mut qkv = Vec::new();

@@ -8,6 +8,7 @@ use ihip_runtime::device::cuda::{CudaDevice, Precision};
 mod device;
 mod lockstep;
 mod model;
+mod seeded;
 mod ties;
 mod words;
 

@@ -203,3 +203,27 @@ impl Check for Words {
 fn pipelines_of_every_word_compute_what_the_reference_says_run_or_recorded() {
     check(&Words);
 }
+
+/// Runs of a pipeline that must not differ in a bit.
+const RUNS: usize = 20;
+
+struct Repeats;
+
+impl Check for Repeats {
+    fn on<D: Device>(&self, device: &mut D, _: f64) {
+        for (number, pair) in pairs().iter().take(3).enumerate() {
+            let bits = |computed: [Computed; 2]| {
+                computed.map(|layer| (layer.lists, layer.out.iter().map(|x| x.to_bits()).collect::<Vec<u32>>()))
+            };
+            let first = bits(pair.run(device, false));
+            for run in 1..RUNS {
+                assert!(bits(pair.run(device, run % 2 == 1)) == first, "run {run} of pipeline {number} differs");
+            }
+        }
+    }
+}
+
+#[test]
+fn twenty_runs_give_the_same_bits_run_or_recorded() {
+    check(&Repeats);
+}

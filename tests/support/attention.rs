@@ -1,11 +1,12 @@
 //! One attention layer on a [`Host`]: interprets the launch lists of a [`Program`] as a device does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use half::{bf16, f16};
 use ihip_dsl::emit::{Activation, Buffer, Element, Extent, Family, Kernel, Launch, Program, Value, step};
 use ihip_dsl::{LayerPlan, Plan};
 
+use super::descents::recorded;
 use super::host::{Handle, Host, HostValue};
 
 /// A layer with its cache and everything that its kernels need.
@@ -13,12 +14,22 @@ pub struct Attention {
     host: Box<dyn Host>,
     program: Program,
     kernels: BTreeMap<String, Kernel>,
+    recording: Option<Recording>,
+    /// Names of kernels that have run.
+    launched: BTreeSet<String>,
     extent: Extent,
     buffers: BTreeMap<Buffer, (Handle, usize)>,
     /// Queries, keys and values of a row.
     qkv_row: usize,
     /// Elements of an output row.
     out_row: usize,
+}
+
+/// Scans that also write down where their descents end.
+struct Recording {
+    /// By the name of the kernel that does not.
+    kernels: BTreeMap<String, Kernel>,
+    descents: Handle,
 }
 
 /// What one call left behind besides its output.
@@ -89,7 +100,9 @@ impl Attention {
             buffers.insert(buffer, (handle, bytes));
         }
 
-        let mut attention = Self { host, program, kernels, extent, buffers, qkv_row, out_row };
+        let launched = BTreeSet::new();
+        let mut attention =
+            Self { host, program, kernels, recording: None, launched, extent, buffers, qkv_row, out_row };
         // Neighbouring pages of the sequence are no neighbours in the cache: a kernel that forgets the table is found.
         let table: Vec<u32> = (0..pages).map(|page| (held - 1 - page % held) as u32).collect();
         attention.write(Buffer::PageTable, &table.iter().flat_map(|page| page.to_ne_bytes()).collect::<Vec<u8>>());
@@ -229,13 +242,60 @@ impl Attention {
     /// Runs launches in order.
     pub fn launch(&mut self, launches: &[Launch]) {
         for launch in launches {
-            let values = launch.arguments.iter().map(|value| match value {
-                Value::Buffer(buffer) => HostValue::Buffer(self.buffers[buffer].0, 0),
-                Value::I32(value) => HostValue::I32(*value),
-            });
-            let values: Vec<HostValue> = values.collect();
-            self.host.launch(&self.kernels[&launch.kernel], launch.grid, &values);
+            self.host.launch(&self.kernels[&launch.kernel], launch.grid, &self.values(launch));
+            self.launched.insert(launch.kernel.clone());
         }
+    }
+
+    /// Runs launches in order, and returns where descents into chunks ended: `[query blocks][query heads][chunks]` as
+    /// [`recorded`] has it, −1 where none began, with `chunks` chunks a row.
+    pub fn launch_recorded(&mut self, launches: &[Launch], blocks: usize, chunks: usize) -> Vec<i32> {
+        let heads = self.program.plan().geometry().query_heads as usize;
+        let recording = match self.recording.take() {
+            Some(recording) => recording,
+            None => {
+                let kernels = self.kernels.iter();
+                let kernels: BTreeMap<_, _> =
+                    kernels.filter_map(|(name, kernel)| Some((name.clone(), recorded(kernel)?))).collect();
+                self.host.prepare(&kernels.values().cloned().collect::<Vec<Kernel>>());
+                let descents = self.host.allocate("Descents", self.buffers[&Buffer::Scores].1 * heads);
+                Recording { kernels, descents }
+            }
+        };
+        let bytes = blocks * heads * chunks * 4;
+        self.host.write(recording.descents, 0, &vec![0xff; bytes]);
+        for launch in launches {
+            let mut values = self.values(launch);
+            let kernel = recording.kernels.get(&launch.kernel);
+            if kernel.is_some() {
+                values.extend([HostValue::Buffer(recording.descents, 0), HostValue::I32(chunks as i32)]);
+            }
+            self.host.launch(kernel.unwrap_or(&self.kernels[&launch.kernel]), launch.grid, &values);
+        }
+        let descents = self.host.read(recording.descents, 0, bytes);
+        self.recording = Some(recording);
+        descents.as_chunks().0.iter().map(|&word| i32::from_ne_bytes(word)).collect()
+    }
+
+    /// What a launch hands its kernel.
+    fn values(&self, launch: &Launch) -> Vec<HostValue> {
+        let values = launch.arguments.iter().map(|value| match value {
+            Value::Buffer(buffer) => HostValue::Buffer(self.buffers[buffer].0, 0),
+            Value::I32(value) => HostValue::I32(*value),
+        });
+        values.collect()
+    }
+
+    /// Kernels of the program that never ran.
+    #[must_use]
+    pub fn never_launched(&self) -> Vec<&str> {
+        self.kernels.keys().filter(|name| !self.launched.contains(*name)).map(String::as_str).collect()
+    }
+
+    /// The kernel of a launch.
+    #[must_use]
+    pub fn kernel(&self, launch: &Launch) -> &Kernel {
+        &self.kernels[&launch.kernel]
     }
 
     /// Runs the launches that come first and fill the cache, and returns the others.
@@ -259,6 +319,11 @@ impl Attention {
 
     /// Writes the front of a buffer of i32.
     pub fn write_i32(&mut self, buffer: Buffer, values: &[i32]) {
+        self.write(buffer, &values.iter().flat_map(|value| value.to_ne_bytes()).collect::<Vec<u8>>());
+    }
+
+    /// Writes the front of a buffer of f32.
+    pub fn write_f32(&mut self, buffer: Buffer, values: &[f32]) {
         self.write(buffer, &values.iter().flat_map(|value| value.to_ne_bytes()).collect::<Vec<u8>>());
     }
 

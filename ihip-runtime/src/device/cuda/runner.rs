@@ -46,12 +46,12 @@ impl KernelRunner {
         Ok(Self { stream, loader: Loader::new(context, compiler) })
     }
 
-    /// Allocates `bytes` zeroed bytes.
+    /// Allocates `bytes` bytes that nobody has written.
     ///
     /// # Errors
     /// Out of memory.
     pub fn allocate(&self, bytes: usize) -> Result<KernelBuffer> {
-        Buffer::new(&self.stream, "a kernel's buffer", bytes, true).map(KernelBuffer)
+        Buffer::new(&self.stream, "a kernel's buffer", bytes, false).map(KernelBuffer)
     }
 
     /// Compiles `kernels` side by side, so that their first launches do not.

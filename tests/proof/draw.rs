@@ -1,0 +1,245 @@
+//! What is drawn: descriptions in every word, shapes, lengths around every edge, and data that is hard to round or to
+//! compare.
+
+use std::borrow::Cow;
+
+use half::{bf16, f16};
+use ihip_dsl::emit::{Activation, Buffer, Extent};
+use ihip_dsl::{Geometry, KvType, LayerPruning, Pipeline, Plan, Refresh};
+use ihip_tests::support::attention::Attention;
+use ihip_tests::support::host::host;
+use ihip_tests::support::sample::{Random, prunings};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+use crate::families::{Data, Layer, all_layers};
+
+/// Rows of the largest call.
+const ROWS: usize = 48;
+/// Largest `Tmax`.
+const TOKENS: usize = 400;
+
+/// Query heads and key-value heads: every ratio of models in use.
+pub(super) const HEADS: [(u32, u32); 5] = [(2, 2), (3, 1), (4, 1), (8, 1), (6, 2)];
+/// Elements of a head that kernels are made for.
+pub(super) const HEAD_DIMS: [u32; 3] = [32, 64, 128];
+
+/// A layer that was drawn.
+#[derive(Clone, Debug)]
+pub(super) struct Drawn {
+    pub(super) layer: Layer,
+    pub(super) activation: Activation,
+    /// Whether all numbers are small and whole, or halves of such, and every angle a quarter turn: then nothing is
+    /// rounded.
+    pub(super) exact: bool,
+}
+
+/// The same layers every time, `count` of them: shapes and types take turns, descriptions are drawn.
+pub(super) fn layers(count: usize, exact: bool) -> Vec<Drawn> {
+    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    let mut draw = |number: usize| {
+        let pruning: LayerPruning = prunings().new_tree(&mut runner).expect("nothing is rejected").current();
+        let (query_heads, kv_heads) = HEADS[number % HEADS.len()];
+        // Each turn of the types goes through all head dimensions, and each turn of those through all types.
+        let head_dim = HEAD_DIMS[(number + number / 3) % HEAD_DIMS.len()];
+        let layer = Layer {
+            heads: (query_heads, kv_heads, head_dim),
+            kv_type: KvType::ALL[number % KvType::ALL.len()],
+            page: [16, 4, 8][number / 2 % 3],
+            trained: [8192, 96, 40, 300][number % 4],
+            pruning,
+        };
+        let activation = if number / 3 % 3 == 2 { Activation::Bf16 } else { Activation::F32 };
+        Drawn { layer, activation, exact }
+    };
+    (0..count).map(&mut draw).collect()
+}
+
+/// Layers that were chosen so that every kernel is among theirs, for every type that it takes.
+pub(super) fn chosen() -> Vec<Drawn> {
+    all_layers().into_iter().map(|layer| Drawn { layer, activation: Activation::F32, exact: false }).collect()
+}
+
+impl Drawn {
+    pub(super) fn geometry(&self) -> Geometry {
+        let geometry = self.layer.geometry();
+        if self.exact { Geometry { query_scale: 0.25, ..geometry } } else { geometry }
+    }
+
+    pub(super) fn frequencies(&self) -> Vec<f64> {
+        if !self.exact {
+            return self.layer.frequencies();
+        }
+        // What is rotated before it is cached is rotated by kernels that know no table.
+        let quarters = |pair: u32| if self.layer.pruning.rope.rotated_cache() { 0 } else { pair % 4 };
+        (0..self.layer.heads.2 / 2).map(|pair| f64::from(quarters(pair)) * std::f64::consts::FRAC_PI_2).collect()
+    }
+
+    pub(super) fn attention(&self) -> Attention {
+        self.attention_for(TOKENS)
+    }
+
+    /// With room for that many tokens.
+    pub(super) fn attention_for(&self, tokens: usize) -> Attention {
+        let phases = self.layer.pruning.clone().into();
+        let pipeline =
+            Pipeline::from_checked("Families".into(), "".into(), Refresh::Together, phases, Cow::Borrowed(&[]));
+        let plan = Plan::new(&pipeline, self.geometry(), self.frequencies(), 1).expect("one layer");
+        let extent = Extent { rows: ROWS, tokens };
+        let mut attention = Attention::new(host(), &plan, self.activation, extent);
+        if self.exact {
+            self.write_quarters(&mut attention);
+        }
+        attention
+    }
+
+    /// Puts cosines and sines of quarter turns in place that are exactly 0 where they should be.
+    fn write_quarters(&self, attention: &mut Attention) {
+        let half = self.layer.heads.2 as usize / 2;
+        let positions = attention.read(Buffer::RopeTable).len() / (half * 8);
+        let rotated = self.layer.pruning.rope.rotated_cache();
+        let angle = |position: usize, pair: usize| {
+            let quarters = if rotated { 0 } else { position * (pair % 4) % 4 };
+            [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]][quarters]
+        };
+        let angles = (0..positions).flat_map(|position| (0..half).flat_map(move |pair| angle(position, pair)));
+        attention.write_f32(Buffer::RopeTable, &angles.collect::<Vec<f32>>());
+    }
+}
+
+/// What is asked of a layer.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    /// Position of the first query.
+    pub(super) first: usize,
+    pub(super) rows: usize,
+    /// Keys that the grid is laid out for beyond those that there are.
+    pub(super) spare: usize,
+    /// Stages that decoding steps start from, in turn.
+    pub(super) restarts: Vec<Option<usize>>,
+    pub(super) kind: Kind,
+    pub(super) seed: u64,
+}
+
+/// Values that queries and keys have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    Noise,
+    /// Few small whole numbers: scores are equal all over.
+    Ties,
+    /// Every key is the same.
+    Alike,
+    /// A key that a query asks for beside one that is louder and is not what it asks for.
+    Needle,
+    /// Logits of thousands.
+    Huge,
+    /// Some elements of keys are −∞.
+    Infinite,
+    /// Some elements of keys are NaN.
+    NotANumber,
+}
+
+impl Kind {
+    pub(super) const ALL: [Self; 7] =
+        [Self::Noise, Self::Ties, Self::Alike, Self::Needle, Self::Huge, Self::Infinite, Self::NotANumber];
+}
+
+/// Positions and lengths at which something changes in `pruning`, less than `most`.
+fn edges(pruning: &LayerPruning, most: usize) -> Vec<usize> {
+    let (sink, window) = (pruning.sink as usize, pruning.window as usize);
+    let mut edges = vec![0, 1, sink, window, sink + window];
+    for stage in &*pruning.stages {
+        let chunk = stage.chunk as usize;
+        // Where the first chunk is seen, where as many are as are kept, and query blocks end.
+        edges.extend([chunk, sink + window + chunk, stage.query_block as usize, sink + window + pruning.keep as usize]);
+        edges.push(sink + window + stage.keep.unwrap_or(0) as usize);
+    }
+    let mut edges: Vec<usize> = edges.into_iter().flat_map(|edge| [edge.saturating_sub(1), edge, edge + 1]).collect();
+    edges.retain(|&edge| edge < most);
+    edges.sort_unstable();
+    edges.dedup();
+    edges
+}
+
+/// Calls of a layer: at every edge as often as anywhere else.
+pub(super) fn asked(drawn: &Drawn) -> impl Strategy<Value = Asked> + use<> {
+    let pruning = &drawn.layer.pruning;
+    let stages = pruning.stages.len();
+    let most = TOKENS - ROWS - 8;
+    let first = prop_oneof![prop::sample::select(edges(pruning, most)), 0..most];
+    let rows = edges(pruning, ROWS + 1).into_iter().filter(|&rows| rows > 0).collect::<Vec<usize>>();
+    // Rows of whole query blocks, so that no average is over thirds.
+    let rows = if drawn.exact {
+        prop::sample::select(vec![16, 32, 48]).boxed()
+    } else {
+        prop_oneof![prop::sample::select(rows), 1..=ROWS].boxed()
+    };
+    let restart = prop_oneof![3 => (0..stages.max(1)).prop_map(Some), 1 => Just(None)];
+    let kinds = if drawn.exact { vec![Kind::Ties] } else { Kind::ALL.to_vec() };
+    let kind = prop::sample::select(kinds);
+    let restarts = prop::collection::vec(restart, 2);
+    (first, rows, 0..8_usize, restarts, kind, any::<u64>()).prop_map(
+        move |(first, rows, spare, restarts, kind, seed)| {
+            // The first step has nothing to go on with.
+            let mut restarts: Vec<Option<usize>> = std::iter::once(Some(0)).chain(restarts).collect();
+            if stages == 0 {
+                restarts.fill(None);
+            }
+            Asked { first, rows, spare, restarts, kind, seed }
+        },
+    )
+}
+
+impl Asked {
+    /// Queries, keys and values of `rows` rows from `first` on.
+    pub(super) fn data(&self, drawn: &Drawn, rows: usize) -> Data {
+        let layer = &drawn.layer;
+        let (query, key, head_dim) = (layer.query_row(), layer.key_row(), layer.heads.2 as usize);
+        let tokens = self.first + rows;
+        let mut random = Random(self.seed);
+        let mut draw = |count: usize| -> Vec<f32> { random.floats(count) };
+        let (mut queries, mut keys, mut values) = (draw(rows * query), draw(tokens * key), draw(tokens * key));
+        match self.kind {
+            Kind::Noise => {}
+            Kind::Ties => {
+                for x in queries.iter_mut().chain(&mut keys).chain(&mut values) {
+                    *x = x.round().clamp(-2.0, 2.0);
+                }
+                // A head that asks for nothing weighs all keys alike.
+                queries.chunks_mut(head_dim).step_by(3).for_each(|head| head.fill(0.0));
+            }
+            Kind::Alike => {
+                let (first, others) = keys.split_at_mut(key);
+                others.chunks_mut(key).for_each(|token| token.copy_from_slice(first));
+            }
+            Kind::Needle => {
+                let asked: Vec<f32> = queries[..head_dim].to_vec();
+                let at = (random.next() % tokens as u64) as usize;
+                for (element, asked) in asked.iter().enumerate() {
+                    keys[at * key + element] = 4.0 * asked;
+                    if at + 1 < tokens {
+                        let aside = if element % 2 == 0 { 8.0 } else { -8.0 };
+                        keys[(at + 1) * key + element] = aside * asked;
+                    }
+                }
+            }
+            Kind::Huge => queries.iter_mut().chain(&mut keys).for_each(|x| *x *= 64.0),
+            Kind::Infinite | Kind::NotANumber => {
+                let wild = if self.kind == Kind::Infinite { f32::NEG_INFINITY } else { f32::NAN };
+                for _ in 0..1 + tokens / 32 {
+                    let at = (random.next() % keys.len() as u64) as usize;
+                    keys[at] = wild;
+                }
+            }
+        }
+        // As an activation has them and as the cache does: both hold them as they are.
+        let held = |x: &mut f32| {
+            let x16 = bf16::from_f32(*x).to_f32();
+            *x = if layer.kv_type == KvType::F16 { f16::from_f32(x16).to_f32() } else { x16 };
+        };
+        queries.iter_mut().chain(&mut keys).chain(&mut values).for_each(held);
+        Data { first: self.first, rows, queries, keys, values }
+    }
+}

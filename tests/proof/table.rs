@@ -1,0 +1,164 @@
+//! What was run and how far it was off: the table of docs/proof.md.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use ihip_dsl::emit::{Activation, Family, Kernel};
+use serde::{Deserialize, Serialize};
+
+use super::draw::{Drawn, Kind};
+
+/// A row of the table: which kernels.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) struct Place {
+    pub(super) family: String,
+    pub(super) kv_type: String,
+    pub(super) head_dim: u32,
+}
+
+/// What a row of the table says of one device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Seen {
+    /// Calls.
+    pub(super) cases: usize,
+    /// What a kernel was off by where it came closest to its tolerance, as a share of the size of what it summed.
+    pub(super) error: f64,
+    /// What it might have been off by there.
+    pub(super) tolerance: f64,
+}
+
+impl Place {
+    pub(super) fn new(kernel: &Kernel, drawn: &Drawn, decode: bool) -> Self {
+        let own = kernel.text.rsplit("\n#line 1 ").next().unwrap_or(&kernel.text);
+        let phase = match kernel.family {
+            Family::Append | Family::Select => "",
+            _ if decode => ", decode",
+            _ => ", prefill",
+        };
+        let what = ["normalise", "scan_path", "append_means", "append_bounds"]
+            .into_iter()
+            .find(|what| kernel.name.contains(what))
+            .unwrap_or(kernel.family.word());
+        let halves = if own.contains(" = middle;\n") { ", halving" } else { "" };
+        let whole =
+            if own.contains("are the columns of one product: halving only picks") { " whole chunks" } else { "" };
+        let tensor = if own.contains("mma_16x8x16") { ", tensor cores" } else { "" };
+        let rounds = matches!(kernel.family, Family::Attend | Family::Dense) && drawn.activation == Activation::Bf16;
+        let activation = if rounds { ", bf16 output" } else { "" };
+        let geometry = drawn.geometry();
+        Self {
+            family: format!("{}{halves}{whole}{phase}{tensor}{activation}", what.replace('_', " ")),
+            kv_type: geometry.kv_type.word().to_owned(),
+            head_dim: geometry.head_dim,
+        }
+    }
+}
+
+/// The rows that one device has seen.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Tally {
+    pub(super) rows: BTreeMap<Place, Seen>,
+    /// Values that were drawn.
+    pub(super) kinds: BTreeSet<Kind>,
+}
+
+/// A row in a file.
+#[derive(Serialize, Deserialize)]
+struct Row {
+    #[serde(flatten)]
+    place: Place,
+    #[serde(flatten)]
+    seen: Seen,
+}
+
+#[derive(Serialize, Deserialize)]
+struct File {
+    /// Where it ran.
+    device: String,
+    row: Vec<Row>,
+}
+
+impl Tally {
+    /// Counts a call, off by `error` of the `tolerance` that it might be.
+    pub(super) fn add(&mut self, place: Place, error: f64, tolerance: f64) {
+        let seen = self.rows.entry(place).or_default();
+        seen.cases += 1;
+        seen.worsen(error, tolerance);
+    }
+
+    /// Adds what another thread has seen.
+    pub(super) fn join(&mut self, other: Self) {
+        self.kinds.extend(other.kinds);
+        for (place, other) in other.rows {
+            let seen = self.rows.entry(place).or_default();
+            seen.cases += other.cases;
+            seen.worsen(other.error, other.tolerance);
+        }
+    }
+
+    /// As a file that says on which `device` it came about.
+    pub(super) fn to_toml(&self, device: &str) -> String {
+        let row = self.rows.iter().map(|(place, &seen)| Row { place: place.clone(), seen }).collect();
+        toml::to_string(&File { device: device.to_owned(), row }).expect("rows are plain")
+    }
+
+    /// The rows that are committed of a device; none where it has not run.
+    ///
+    /// # Panics
+    /// Where the file has no such rows.
+    pub(super) fn committed(device: &str, mode: &str) -> Self {
+        let path = format!("{}/fixtures/proof/{device}-{mode}.toml", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let file: File = toml::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let rows = file.row.into_iter().map(|row| (row.place, row.seen)).collect();
+        Self { rows, kinds: BTreeSet::new() }
+    }
+
+    /// Where this is not what is `committed`, in words.
+    pub(super) fn differences(&self, committed: &Self) -> Vec<String> {
+        let places: BTreeSet<&Place> = self.rows.keys().chain(committed.rows.keys()).collect();
+        let differs = |place: &&Place| {
+            let [now, then] = [self, committed].map(|tally| tally.rows.get(place).copied().unwrap_or_default());
+            now.cases != then.cases
+                || now.error * then.tolerance > 1.5 * then.error * now.tolerance + 1e-3 * now.tolerance * then.tolerance
+        };
+        let places = places.into_iter().filter(differs);
+        places
+            .map(|place| format!("{place:?}: {:?}, not {:?}", self.rows.get(place), committed.rows.get(place)))
+            .collect()
+    }
+}
+
+impl Seen {
+    fn worsen(&mut self, error: f64, tolerance: f64) {
+        // The larger share of what is allowed; where both are none, the tolerance that was not needed.
+        let (now, then) = (error * self.tolerance, self.error * tolerance);
+        if now > then || (now == then && tolerance > self.tolerance) {
+            *self = Self { cases: self.cases, error, tolerance };
+        }
+    }
+}
+
+/// Rows in Markdown, those of the emulator beside those of a GPU, each in numbers that are rounded and in whole ones.
+pub(super) fn markdown(emulator: &[Tally; 2], gpu: &[Tally; 2]) -> String {
+    let mut table = String::from(
+        "| kernels | KV type | head | cases in the emulator | of these exact | off by | cases on a GPU | of these exact | off by | tolerance |\n\
+         |---|---|--:|--:|--:|--:|--:|--:|--:|--:|\n",
+    );
+    let places: BTreeSet<&Place> = emulator.iter().flat_map(|tally| tally.rows.keys()).collect();
+    for place in places {
+        let Place { family, kv_type, head_dim } = place;
+        let of = |tallies: &[Tally; 2]| {
+            let [rounded, exact] = [0, 1].map(|mode: usize| tallies[mode].rows.get(place).copied().unwrap_or_default());
+            let off = if rounded.cases == 0 { "–".to_owned() } else { number(rounded.error) };
+            (format!("{} | {} | {off}", rounded.cases + exact.cases, exact.cases), rounded.tolerance)
+        };
+        let ((emulator, tolerance), (gpu, _)) = (of(emulator), of(gpu));
+        let _ = writeln!(table, "| {family} | {kv_type} | {head_dim} | {emulator} | {gpu} | {} |", number(tolerance));
+    }
+    table
+}
+
+fn number(number: f64) -> String {
+    if number == 0.0 { "0".to_owned() } else { format!("{number:.1e}") }
+}

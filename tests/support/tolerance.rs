@@ -1,0 +1,87 @@
+//! How far a kernel may be off: functions of the cache's type and of how many terms are summed, nothing else.
+//!
+//! Every tolerance is a share of a size: of a product, the sum of the sizes of its terms; of an average, the average of
+//! the sizes of the values. So what is allowed grows with the data, and data that cannot be rounded allows nothing.
+
+use ihip_dsl::KvType;
+use ihip_dsl::emit::Activation;
+
+/// Half a unit in the last place of an f32 near 1.
+const F32: f64 = 1.0 / (1 << 24) as f64;
+
+/// Roundings of a product besides those of its sum: conversions, the scale, and angles, of which some are found by
+/// turning others.
+const ONCE: usize = 24;
+
+/// The share that is lost of a number that tensor cores take as two of the cache's type: what the first rounds away, the
+/// second rounds again.
+#[must_use]
+pub const fn split(kv_type: KvType) -> f64 {
+    match kv_type {
+        KvType::F32 => 0.0,
+        KvType::F16 => 1.0 / (1 << 22) as f64,
+        KvType::Bf16 => 1.0 / (1 << 17) as f64,
+    }
+}
+
+/// The share that is lost of a number that is taken as one of the cache's type.
+#[must_use]
+pub const fn rounded(kv_type: KvType) -> f64 {
+    match kv_type {
+        KvType::F32 => 0.0,
+        KvType::F16 => 1.0 / (1 << 11) as f64,
+        KvType::Bf16 => 1.0 / (1 << 8) as f64,
+    }
+}
+
+/// What is lost at most, whatever the size: an f16 knows no smaller steps.
+#[must_use]
+pub const fn least(kv_type: KvType) -> f64 {
+    match kv_type {
+        KvType::F16 => 1.0 / (1 << 24) as f64,
+        KvType::F32 | KvType::Bf16 => 0.0,
+    }
+}
+
+/// A score: a product of query and key whose elements are sums of `terms` terms in all.
+#[must_use]
+pub const fn score(kv_type: KvType, terms: usize) -> f64 {
+    F32 * (terms + ONCE) as f64 + split(kv_type)
+}
+
+/// The logarithm of a share, beyond what its products are off by: of `chunks` chunks, the largest of whose logarithms
+/// has the size `size`.
+#[must_use]
+pub fn logarithm(chunks: usize, size: f64) -> f64 {
+    F32 * ((chunks + ONCE) as f64 + 4.0 * size)
+}
+
+/// A logit of the attention over keys that are rotated as they are read, or were when they were cached: then one rounded
+/// product has to do in prefill.
+#[must_use]
+pub const fn logit(kv_type: KvType, head_dim: usize, rotated_cache: bool) -> f64 {
+    score(kv_type, head_dim) + if rotated_cache { rounded(kv_type) } else { 2.0 * split(kv_type) }
+}
+
+/// An attention's output over `keys` keys, whose logits are off by `logit`: each weight, and the sum of them, by that
+/// much and by its own rounding.
+#[must_use]
+pub fn average(kv_type: KvType, keys: usize, logit: f64, rotated_cache: bool) -> f64 {
+    let weight = if rotated_cache { rounded(kv_type) } else { split(kv_type) };
+    (2.0 * logit).exp_m1() + weight + F32 * (keys + ONCE) as f64
+}
+
+/// An element of a key that is rotated before it is cached: a share of the size of its pair.
+#[must_use]
+pub const fn cached(kv_type: KvType) -> f64 {
+    rounded(kv_type) + F32 * 16.0
+}
+
+/// A number that leaves a kernel as an activation.
+#[must_use]
+pub const fn activation(activation: Activation) -> f64 {
+    match activation {
+        Activation::F32 => 0.0,
+        Activation::Bf16 => rounded(KvType::Bf16),
+    }
+}
