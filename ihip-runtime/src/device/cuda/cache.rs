@@ -225,8 +225,13 @@ impl CudaCache {
 
     /// The launches of the step at hand in `layer`.
     pub(super) fn launches(&self, layer: usize) -> Vec<Launch> {
-        match &self.step.phase {
-            Phase::Prefill => self.program.prefill(layer, self.extent, self.step.rows, self.step.t_max),
+        self.launches_of(&self.step, layer)
+    }
+
+    /// The launches of a step in `layer`.
+    pub(super) fn launches_of(&self, step: &Step, layer: usize) -> Vec<Launch> {
+        match &step.phase {
+            Phase::Prefill => self.program.prefill(layer, self.extent, step.rows, step.t_max),
             Phase::Decode { restart } => self.program.decode(layer, self.extent, restart[layer]),
         }
     }
