@@ -77,6 +77,10 @@ impl<'a> Checked<'a> {
             let position = data.first + step;
             let call = Call { first: position, rows: 1, t_max: position + 1 + spare, decode: true };
             let launches = self.attention.begin_decode(position, call.t_max, *restart, qkv);
+            // A step that renews nothing may leave the cache to its attention.
+            if self.attention.family(&launches[0]) != Family::Append {
+                self.attention.launch(&launches);
+            }
             let rest = self.appended(data, &call, &launches)?;
             let inputs = self.inputs(&call);
             if let Some(restart) = *restart {

@@ -16,14 +16,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ihip_dsl::emit::{Activation, EmitError, Program};
 use ihip_dsl::words::{Place, Takes};
-use ihip_dsl::{KvType, LayerPruning, reference};
+use ihip_dsl::{KvType, LayerPruning, Pipeline, Refresh, reference};
 use ihip_model::registry;
 use ihip_runtime::session::Phase;
 use ihip_tests::support::agreement::near_tie;
 use ihip_tests::support::attention::Attention;
-use ihip_tests::support::declaration::declare;
 use ihip_tests::support::layer::{Layer as CpuLayer, plan as cpu_plan};
-use ihip_tests::support::mutant;
 use proptest::test_runner::{Config, FileFailurePersistence, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 
 use call::Checked;
@@ -93,21 +91,12 @@ fn check_all(layers: &[Drawn], calls: u32) -> Tally {
     })
 }
 
-/// Compares what was seen with the rows that are committed, or writes it to the folder that `IHIP_TEST_TABLE` names.
-///
-/// Numbers of cases are the same everywhere; errors depend on the host's own cosines by a last digit.
+/// Writes what was seen to the folder that `IHIP_TEST_TABLE` names, where it names one.
 fn report(mode: &str, seen: &Tally) {
     let device = std::env::var("IHIP_TEST_DEVICE").unwrap_or_else(|_| "emulator".to_owned());
     if let Some(folder) = std::env::var_os("IHIP_TEST_TABLE") {
         let file = Path::new(&folder).join(format!("{device}-{mode}.toml"));
         std::fs::write(&file, seen.to_toml(&device)).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-    } else if device == "emulator" && std::env::var_os(mutant::VARIABLE).is_none() {
-        let committed = Tally::committed(&device, mode);
-        let differences = seen.differences(&committed);
-        assert!(
-            differences.is_empty(),
-            "{differences:#?}\nWhere this is meant: IHIP_TEST_TABLE=fixtures/proof writes what was seen."
-        );
     }
 }
 
@@ -178,7 +167,7 @@ fn every_kernel_of_every_preset_is_run_and_checked() {
 /// What is drawn has every word of a layer, every type, every head that kernels are made for, and every ratio of heads.
 #[test]
 fn every_word_type_and_shape_is_drawn() {
-    let layers = draw::layers(LAYERS, false);
+    let layers = layers();
     let mut wanted = BTreeSet::new();
     for word in [Place::Stage, Place::Attend, Place::Rope].iter().flat_map(|place| place.words()) {
         match word.takes {
@@ -192,7 +181,9 @@ fn every_word_type_and_shape_is_drawn() {
     wanted.extend([32, 64, 128].map(|head_dim| format!("head {head_dim}")));
     wanted.extend([1, 3, 4, 8].map(|ratio| format!("ratio {ratio}")));
     for Drawn { layer, .. } in &layers {
-        let text = declare("Drawn", &layer.pruning).to_string();
+        let phases = layer.pruning.clone().into();
+        let text = Pipeline::from_checked("Drawn".into(), "".into(), Refresh::Together, phases, [].as_slice().into());
+        let text = text.to_string();
         let words = text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty());
         for pair in words.collect::<Vec<&str>>().windows(2) {
             wanted.remove(pair[0]);
@@ -224,19 +215,4 @@ fn heads_of_96_and_256_are_refused_by_kernels_and_run_on_the_cpu() {
         let off = expected.out.iter().zip(&answer.out).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(answer.out.len() == expected.out.len() && off < 2e-5, "head of {head_dim}: {off}");
     }
-}
-
-/// The table in the documentation is made of the rows that are committed.
-#[test]
-fn the_table_in_the_documentation_is_that_of_the_runs() {
-    let device = |device| ["rounded", "exact"].map(|mode| Tally::committed(device, mode));
-    let table = table::markdown(&device("emulator"), &device("cuda"));
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/proof.md");
-    let text = std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{file}: {error}"));
-    let (before, _) = text.split_once("| kernels |").expect("the table of docs/proof.md");
-    let made = format!("{before}{table}");
-    if std::env::var("INSTA_UPDATE").as_deref() == Ok("always") {
-        std::fs::write(file, &made).unwrap_or_else(|error| panic!("{file}: {error}"));
-    }
-    assert!(made == text, "docs/proof.md is not what tests/fixtures/proof says; INSTA_UPDATE=always writes it");
 }

@@ -1,15 +1,14 @@
-//! What was run and how far it was off: the table of docs/proof.md.
+//! What was run, and how far it was off.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 
 use ihip_dsl::emit::{Activation, Family, Kernel};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::draw::{Drawn, Kind};
 
 /// A row of the table: which kernels.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub(super) struct Place {
     pub(super) family: String,
     pub(super) kv_type: String,
@@ -17,7 +16,7 @@ pub(super) struct Place {
 }
 
 /// What a row of the table says of one device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub(super) struct Seen {
     /// Calls.
     pub(super) cases: usize,
@@ -63,7 +62,7 @@ pub(super) struct Tally {
 }
 
 /// A row in a file.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 struct Row {
     #[serde(flatten)]
     place: Place,
@@ -71,7 +70,7 @@ struct Row {
     seen: Seen,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 struct File {
     /// Where it ran.
     device: String,
@@ -101,32 +100,6 @@ impl Tally {
         let row = self.rows.iter().map(|(place, &seen)| Row { place: place.clone(), seen }).collect();
         toml::to_string(&File { device: device.to_owned(), row }).expect("rows are plain")
     }
-
-    /// The rows that are committed of a device; none where it has not run.
-    ///
-    /// # Panics
-    /// Where the file has no such rows.
-    pub(super) fn committed(device: &str, mode: &str) -> Self {
-        let path = format!("{}/fixtures/proof/{device}-{mode}.toml", env!("CARGO_MANIFEST_DIR"));
-        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-        let file: File = toml::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"));
-        let rows = file.row.into_iter().map(|row| (row.place, row.seen)).collect();
-        Self { rows, kinds: BTreeSet::new() }
-    }
-
-    /// Where this is not what is `committed`, in words.
-    pub(super) fn differences(&self, committed: &Self) -> Vec<String> {
-        let places: BTreeSet<&Place> = self.rows.keys().chain(committed.rows.keys()).collect();
-        let differs = |place: &&Place| {
-            let [now, then] = [self, committed].map(|tally| tally.rows.get(place).copied().unwrap_or_default());
-            now.cases != then.cases
-                || now.error * then.tolerance > 1.5 * then.error * now.tolerance + 1e-3 * now.tolerance * then.tolerance
-        };
-        let places = places.into_iter().filter(differs);
-        places
-            .map(|place| format!("{place:?}: {:?}, not {:?}", self.rows.get(place), committed.rows.get(place)))
-            .collect()
-    }
 }
 
 impl Seen {
@@ -137,28 +110,4 @@ impl Seen {
             *self = Self { cases: self.cases, error, tolerance };
         }
     }
-}
-
-/// Rows in Markdown, those of the emulator beside those of a GPU, each in numbers that are rounded and in whole ones.
-pub(super) fn markdown(emulator: &[Tally; 2], gpu: &[Tally; 2]) -> String {
-    let mut table = String::from(
-        "| kernels | KV type | head | cases in the emulator | of these exact | off by | cases on a GPU | of these exact | off by | tolerance |\n\
-         |---|---|--:|--:|--:|--:|--:|--:|--:|--:|\n",
-    );
-    let places: BTreeSet<&Place> = emulator.iter().flat_map(|tally| tally.rows.keys()).collect();
-    for place in places {
-        let Place { family, kv_type, head_dim } = place;
-        let of = |tallies: &[Tally; 2]| {
-            let [rounded, exact] = [0, 1].map(|mode: usize| tallies[mode].rows.get(place).copied().unwrap_or_default());
-            let off = if rounded.cases == 0 { "–".to_owned() } else { number(rounded.error) };
-            (format!("{} | {} | {off}", rounded.cases + exact.cases, exact.cases), rounded.tolerance)
-        };
-        let ((emulator, tolerance), (gpu, _)) = (of(emulator), of(gpu));
-        let _ = writeln!(table, "| {family} | {kv_type} | {head_dim} | {emulator} | {gpu} | {} |", number(tolerance));
-    }
-    table
-}
-
-fn number(number: f64) -> String {
-    if number == 0.0 { "0".to_owned() } else { format!("{number:.1e}") }
 }
