@@ -274,7 +274,7 @@ impl<'a> Checked<'a> {
                         // Half a step of the f32 that a score is.
                         let bound =
                             expected.bound + if self.drawn.exact { 0.0 } else { got.abs() * f64::from(f32::EPSILON) };
-                        if !(off <= bound) {
+                        if off.is_nan() || off > bound {
                             return Err(place(format!("{got}, and it is {} ± {bound:.1e}", expected.value)));
                         }
                         if expected.size > 0.0 {
@@ -385,7 +385,7 @@ impl<'a> Checked<'a> {
                 }
                 let off = f64::from((got - expected).abs());
                 let bound = share * f64::from(size) + smallest + f64::from(f32::MIN_POSITIVE);
-                if !(off <= bound) {
+                if off.is_nan() || off > bound {
                     return Err(format!("{}: {got}, and it is {expected} ± {bound:.1e}", place()));
                 }
                 if size > 0.0 {
