@@ -54,7 +54,7 @@ impl Attention {
         extent: Extent,
         held: usize,
     ) -> Self {
-        let program = Program::new(plan, activation).unwrap_or_else(|error| panic!("{error}"));
+        let program = Program::with(plan, activation, host.instructions()).unwrap_or_else(|error| panic!("{error}"));
         let geometry = *plan.geometry();
         let kernels = program.kernels();
         host.prepare(&kernels);

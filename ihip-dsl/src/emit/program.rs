@@ -5,6 +5,7 @@ use thiserror::Error;
 use super::Kernel;
 use super::append::Append;
 use super::attend::Attend;
+use super::attend_groups::AttendGroups;
 use super::attend_row::AttendRow;
 use super::attend_tiles::AttendTiles;
 use super::decode::{Merge, SplitDense};
@@ -25,8 +26,19 @@ use crate::{AttendRope, LayerPlan, Plan, PrunedLayer};
 pub struct Program {
     plan: Plan,
     shape: Shape,
+    instructions: Instructions,
     /// Distinct kernels in the order in which layers need them, each with its name.
     units: Vec<(Unit, String)>,
+}
+
+/// What the text of kernels may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Instructions {
+    /// What sm_80 and everything after it has; the emulator runs it.
+    #[default]
+    Portable,
+    /// Besides, where it is faster, what sm_90a alone has.
+    Hopper,
 }
 
 /// One kernel, by the constants that make up its text.
@@ -38,6 +50,7 @@ enum Unit {
     Select(Select),
     Attend(Attend),
     AttendTiles(AttendTiles),
+    AttendGroups(AttendGroups),
     AttendRow(AttendRow),
     DenseRow(DenseRow),
     SplitDense(SplitDense),
@@ -53,6 +66,7 @@ impl Unit {
             Self::Select(unit) => unit.stem(pipeline),
             Self::Attend(unit) => unit.stem(pipeline),
             Self::AttendTiles(unit) => unit.stem(pipeline),
+            Self::AttendGroups(unit) => unit.stem(pipeline),
             Self::AttendRow(unit) => unit.stem(pipeline),
             Self::DenseRow(unit) => unit.stem(pipeline),
             Self::SplitDense(unit) => unit.stem(pipeline),
@@ -68,6 +82,7 @@ impl Unit {
             Self::Select(unit) => unit.emit(pipeline, name),
             Self::Attend(unit) => unit.emit(pipeline, name),
             Self::AttendTiles(unit) => unit.emit(pipeline, name),
+            Self::AttendGroups(unit) => unit.emit(pipeline, name),
             Self::AttendRow(unit) => unit.emit(pipeline, name),
             Self::DenseRow(unit) => unit.emit(pipeline, name),
             Self::SplitDense(unit) => unit.emit(pipeline, name),
@@ -95,17 +110,25 @@ impl Program {
     /// # Errors
     /// [`EmitError::HeadDim`] where a head has neither 32, nor 64, nor 128 elements.
     pub fn new(plan: &Plan, activation: Activation) -> Result<Self, EmitError> {
+        Self::with(plan, activation, Instructions::Portable)
+    }
+
+    /// The same with other `instructions`. What kernels compute is the same but for the order of sums.
+    ///
+    /// # Errors
+    /// Those of [`Program::new`].
+    pub fn with(plan: &Plan, activation: Activation, instructions: Instructions) -> Result<Self, EmitError> {
         if !matches!(plan.geometry().head_dim, 32 | 64 | 128) {
             return Err(EmitError::HeadDim { head_dim: plan.geometry().head_dim });
         }
         let shape = Shape { geometry: *plan.geometry(), activation };
-        let mut program = Self { plan: plan.clone(), shape, units: Vec::new() };
+        let mut program = Self { plan: plan.clone(), shape, instructions, units: Vec::new() };
         let pipeline = snake_case(plan.name());
         for (index, kind) in plan.kinds().iter().enumerate() {
             let mut layers = 0..plan.layers();
             let prefill = layers.clone().any(|layer| plan.prefill_kind(layer) == index);
             let decode = layers.any(|layer| plan.decode_kind(layer) == index);
-            for unit in units_of(shape, kind, [prefill, decode]) {
+            for unit in units_of(shape, kind, [prefill, decode], instructions) {
                 if program.units.iter().any(|(known, _)| *known == unit) {
                     continue;
                 }
@@ -262,7 +285,7 @@ impl Program {
         let mut launches = self.append(layer, rows);
         let kind = self.plan.prefill(layer);
         let LayerPlan::Pruned(layer) = kind else {
-            let (attend, grid) = attend_of(self.shape, kind, rows);
+            let (attend, grid) = attend_of(self.shape, kind, rows, self.instructions);
             launches.push(self.launch(&attend, grid, dense_arguments()));
             return launches;
         };
@@ -275,7 +298,7 @@ impl Program {
             let blocks = rows.div_ceil(layer.stages[stage].query_block);
             launches.push(self.select(layer, stage, blocks, parents, [Buffer::Blocks, Buffer::Counts], extent));
         }
-        let (attend, grid) = attend_of(self.shape, kind, rows);
+        let (attend, grid) = attend_of(self.shape, kind, rows, self.instructions);
         let arguments = attend_arguments(layer, [Buffer::Blocks, Buffer::Counts], &[Buffer::Out]);
         launches.push(self.launch(&attend, grid, arguments));
         launches
@@ -442,7 +465,13 @@ impl Program {
 }
 
 /// The kernel that attends in prefill, and its blocks of threads for `rows` rows.
-fn attend_of(shape: Shape, kind: &LayerPlan, rows: usize) -> (Unit, [u32; 3]) {
+fn attend_of(shape: Shape, kind: &LayerPlan, rows: usize, instructions: Instructions) -> (Unit, [u32; 3]) {
+    if instructions == Instructions::Hopper
+        && let Some(attend) = AttendGroups::new(shape, kind)
+    {
+        let grid = attend.grid(rows);
+        return (Unit::AttendGroups(attend), grid);
+    }
     if let Some(attend) = AttendTiles::new(shape, kind) {
         let grid = attend.grid(rows);
         return (Unit::AttendTiles(attend), grid);
@@ -453,7 +482,7 @@ fn attend_of(shape: Shape, kind: &LayerPlan, rows: usize) -> (Unit, [u32; 3]) {
 }
 
 /// Kernels that a layer of `kind` needs in the phases in which there is one, in the order in which it launches them.
-fn units_of(shape: Shape, kind: &LayerPlan, [prefill, decode]: [bool; 2]) -> Vec<Unit> {
+fn units_of(shape: Shape, kind: &LayerPlan, [prefill, decode]: [bool; 2], instructions: Instructions) -> Vec<Unit> {
     let mut units = vec![Unit::Append(Append::new(shape, kind.rotated_cache()))];
     if let LayerPlan::Pruned(layer) = kind {
         units.extend(layer.stages.iter().filter_map(|stage| Summarise::new(shape, layer, stage)).map(Unit::Summarise));
@@ -463,7 +492,7 @@ fn units_of(shape: Shape, kind: &LayerPlan, [prefill, decode]: [bool; 2]) -> Vec
             units.push(Unit::Select(Select::new(shape, layer, stage)));
         }
     }
-    units.extend(prefill.then(|| attend_of(shape, kind, 1).0));
+    units.extend(prefill.then(|| attend_of(shape, kind, 1, instructions).0));
     if decode {
         match kind {
             LayerPlan::Pruned(layer) => {

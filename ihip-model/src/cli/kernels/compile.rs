@@ -12,7 +12,7 @@ use ihip_dsl::emit::{Activation, Kernel};
 use ihip_runtime::jit::{self, Architecture, Compiler};
 use serde::Serialize;
 
-use super::target::{Target, architecture};
+use super::target::{Shape, Target, architecture};
 use crate::cli::error::{Error, Result};
 use crate::cli::progress;
 use crate::cli::pruning::Choice;
@@ -62,10 +62,14 @@ impl Compile {
     pub(super) fn run(&self) -> Result<()> {
         let mut stats = Stats { kernels: Kernels::default(), seconds: Seconds::default() };
         let start = Instant::now();
-        let kernels = self.kernels()?;
-        let texts: Vec<(&str, &str)> = kernels.iter().map(|kernel| (&*kernel.name, &*kernel.text)).collect();
+        let shape = self.target.shape()?;
         stats.seconds.emit = start.elapsed().as_secs_f64();
         for &architecture in &self.architectures {
+            let start = Instant::now();
+            let kernels = self.kernels(&shape, architecture)?;
+            let texts: Vec<(&str, &str)> = kernels.iter().map(|kernel| (&*kernel.name, &*kernel.text)).collect();
+            stats.seconds.emit += start.elapsed().as_secs_f64();
+
             let start = Instant::now();
             let folder = self.cache.clone().or_else(jit::cache_folder).ok_or(jit::JitError::NoCacheFolder)?;
             let compiler = Compiler::from_environment(architecture)?.with_store(jit::store(&folder)?);
@@ -91,9 +95,8 @@ impl Compile {
         Ok(())
     }
 
-    /// Every kernel, each text once.
-    fn kernels(&self) -> Result<Vec<Kernel>> {
-        let shape = self.target.shape()?;
+    /// Every kernel for `architecture`, each text once.
+    fn kernels(&self, shape: &Shape, architecture: Architecture) -> Result<Vec<Kernel>> {
         let choices = if self.names.is_empty() {
             Choice::all()
         } else {
@@ -106,7 +109,7 @@ impl Compile {
         let mut kernels: Vec<Kernel> =
             ModelKernel::all(weights).into_iter().map(|kernel| kernel.emit(weights)).collect();
         for choice in choices {
-            kernels.extend(shape.program(choice)?.kernels());
+            kernels.extend(shape.program_for(choice, architecture.instructions())?.kernels());
         }
         let mut texts = BTreeSet::new();
         kernels.retain(|kernel| texts.insert(kernel.text.clone()));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use cudarc::driver::sys::{CUdeviceptr, CUfunction_attribute};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, result};
 use cudarc::nvrtc::Ptx;
-use ihip_dsl::emit::{ArgumentKind, Kernel};
+use ihip_dsl::emit::{ArgumentKind, Instructions, Kernel};
 
 use super::memory::failed;
 use crate::device::Compilation;
@@ -95,6 +95,11 @@ pub(super) struct Loader {
 impl Loader {
     pub(super) fn new(context: Arc<CudaContext>, compiler: Compiler) -> Self {
         Self { context, compiler, loaded: HashMap::new(), compiling: Duration::ZERO }
+    }
+
+    /// What the text of kernels may use here.
+    pub(super) const fn instructions(&self) -> Instructions {
+        self.compiler.architecture().instructions()
     }
 
     /// What it compiled so far.

@@ -289,11 +289,12 @@ impl Device for CudaDevice {
 
     fn cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
         // A plan without kernels is refused, with its reason, where the cache is allocated.
-        Program::new(plan, Activation::F32).map_or(0, |program| cache::bytes(&program, capacity))
+        Program::with(plan, Activation::F32, self.loader.instructions())
+            .map_or(0, |program| cache::bytes(&program, capacity))
     }
 
     fn cache(&mut self, plan: &Arc<Plan>, capacity: usize) -> Result<CudaCache> {
-        let program = Program::new(plan, Activation::F32)?;
+        let program = Program::with(plan, Activation::F32, self.loader.instructions())?;
         let needed = cache::bytes(&program, capacity);
         if let Some(available) = self.available_bytes()?.filter(|available| needed > *available) {
             let what = format!("the key-value cache of {capacity} tokens");
@@ -422,7 +423,7 @@ impl Device for CudaDevice {
 /// What the compiler calls the GPU.
 fn architecture(context: &CudaContext) -> Result<Architecture> {
     let (major, minor) = context.compute_capability().map_err(failed("cuDeviceGetAttribute"))?;
-    Ok(Architecture::new(major.unsigned_abs(), minor.unsigned_abs()))
+    Ok(Architecture::of_gpu(major.unsigned_abs(), minor.unsigned_abs()))
 }
 
 /// Fails where `x` does not hold `columns` columns of `element`.
