@@ -113,10 +113,11 @@ impl Program {
         let mut program = Self { plan: plan.clone(), shape, tunings, units: Vec::new() };
         let pipeline = snake_case(plan.name());
         for (index, kind) in plan.kinds().iter().enumerate() {
-            let mut layers = 0..plan.layers();
+            let layers = 0..plan.layers();
             let prefill = layers.clone().any(|layer| plan.prefill_kind(layer) == index);
-            let decode = layers.any(|layer| plan.decode_kind(layer) == index);
-            for unit in units_of(shape, kind, [prefill, decode]) {
+            let decoding = layers.filter(|&layer| plan.decode_kind(layer) == index);
+            let appending: Vec<_> = decoding.map(|layer| program.appending(layer).is_some()).collect();
+            for unit in units_of(shape, kind, prefill, &appending) {
                 let unit = unit.chosen(shape, &program.tunings);
                 if program.units.iter().any(|(known, _)| *known == unit) {
                     continue;
@@ -318,8 +319,7 @@ impl Program {
         let last = [Buffer::CachedBlocks, Buffer::CachedCount];
         if restart.is_none()
             && let LayerPlan::Pruned(pruned) = self.plan.decode(layer)
-            && self.summaries(layer).is_empty()
-            && let Some(attend) = AttendRow::appending(self.shape, pruned)
+            && let Some(attend) = self.appending(layer)
         {
             let attend = self.chosen(attend);
             let grid = attend.grid();
@@ -345,6 +345,13 @@ impl Program {
             }
         }
         launches
+    }
+
+    /// The attention of `layer` that puts a decoding step into the cache itself, unless what stands for a chunk beside
+    /// the cache, in either phase, has to be told of every key.
+    fn appending(&self, layer: usize) -> Option<AttendRow> {
+        let LayerPlan::Pruned(pruned) = self.plan.decode(layer) else { return None };
+        self.summaries(layer).is_empty().then(|| AttendRow::appending(self.shape, pruned)).flatten()
     }
 
     /// Launches of one query over every key.
@@ -498,8 +505,10 @@ fn attend_of(shape: Shape, kind: &LayerPlan) -> Unit {
     AttendTiles::new(shape, kind).map_or_else(|| Unit::Attend(Attend::new(shape, kind)), Unit::AttendTiles)
 }
 
-/// Kernels that a layer of `kind` needs in the phases in which there is one, in the order in which it launches them.
-fn units_of(shape: Shape, kind: &LayerPlan, [prefill, decode]: [bool; 2]) -> Vec<Unit> {
+/// Kernels that layers of `kind` need in prefill, if there are any, and those that need them in decoding, of which it is
+/// known whether they have an attention that appends, in the order in which a layer launches them.
+fn units_of(shape: Shape, kind: &LayerPlan, prefill: bool, appending: &[bool]) -> Vec<Unit> {
+    let decode = !appending.is_empty();
     let mut units = vec![Unit::Append(Append::new(shape, kind.rotated_cache()))];
     if let LayerPlan::Pruned(layer) = kind {
         units.extend(layer.stages.iter().filter_map(|stage| Summarise::new(shape, layer, stage)).map(Unit::Summarise));
@@ -513,11 +522,10 @@ fn units_of(shape: Shape, kind: &LayerPlan, [prefill, decode]: [bool; 2]) -> Vec
     if decode {
         match kind {
             LayerPlan::Pruned(layer) => {
-                let summarised = units.iter().any(|unit| matches!(unit, Unit::Summarise(_)));
-                let appending = if summarised { None } else { AttendRow::appending(shape, layer) };
-                let renews = !layer.stages.is_empty();
-                units.extend((renews || appending.is_none()).then(|| Unit::AttendRow(AttendRow::new(shape, layer))));
-                units.extend(appending.map(Unit::AttendRow));
+                let alone = !layer.stages.is_empty() || appending.contains(&false);
+                units.extend(alone.then(|| Unit::AttendRow(AttendRow::new(shape, layer))));
+                let reuses = appending.contains(&true).then(|| AttendRow::appending(shape, layer)).flatten();
+                units.extend(reuses.map(Unit::AttendRow));
             }
             LayerPlan::Dense => units.extend(match DenseRow::new(shape) {
                 Some(dense) => vec![Unit::DenseRow(dense)],
