@@ -66,7 +66,7 @@ impl<'a> Checked<'a> {
         let blocks = call.rows.div_ceil(self.query_block(0));
         let entries = vec![scan::first_chunks(self.pruning(), call.t_max); blocks * self.attention.rankings()];
         let lists = self.stages(&tensors, &call, 0, entries, rest)?;
-        self.attended(&inputs, &call, &lists, &launches[launches.len() - 1..])
+        self.attended(&inputs, &call, &lists, self.attentions(rest))
     }
 
     /// Decoding steps over the rows of `data`, which renew their masks from the stages that `restarts` names in turn.
@@ -93,10 +93,17 @@ impl<'a> Checked<'a> {
                 self.lists = self.stages(&tensors, &call, restart, entries, rest)?;
             }
             let lists = self.lists.clone();
-            self.attended(&inputs, &call, &lists, &launches[launches.len() - 1..])
+            self.attended(&inputs, &call, &lists, self.attentions(rest))
                 .map_err(|fault| format!("step {step}, renewed from {restart:?}: {fault}"))?;
         }
         Ok(())
+    }
+
+    /// The launches at the end of a list that attend.
+    fn attentions<'l>(&self, launches: &'l [Launch]) -> &'l [Launch] {
+        let attends = |launch| matches!(self.attention.family(launch), Family::Attend | Family::Dense | Family::Merge);
+        let others = launches.iter().take_while(|&launch| !attends(launch)).count();
+        &launches[others..]
     }
 
     fn pruning(&self) -> &'a LayerPruning {

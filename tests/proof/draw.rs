@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use half::{bf16, f16};
 use ihip_dsl::emit::{Activation, Buffer, Extent};
-use ihip_dsl::{Geometry, KvType, LayerPruning, Pipeline, Plan, Refresh};
+use ihip_dsl::{AttendRope, Geometry, KvType, LayerPruning, Pipeline, Plan, Refresh, ScanRope};
 use ihip_tests::support::attention::Attention;
 use ihip_tests::support::host::host;
 use ihip_tests::support::sample::{Random, prunings};
@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use crate::families::{Data, Layer, all_layers};
+use crate::families::{Data, Layer, all_layers, layer};
 
 /// Rows of the largest call.
 const ROWS: usize = 48;
@@ -34,6 +34,8 @@ pub(super) struct Drawn {
     /// Whether all numbers are small and whole, or halves of such, and every angle a quarter turn: then nothing is
     /// rounded.
     pub(super) exact: bool,
+    /// Whether the layer's kernels attend to every key, which is what its pruning then describes.
+    pub(super) dense: bool,
 }
 
 /// The same layers every time, `count` of them: shapes and types take turns, descriptions are drawn.
@@ -53,14 +55,31 @@ pub(super) fn layers(count: usize, exact: bool) -> Vec<Drawn> {
             pruning,
         };
         let activation = if number / 3 % 3 == 2 { Activation::Bf16 } else { Activation::F32 };
-        Drawn { layer, activation, exact }
+        Drawn { layer, activation, exact, dense: false }
     };
     (0..count).map(&mut draw).collect()
 }
 
+/// A dense layer of every type and head.
+pub(super) fn dense(exact: bool) -> Vec<Drawn> {
+    let every = KvType::ALL.into_iter().flat_map(|kv_type| HEAD_DIMS.map(|head_dim| (kv_type, head_dim)));
+    let draw = |(number, (kv_type, head_dim)): (usize, (KvType, u32))| {
+        let (query_heads, kv_heads) = HEADS[number % HEADS.len()];
+        let all = (0, TOKENS as u32 + 1);
+        let modes = (ScanRope::None, AttendRope::None);
+        let layer = layer((query_heads, kv_heads, head_dim), kv_type, 16, all, &[], 0, modes);
+        let activation = if number % 2 == 1 { Activation::Bf16 } else { Activation::F32 };
+        Drawn { layer, activation, exact, dense: true }
+    };
+    every.enumerate().map(draw).collect()
+}
+
 /// Layers that were chosen so that every kernel is among theirs, for every type that it takes.
 pub(super) fn chosen() -> Vec<Drawn> {
-    all_layers().into_iter().map(|layer| Drawn { layer, activation: Activation::F32, exact: false }).collect()
+    all_layers()
+        .into_iter()
+        .map(|layer| Drawn { layer, activation: Activation::F32, exact: false, dense: false })
+        .collect()
 }
 
 impl Drawn {
@@ -87,7 +106,11 @@ impl Drawn {
         let phases = self.layer.pruning.clone().into();
         let pipeline =
             Pipeline::from_checked("Families".into(), "".into(), Refresh::Together, phases, Cow::Borrowed(&[]));
-        let plan = Plan::new(&pipeline, self.geometry(), self.frequencies(), 1).expect("one layer");
+        let plan = if self.dense {
+            Plan::dense(self.geometry(), self.frequencies(), 1)
+        } else {
+            Plan::new(&pipeline, self.geometry(), self.frequencies(), 1).expect("one layer")
+        };
         let extent = Extent { rows: ROWS, tokens };
         let mut attention = Attention::new(host(), &plan, self.activation, extent);
         if self.exact {

@@ -40,7 +40,7 @@ const EXACT_LAYERS: usize = 18;
 const EXACT_CALLS: u32 = 3;
 
 fn layers() -> Vec<Drawn> {
-    [draw::layers(LAYERS, false), draw::chosen()].concat()
+    [draw::layers(LAYERS, false), draw::chosen(), draw::dense(false)].concat()
 }
 
 /// A prefill call, and decoding steps after it.
@@ -124,7 +124,8 @@ fn drawn_calls_are_off_by_no_more_than_rounding_allows() {
 
 #[test]
 fn drawn_calls_in_whole_numbers_are_off_by_nothing() {
-    report("exact", &check_all(&draw::layers(EXACT_LAYERS, true), EXACT_CALLS));
+    let layers = [draw::layers(EXACT_LAYERS, true), draw::dense(true)].concat();
+    report("exact", &check_all(&layers, EXACT_CALLS));
 }
 
 /// Few enough for a tool that makes kernels a hundred times slower.
