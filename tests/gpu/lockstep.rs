@@ -16,11 +16,12 @@ use ihip_runtime::session::Phase;
 use ihip_runtime::{Result, Step};
 use ihip_tests::support::generation::Loaded;
 use ihip_tests::support::model::{book, smollm2};
+use ihip_tests::support::tolerance;
 
 use super::ties::{Call, Ties};
 
 /// Scores nearer than this may come out in another order.
-const NEAR: f64 = 1e-4;
+const NEAR: f64 = tolerance::SUM as f64;
 
 /// Both devices, and what was seen of them.
 struct Lockstep<S: Device> {
@@ -339,5 +340,5 @@ fn a_book_has_the_same_block_lists_on_both_devices() {
     };
     assert_eq!(tally.wrong, []);
     assert!(tally.equal > 9 * tally.excused, "{tally}");
-    assert!(tally.difference < 1e-4, "{tally}");
+    assert!(tally.difference < tolerance::SUM, "{tally}");
 }

@@ -2,6 +2,7 @@
 //! compare.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use half::{bf16, f16};
 use ihip_dsl::emit::{Activation, Buffer, Extent};
@@ -124,7 +125,7 @@ pub(super) struct Asked {
 }
 
 /// Values that queries and keys have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Noise,
     /// Few small whole numbers: scores are equal all over.
@@ -146,21 +147,45 @@ impl Kind {
         [Self::Noise, Self::Ties, Self::Alike, Self::Needle, Self::Huge, Self::Infinite, Self::NotANumber];
 }
 
-/// Positions and lengths at which something changes in `pruning`, less than `most`.
-fn edges(pruning: &LayerPruning, most: usize) -> Vec<usize> {
+/// Positions and lengths at which something changes in `pruning`, by name.
+fn edges(pruning: &LayerPruning) -> Vec<(&'static str, usize)> {
     let (sink, window) = (pruning.sink as usize, pruning.window as usize);
-    let mut edges = vec![0, 1, sink, window, sink + window];
+    let mut edges = vec![("nothing", 0), ("sinks", sink), ("window", window), ("sinks and window", sink + window)];
     for stage in &*pruning.stages {
-        let chunk = stage.chunk as usize;
+        let (chunk, far) = (stage.chunk as usize, sink + window);
         // Where the first chunk is seen, where as many are as are kept, and query blocks end.
-        edges.extend([chunk, sink + window + chunk, stage.query_block as usize, sink + window + pruning.keep as usize]);
-        edges.push(sink + window + stage.keep.unwrap_or(0) as usize);
+        edges.extend([("chunk", chunk), ("first chunk", far + chunk), ("query block", stage.query_block as usize)]);
+        edges.push(("what is kept", far + pruning.keep as usize));
+        edges.extend(stage.keep.map(|keep| ("what enters a stage", far + keep as usize)));
     }
-    let mut edges: Vec<usize> = edges.into_iter().flat_map(|edge| [edge.saturating_sub(1), edge, edge + 1]).collect();
+    edges
+}
+
+/// The numbers beside edges and on them, less than `most`.
+fn beside_edges(pruning: &LayerPruning, most: usize) -> Vec<usize> {
+    let edges = edges(pruning).into_iter();
+    let mut edges: Vec<usize> = edges.flat_map(|(_, edge)| [edge.saturating_sub(1), edge, edge + 1]).collect();
     edges.retain(|&edge| edge < most);
     edges.sort_unstable();
     edges.dedup();
     edges
+}
+
+/// Every situation that some call must be in, as [`Asked::situations`] names them.
+pub(super) fn situations() -> BTreeSet<String> {
+    let edges = ["sinks", "window", "sinks and window", "chunk", "first chunk", "query block", "what is kept"];
+    let edges = edges.into_iter().chain(["what enters a stage"]);
+    let edges = edges.flat_map(|edge| ["one less than ", "", "one more than "].map(|beside| format!("{beside}{edge}")));
+    let before = edges.chain(["nothing", "one more than nothing"].map(str::to_owned));
+    let mut situations: BTreeSet<String> = before.map(|edge| format!("before the call: {edge}")).collect();
+    let rows = ["one less than query block", "query block", "one more than query block", "one more than nothing"];
+    situations.extend(rows.map(|edge| format!("rows: {edge}")));
+    situations.extend(Kind::ALL.map(|kind| format!("values: {kind:?}")));
+    situations.extend((0..3).map(|stage| format!("a step renews from stage {stage}")));
+    let others =
+        ["a step renews nothing", "a ragged query block", "fewer keys than are kept", "a grid with room to spare"];
+    situations.extend(others.map(str::to_owned));
+    situations
 }
 
 /// Calls of a layer: at every edge as often as anywhere else.
@@ -168,8 +193,8 @@ pub(super) fn asked(drawn: &Drawn) -> impl Strategy<Value = Asked> + use<> {
     let pruning = &drawn.layer.pruning;
     let stages = pruning.stages.len();
     let most = TOKENS - ROWS - 8;
-    let first = prop_oneof![prop::sample::select(edges(pruning, most)), 0..most];
-    let rows = edges(pruning, ROWS + 1).into_iter().filter(|&rows| rows > 0).collect::<Vec<usize>>();
+    let first = prop_oneof![prop::sample::select(beside_edges(pruning, most)), 0..most];
+    let rows = beside_edges(pruning, ROWS + 1).into_iter().filter(|&rows| rows > 0).collect::<Vec<usize>>();
     // Rows of whole query blocks, so that no average is over thirds.
     let rows = if drawn.exact {
         prop::sample::select(vec![16, 32, 48]).boxed()
@@ -193,6 +218,34 @@ pub(super) fn asked(drawn: &Drawn) -> impl Strategy<Value = Asked> + use<> {
 }
 
 impl Asked {
+    /// What is particular about the call, in words.
+    pub(super) fn situations(&self, drawn: &Drawn) -> Vec<String> {
+        let pruning = &drawn.layer.pruning;
+        let mut situations = vec![format!("values: {:?}", self.kind)];
+        for (name, edge) in edges(pruning) {
+            for (what, number) in [("before the call", self.first), ("rows", self.rows)] {
+                let beside =
+                    [(edge.checked_sub(1), "one less than "), (Some(edge), ""), (Some(edge + 1), "one more than ")];
+                let beside = beside.into_iter().filter(|(beside, _)| *beside == Some(number));
+                situations.extend(beside.map(|(_, beside)| format!("{what}: {beside}{name}")));
+            }
+        }
+        let restarts = self.restarts.iter().filter(|_| !pruning.stages.is_empty());
+        situations.extend(restarts.map(|restart| match restart {
+            Some(stage) => format!("a step renews from stage {stage}"),
+            None => "a step renews nothing".to_owned(),
+        }));
+        let query_blocks = pruning.stages.iter().map(|stage| stage.query_block as usize);
+        let far = (self.first + self.rows).saturating_sub((pruning.sink + pruning.window) as usize);
+        let others = [
+            (query_blocks.into_iter().any(|rows| !self.rows.is_multiple_of(rows)), "a ragged query block"),
+            (!pruning.stages.is_empty() && far < pruning.keep as usize, "fewer keys than are kept"),
+            (self.spare > 0, "a grid with room to spare"),
+        ];
+        situations.extend(others.into_iter().filter(|(is_so, _)| *is_so).map(|(_, name)| name.to_owned()));
+        situations
+    }
+
     /// Queries, keys and values of `rows` rows from `first` on.
     pub(super) fn data(&self, drawn: &Drawn, rows: usize) -> Data {
         let layer = &drawn.layer;
