@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use half::{bf16, f16};
 use ihip_dsl::emit::{Activation, Buffer, Element, Extent, Family, Kernel, Launch, Program, Value, step};
+use ihip_dsl::tuning::Tunings;
 use ihip_dsl::{LayerPlan, Plan};
 
 use super::descents::recorded;
@@ -59,7 +60,9 @@ impl Attention {
     /// Where the plan has heads that kernels are not made for.
     #[must_use]
     pub fn repeating(host: Box<dyn Host>, plan: &Plan, activation: Activation, extent: Extent, held: usize) -> Self {
-        let program = Program::new(plan, activation).unwrap_or_else(|error| panic!("{error}"));
+        let instructions = host.instructions();
+        let program =
+            Program::with(plan, activation, instructions, Tunings::default()).unwrap_or_else(|error| panic!("{error}"));
         Self::running(host, program, extent, held)
     }
 

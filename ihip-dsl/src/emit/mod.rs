@@ -2,12 +2,14 @@
 
 mod append;
 mod attend;
+mod attend_groups;
 mod attend_row;
 mod attend_tiles;
 mod decode;
 mod dense_row;
 mod extend;
 mod functions;
+mod hopper;
 pub mod launch;
 pub mod measure;
 pub mod model;
@@ -32,7 +34,7 @@ mod visible;
 mod writer;
 
 pub use launch::{Activation, Buffer, Element, Extent, Launch, Storage, Value, step};
-pub use program::{EmitError, Program};
+pub use program::{EmitError, Instructions, Program};
 pub use writer::snake_case;
 
 /// A complete translation unit with one entry point.
