@@ -115,8 +115,12 @@ impl<'a> Checked<'a> {
         stage.map_or(self.pruning().query_block, |stage| stage.query_block) as usize
     }
 
-    fn place(&self, launch: &Launch, call: &Call) -> Place {
-        Place::new(self.attention.kernel(launch), self.drawn, call.decode)
+    /// Counts a launch that was off by `error` of the `tolerance` that it might be.
+    fn count(&mut self, launch: &Launch, call: &Call, error: f64, tolerance: f64) {
+        let kernel = self.attention.kernel(launch);
+        if self.drawn.counts(&kernel.name) {
+            self.tally.add(Place::new(kernel, self.drawn, call.decode), error, tolerance);
+        }
     }
 
     /// Lets the call's keys and values into the cache, and compares it with `data`; returns the launches after that.
@@ -156,8 +160,7 @@ impl<'a> Checked<'a> {
             }
         }
         for launch in launches.iter().take(launches.len() - rest.len()) {
-            let place = self.place(launch, call);
-            self.tally.add(place, error, if rotated { bound } else { 0.0 });
+            self.count(launch, call, error, if rotated { bound } else { 0.0 });
         }
         Ok(rest)
     }
@@ -195,8 +198,7 @@ impl<'a> Checked<'a> {
             let scans = rest.iter().take_while(|launch| self.attention.family(launch) == Family::Scan).count();
             let scores = self.scored(tensors, call, number, &entries, &rest[..scans])?;
             self.attention.launch(&rest[scans..=scans]);
-            let place = self.place(&rest[scans], call);
-            self.tally.add(place, 0.0, 0.0);
+            self.count(&rest[scans], call, 0.0, 0.0);
             rest = &rest[scans + 1..];
             if !self.attention.scores_are_zero() {
                 return Err(format!("stage {number} leaves scores behind"));
@@ -296,8 +298,7 @@ impl<'a> Checked<'a> {
             }
         }
         for launch in scans {
-            let place = self.place(launch, call);
-            self.tally.add(place, worst.0, worst.1);
+            self.count(launch, call, worst.0, worst.1);
         }
         Ok(scores)
     }
@@ -404,8 +405,7 @@ impl<'a> Checked<'a> {
             }
         }
         for launch in launches {
-            let place = self.place(launch, call);
-            self.tally.add(place, worst.0, worst.1);
+            self.count(launch, call, worst.0, worst.1);
         }
         Ok(())
     }
