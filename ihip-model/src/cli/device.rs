@@ -5,6 +5,7 @@ use ihip_dsl::KvType;
 use ihip_runtime::Device;
 use ihip_runtime::device::cpu::CpuDevice;
 use ihip_runtime::device::cuda::{CudaDevice, Precision};
+use ihip_runtime::kv::Budget;
 use thiserror::Error as ThisError;
 
 use super::arguments;
@@ -126,13 +127,14 @@ impl DeviceArguments {
     }
 
     fn run_on_cuda<W: Work>(&self, work: W, mut device: CudaDevice) -> Result<W::Output> {
-        if let Some(bytes) = self.gpu_kv {
-            device.limit_kv(bytes);
-        }
         let kv_type = match self.precision {
             Precision::F32 => KvType::F32,
             Precision::Bf16 => KvType::Bf16,
         };
-        work.run(&mut device, Settings { kv_type, chunk: self.prefill_chunk.unwrap_or(2048), own_memory: true })
+        let settings = Settings { kv_type, chunk: self.prefill_chunk.unwrap_or(2048), own_memory: true };
+        if let Some(bytes) = self.gpu_kv {
+            device.limit_kv(Budget { gpu: bytes, ..Budget::UNLIMITED }, settings.chunk);
+        }
+        work.run(&mut device, settings)
     }
 }

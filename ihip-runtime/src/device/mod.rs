@@ -13,6 +13,7 @@ use std::sync::Arc;
 use ihip_dsl::Plan;
 
 use crate::jit::Compilations;
+use crate::kv::{Budget, Placement, Traffic};
 use crate::{Result, Step};
 
 /// A place where a model runs.
@@ -58,6 +59,16 @@ pub trait Device: Sized {
     /// Out of memory.
     fn tensor(&mut self, rows: usize, columns: usize) -> Result<Self::Tensor>;
 
+    /// From here on, keys and values of a request's cache take at most `budget`, and its steps have at most `rows` tokens;
+    /// before, they take whatever they need on the GPU.
+    fn limit_kv(&mut self, budget: Budget, rows: usize);
+
+    /// Where a cache of `capacity` tokens has room for them.
+    ///
+    /// # Errors
+    /// Where the budget does not hold them, with the numbers.
+    fn placement(&self, plan: &Plan, capacity: usize) -> Result<Placement>;
+
     /// Bytes that a cache of `capacity` tokens takes of the device's memory, masks and workspace included.
     fn cache_bytes(&self, plan: &Plan, capacity: usize) -> u64;
 
@@ -69,6 +80,18 @@ pub trait Device: Sized {
     /// # Errors
     /// Out of memory, with the numbers.
     fn cache(&mut self, plan: &Arc<Plan>, capacity: usize) -> Result<Self::Cache>;
+
+    /// What the cache did since it was allocated.
+    ///
+    /// # Errors
+    /// A failed transfer.
+    fn traffic(&mut self, cache: &Self::Cache) -> Result<Traffic>;
+
+    /// Where the tokens that the cache holds are now, the mean over layers.
+    ///
+    /// # Errors
+    /// A failed transfer.
+    fn residence(&mut self, cache: &Self::Cache) -> Result<Placement>;
 
     /// Whether the block lists of the steps to come are kept for [`Device::block_lists`]; they are not at first.
     fn record_masks(&mut self, cache: &mut Self::Cache, record: bool);

@@ -11,6 +11,7 @@
 //! | `memory` | what slots lie in |
 //! | `region` | a pool with its memory: reads in place, misses, copies |
 //! | `store` | all of it, for many requests |
+//! | `traffic` | what a cache did, and where tokens are |
 
 pub mod budget;
 mod clock;
@@ -22,6 +23,7 @@ mod region;
 pub mod rules;
 pub mod slot;
 mod store;
+mod traffic;
 
 #[cfg(test)]
 mod explore;
@@ -33,3 +35,4 @@ pub use page::PageId;
 pub use pool::Tier;
 pub use region::Counts;
 pub use store::{Row, Sequence, Store};
+pub use traffic::{Placement, Reads, Tokens, Traffic};

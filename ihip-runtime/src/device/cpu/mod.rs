@@ -45,6 +45,7 @@ use self::masks::Stages;
 pub(in crate::device) use self::memory::available_bytes;
 use self::queries::Queries;
 use super::{BlockLists, Device, Sampling};
+use crate::kv::{Budget, Placement, Tokens, Traffic};
 use crate::session::Phase;
 use crate::{Error, Result, Step};
 
@@ -146,6 +147,24 @@ impl Device for CpuDevice {
 
     fn tensor(&mut self, rows: usize, columns: usize) -> Result<CpuTensor> {
         Ok(CpuTensor::new(columns, vec![0.0; rows * columns]))
+    }
+
+    fn limit_kv(&mut self, _: Budget, _: usize) {
+        // The CPU has one memory.
+    }
+
+    fn placement(&self, _: &Plan, capacity: usize) -> Result<Placement> {
+        let all = Tokens { gpu: capacity, host: 0 };
+        Ok(Placement { keys: all, values: all })
+    }
+
+    fn traffic(&mut self, _: &CpuCache) -> Result<Traffic> {
+        Ok(Traffic::default())
+    }
+
+    fn residence(&mut self, cache: &CpuCache) -> Result<Placement> {
+        let all = Tokens { gpu: cache.step.as_ref().map_or(0, |step| step.start + step.rows), host: 0 };
+        Ok(Placement { keys: all, values: all })
     }
 
     fn cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
