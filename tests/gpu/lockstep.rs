@@ -218,6 +218,10 @@ impl<S: Device> Device for Lockstep<S> {
         self.first.residence(&cache.0)
     }
 
+    fn kv_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
+        self.first.kv_bytes(plan, capacity)
+    }
+
     fn cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
         self.first.cache_bytes(plan, capacity)
     }

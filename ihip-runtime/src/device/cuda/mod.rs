@@ -338,6 +338,10 @@ impl Device for CudaDevice {
         cache::placement(&cache.program, cache.capacity, self.budget)
     }
 
+    fn kv_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
+        self.program(plan, capacity).map_or(0, |program| cache::kv_bytes(&program, capacity))
+    }
+
     fn cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
         // A plan without kernels is refused, with its reason, where the cache is allocated.
         self.program(plan, capacity).map_or(0, |program| cache::bytes(&program, capacity, self.budget))
