@@ -8,6 +8,7 @@ use ihip_dsl::{
 };
 use ihip_runtime::device::cuda::{CudaDevice, Precision};
 use ihip_runtime::device::{Device, Sampling};
+use ihip_runtime::kv::Budget;
 use ihip_runtime::{Error, Session, Step};
 use ihip_tests::support::tolerance::SUM;
 
@@ -301,7 +302,7 @@ fn keys_and_values_that_lie_with_the_host_give_the_same_bits() {
         let mut device = CudaDevice::new(0, Precision::F32).unwrap();
         let others = device.cache_bytes(&plan(), TOKENS) - all;
         if let Some(bytes) = limit {
-            device.limit_kv(bytes);
+            device.limit_kv(Budget { gpu: bytes, ..Budget::UNLIMITED }, 20_000);
         }
         assert_eq!(device.cache_bytes(&plan(), TOKENS), others + limit.unwrap_or(all));
         Attention::run(&mut device, &qkv, 20_000, true)
