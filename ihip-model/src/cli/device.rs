@@ -30,6 +30,10 @@ pub(super) struct DeviceArguments {
     /// [default: all that there are]
     #[arg(long, value_name = "BYTES", value_parser = arguments::bytes, allow_negative_numbers = true)]
     gpu_kv: Option<u64>,
+    /// Lets prompts begin with dense attention as long as that is estimated to take less time: `ihip kernels explain` says
+    /// how far. What comes out is then not what the pipeline declares
+    #[arg(long)]
+    dense_path: bool,
 }
 
 /// A device by its name.
@@ -121,6 +125,9 @@ impl DeviceArguments {
         if let Some(bytes) = self.gpu_kv {
             return Err(Error::NoGpuMemory { bytes });
         }
+        if self.dense_path {
+            return Err(Error::NoDensePath);
+        }
         let settings = Settings { kv_type: KvType::F32, chunk: self.prefill_chunk.unwrap_or(512), own_memory: false };
         work.run(&mut CpuDevice::new(self.threads.unwrap_or(0))?, settings)
     }
@@ -128,6 +135,9 @@ impl DeviceArguments {
     fn run_on_cuda<W: Work>(&self, work: W, mut device: CudaDevice) -> Result<W::Output> {
         if let Some(bytes) = self.gpu_kv {
             device.limit_kv(bytes);
+        }
+        if self.dense_path {
+            device.take_dense_path();
         }
         let kv_type = match self.precision {
             Precision::F32 => KvType::F32,
