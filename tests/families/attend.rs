@@ -6,6 +6,7 @@ use ihip_dsl::tuning::Tunings;
 use ihip_dsl::{AttendRope, KvType, Plan, ScanRope};
 use ihip_tests::support::attention::Attention;
 use ihip_tests::support::host::host;
+use ihip_tests::support::tolerance;
 use proptest::prelude::*;
 
 use super::{
@@ -25,9 +26,9 @@ pub(super) fn list(layer: &Layer, end: usize, width: usize, noise: &mut Noise) -
     drawn
 }
 
-/// How far an output may be off: sums of f32 for f32, and the rounding of rotated keys where those are cached.
+/// How far an output of the layer may be off.
 pub(super) fn tolerance(layer: &Layer) -> f32 {
-    if layer.pruning.rope.rotated_cache() && layer.kv_type != KvType::F32 { 2e-2 } else { 2e-5 }
+    tolerance::output(layer.kv_type, layer.pruning.rope.rotated_cache())
 }
 
 #[test]
@@ -77,7 +78,7 @@ fn dense_output_is_the_references() {
         let expected = reference::dense(&data.problem(layer, &frequencies, first + rows));
         let difference = difference(&expected, &attention.out(rows));
         // Keys are cached rotated, and rounded to the cache's type after that.
-        let tolerance = if layer.kv_type == KvType::F32 { 2e-5 } else { 2e-2 };
+        let tolerance = tolerance::output(layer.kv_type, true);
         prop_assert!(difference < tolerance, "outputs differ by {}", difference);
         Ok(())
     });
@@ -114,7 +115,8 @@ fn a_prompt_that_begins_densely_attends_to_every_key_at_its_true_position() {
             let frequencies = layer.frequencies();
             let expected = reference::dense(&data.problem(layer, &frequencies, first + rows));
             let difference = difference(&expected, &attention.out(rows));
-            prop_assert!(difference < 2e-2, "outputs differ by {}", difference);
+            let tolerance = tolerance::output(layer.kv_type, true);
+            prop_assert!(difference < tolerance, "outputs differ by {}", difference);
             // Lists do not come into it, and what comes after finds the cache as the pipeline declares it.
             let (_, lists) =
                 attention.decode(first + rows - 1, first + rows, Some(0), &qkv[(rows - 1) * (qkv.len() / rows)..]);

@@ -12,15 +12,17 @@ use ihip_model::{Sampler, Special};
 use ihip_runtime::device::cpu::CpuDevice;
 use ihip_runtime::device::cuda::{CudaDevice, Precision};
 use ihip_runtime::device::{BlockLists, Device, Sampling};
+use ihip_runtime::kv::{Budget, Placement, Traffic};
 use ihip_runtime::session::Phase;
 use ihip_runtime::{Result, Step};
 use ihip_tests::support::generation::Loaded;
 use ihip_tests::support::model::{book, smollm2};
+use ihip_tests::support::tolerance;
 
 use super::ties::{Call, Ties};
 
 /// Scores nearer than this may come out in another order.
-const NEAR: f64 = 1e-4;
+const NEAR: f64 = tolerance::SUM as f64;
 
 /// Both devices, and what was seen of them.
 struct Lockstep<S: Device> {
@@ -201,6 +203,26 @@ impl<S: Device> Device for Lockstep<S> {
         self.first.tensor(rows, columns)
     }
 
+    fn limit_kv(&mut self, budget: Budget, rows: usize) {
+        self.first.limit_kv(budget, rows);
+    }
+
+    fn placement(&self, plan: &Plan, capacity: usize) -> Result<Placement> {
+        self.first.placement(plan, capacity)
+    }
+
+    fn traffic(&mut self, cache: &Self::Cache) -> Result<Traffic> {
+        self.first.traffic(&cache.0)
+    }
+
+    fn residence(&mut self, cache: &Self::Cache) -> Result<Placement> {
+        self.first.residence(&cache.0)
+    }
+
+    fn kv_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
+        self.first.kv_bytes(plan, capacity)
+    }
+
     fn cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
         self.first.cache_bytes(plan, capacity)
     }
@@ -339,5 +361,5 @@ fn a_book_has_the_same_block_lists_on_both_devices() {
     };
     assert_eq!(tally.wrong, []);
     assert!(tally.equal > 9 * tally.excused, "{tally}");
-    assert!(tally.difference < 1e-4, "{tally}");
+    assert!(tally.difference < tolerance::SUM, "{tally}");
 }

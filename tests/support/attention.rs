@@ -217,6 +217,17 @@ impl Attention {
         }
     }
 
+    /// Puts rows of scores `stride` entries apart, which launches are told with [`striding`]. Of each only the first
+    /// `entries` are there.
+    pub fn spread_scores(&mut self, rows: usize, entries: usize, stride: usize) {
+        let bytes = ((rows - 1) * stride + entries) * 4;
+        let handle = self.host.allocate("Scores", bytes);
+        for row in 0..rows {
+            self.host.write(handle, row * stride * 4, &vec![0; entries * 4]);
+        }
+        self.buffers.insert(Buffer::Scores, (handle, bytes));
+    }
+
     fn begin(&mut self, start: usize, rows: usize, t_max: usize, qkv: &[f32]) {
         assert!(rows <= self.extent.rows && t_max <= self.extent.tokens, "{rows} rows, {t_max} keys");
         let mut words = [0_i32; step::WORDS];
@@ -348,6 +359,16 @@ impl Attention {
     pub const fn program(&self) -> &Program {
         &self.program
     }
+}
+
+/// A launch of a scan or a cut whose rows of scores are `stride` entries apart.
+#[must_use]
+pub fn striding(launch: &Launch, stride: i32) -> Launch {
+    let mut launch = launch.clone();
+    let last = launch.arguments.last_mut().expect("the stride is the last argument");
+    assert!(matches!(last, Value::I32(_)), "{last:?} is no stride");
+    *last = Value::I32(stride);
+    launch
 }
 
 /// `values` as elements of a buffer.

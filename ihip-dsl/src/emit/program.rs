@@ -86,10 +86,11 @@ impl Program {
         let dense_paths = vec![DensePath::default(); plan.kinds().len()];
         let mut program = Self { plan: plan.clone(), shape, instructions, tunings, dense_paths, units: Vec::new() };
         for (index, kind) in plan.kinds().iter().enumerate() {
-            let mut layers = 0..plan.layers();
+            let layers = 0..plan.layers();
             let prefill = layers.clone().any(|layer| plan.prefill_kind(layer) == index);
-            let decode = layers.any(|layer| plan.decode_kind(layer) == index);
-            program.add(units_of(shape, kind, [prefill, decode], instructions));
+            let decoding = layers.filter(|&layer| plan.decode_kind(layer) == index);
+            let appending: Vec<_> = decoding.map(|layer| program.appending(layer).is_some()).collect();
+            program.add(units_of(shape, instructions, kind, prefill, &appending));
         }
         Ok(program)
     }
@@ -354,8 +355,7 @@ impl Program {
         let last = [Buffer::CachedBlocks, Buffer::CachedCount];
         if restart.is_none()
             && let LayerPlan::Pruned(pruned) = self.plan.decode(layer)
-            && self.summaries(layer).is_empty()
-            && let Some(attend) = AttendRow::appending(self.shape, pruned)
+            && let Some(attend) = self.appending(layer)
         {
             let attend = self.chosen(attend);
             let grid = attend.grid();
@@ -381,6 +381,13 @@ impl Program {
             }
         }
         launches
+    }
+
+    /// The attention of `layer` that puts a decoding step into the cache itself, unless what stands for a chunk beside
+    /// the cache, in either phase, has to be told of every key.
+    fn appending(&self, layer: usize) -> Option<AttendRow> {
+        let LayerPlan::Pruned(pruned) = self.plan.decode(layer) else { return None };
+        self.summaries(layer).is_empty().then(|| AttendRow::appending(self.shape, pruned)).flatten()
     }
 
     /// Launches of one query over every key.

@@ -80,13 +80,16 @@ pub(super) fn attend_of(shape: Shape, kind: &LayerPlan, instructions: Instructio
     AttendTiles::new(shape, kind).map_or_else(|| Unit::Attend(Attend::new(shape, kind)), Unit::AttendTiles)
 }
 
-/// Kernels that a layer of `kind` needs in the phases in which there is one, in the order in which it launches them.
+/// Kernels that layers of `kind` need in prefill, if there are any, and those that need them in decoding, of which it is
+/// known whether they have an attention that appends, in the order in which a layer launches them.
 pub(super) fn units_of(
     shape: Shape,
-    kind: &LayerPlan,
-    [prefill, decode]: [bool; 2],
     instructions: Instructions,
+    kind: &LayerPlan,
+    prefill: bool,
+    appending: &[bool],
 ) -> Vec<Unit> {
+    let decode = !appending.is_empty();
     let mut units = vec![Unit::Append(Append::new(shape, kind.rotated_cache()))];
     if let LayerPlan::Pruned(layer) = kind {
         units.extend(layer.stages.iter().filter_map(|stage| Summarise::new(shape, layer, stage)).map(Unit::Summarise));
@@ -100,11 +103,10 @@ pub(super) fn units_of(
     if decode {
         match kind {
             LayerPlan::Pruned(layer) => {
-                let summarised = units.iter().any(|unit| matches!(unit, Unit::Summarise(_)));
-                let appending = if summarised { None } else { AttendRow::appending(shape, layer) };
-                let renews = !layer.stages.is_empty();
-                units.extend((renews || appending.is_none()).then(|| Unit::AttendRow(AttendRow::new(shape, layer))));
-                units.extend(appending.map(Unit::AttendRow));
+                let alone = !layer.stages.is_empty() || appending.contains(&false);
+                units.extend(alone.then(|| Unit::AttendRow(AttendRow::new(shape, layer))));
+                let reuses = appending.contains(&true).then(|| AttendRow::appending(shape, layer)).flatten();
+                units.extend(reuses.map(Unit::AttendRow));
             }
             LayerPlan::Dense => units.extend(match DenseRow::new(shape) {
                 Some(dense) => vec![Unit::DenseRow(dense)],

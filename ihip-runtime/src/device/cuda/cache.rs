@@ -13,6 +13,7 @@ use ihip_dsl::emit::{self, Extent, Launch, Program, Value, step};
 use super::launch::{Function, Operand};
 use super::memory::Buffer;
 use crate::device::BlockLists;
+use crate::kv::{Budget, KvError, Placement, Tokens};
 use crate::session::{Phase, SEGMENT};
 use crate::{Error, Result, Step};
 
@@ -118,10 +119,10 @@ struct Sizes {
 }
 
 impl Sizes {
-    /// Bytes of a layer's keys and of its values that lie on the GPU, where all layers' together may take `gpu_kv`
-    /// there. Keys come first: a scan reads many of them, and the attention few values.
-    fn on_gpu(&self, layers: usize, gpu_kv: Option<u64>) -> [usize; 2] {
-        let share = gpu_kv.map_or(usize::MAX, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX) / layers);
+    /// Bytes of a layer's keys and of its values that lie on the GPU, where all layers' together may take the
+    /// budget. Keys come first: a scan reads many of them, and the attention few values.
+    fn on_gpu(&self, layers: usize, budget: Budget) -> [usize; 2] {
+        let share = usize::try_from(budget.gpu).unwrap_or(usize::MAX) / layers;
         let keys = self.region.min(share);
         [keys, self.region.min(share - keys)]
     }
@@ -135,10 +136,10 @@ fn homes(pages: usize, sinks: usize) -> Vec<u32> {
 }
 
 /// Bytes of the GPU's memory that a cache of `capacity` tokens allocates.
-pub(super) fn bytes(program: &Program, capacity: usize, gpu_kv: Option<u64>) -> u64 {
+pub(super) fn bytes(program: &Program, capacity: usize, budget: Budget) -> u64 {
     let plan = program.plan();
     let sizes = sizes(program, extent(capacity), capacity);
-    let layer: usize = sizes.on_gpu(plan.layers(), gpu_kv).iter().sum();
+    let layer: usize = sizes.on_gpu(plan.layers(), budget).iter().sum();
     let half = plan.geometry().head_dim as usize / 2;
     let states: usize = sizes.states.iter().flatten().map(emit::Storage::bytes).sum();
     let total = plan.layers() * layer
@@ -151,11 +152,35 @@ pub(super) fn bytes(program: &Program, capacity: usize, gpu_kv: Option<u64>) -> 
     total as u64
 }
 
+/// Bytes of keys and values of a cache of `capacity` tokens.
+pub(super) fn kv_bytes(program: &Program, capacity: usize) -> u64 {
+    (2 * program.plan().layers() * sizes(program, extent(capacity), capacity).region) as u64
+}
+
 /// Bytes of keys and values of a cache of `capacity` tokens that lie with the host.
-pub(super) fn host_bytes(program: &Program, capacity: usize, gpu_kv: Option<u64>) -> u64 {
+pub(super) fn host_bytes(program: &Program, capacity: usize, budget: Budget) -> u64 {
     let layers = program.plan().layers();
     let sizes = sizes(program, extent(capacity), capacity);
-    (layers * (2 * sizes.region - sizes.on_gpu(layers, gpu_kv).iter().sum::<usize>())) as u64
+    (layers * (2 * sizes.region - sizes.on_gpu(layers, budget).iter().sum::<usize>())) as u64
+}
+
+/// Where a cache of `capacity` tokens has room for them; an error where the host's budget does not hold what the GPU's
+/// leaves over.
+pub(super) fn placement(program: &Program, capacity: usize, budget: Budget) -> Result<Placement> {
+    let layers = program.plan().layers();
+    let sizes = sizes(program, extent(capacity), capacity);
+    let on_gpu = sizes.on_gpu(layers, budget);
+    let token = (2 * layers * sizes.region / capacity.max(1)) as u64;
+    if host_bytes(program, capacity, budget) > budget.host {
+        let Budget { gpu, host } = budget;
+        let fit = (gpu.saturating_add(host) / token) as usize;
+        return Err(KvError::TooLong { tokens: capacity, gpu, host, fit, token }.into());
+    }
+    let tokens = |bytes: usize| {
+        let gpu = (capacity as u64 * bytes as u64 / sizes.region.max(1) as u64) as usize;
+        Tokens { gpu, host: capacity - gpu }
+    };
+    Ok(Placement { keys: tokens(on_gpu[0]), values: tokens(on_gpu[1]) })
 }
 
 impl CudaCache {
@@ -164,12 +189,12 @@ impl CudaCache {
         program: Program,
         kernels: HashMap<String, Arc<Function>>,
         capacity: usize,
-        gpu_kv: Option<u64>,
+        budget: Budget,
     ) -> Result<Self> {
         let plan = program.plan();
         let extent = extent(capacity);
         let sizes = sizes(&program, extent, capacity);
-        let on_gpu = sizes.on_gpu(plan.layers(), gpu_kv);
+        let on_gpu = sizes.on_gpu(plan.layers(), budget);
         let what = "the key-value cache";
         let allocate = |bytes, zeroed| Buffer::new(stream, what, bytes, zeroed);
         let allocate_all = |storage: &[emit::Storage]| {

@@ -41,6 +41,7 @@ use self::memory::{Buffer, failed};
 use super::cpu::available_bytes;
 use super::{BlockLists, Compilation, Device, Sampling};
 use crate::jit::{Architecture, Compiler, Watch};
+use crate::kv::{Budget, Placement, Traffic};
 use crate::session::SEGMENT;
 use crate::tuning::Tables;
 use crate::{Error, Result, Step};
@@ -82,8 +83,8 @@ pub struct CudaDevice {
     vocabulary: Option<usize>,
     /// The token that was last chosen.
     chosen: Arc<Buffer>,
-    /// Bytes of keys and values that a request may have on the GPU; the rest lies in the host's memory.
-    gpu_kv: Option<u64>,
+    /// What keys and values of a request may take; those beyond the share of the GPU lie with the host.
+    budget: Budget,
     /// Whether prompts begin densely where that is estimated to take less time.
     dense_path: bool,
     /// Every tensor and weight named since a recording began.
@@ -148,19 +149,13 @@ impl CudaDevice {
             host_tokens: Vec::new(),
             vocabulary: None,
             chosen: Buffer::new(&stream, "the chosen token", size_of::<u32>(), true)?,
-            gpu_kv: None,
+            budget: Budget::UNLIMITED,
             dense_path: false,
             recording: None,
             context,
             stream,
             loader,
         })
-    }
-
-    /// From here on, requests have at most `bytes` of keys and values on the GPU (to 2 MiB a layer), and the rest in
-    /// pinned memory of the host, which kernels read and write in place.
-    pub const fn limit_kv(&mut self, bytes: u64) {
-        self.gpu_kv = Some(bytes);
     }
 
     /// From here on, prompts of requests begin densely as long as that is estimated to take less time ([`DensePath`]). What
@@ -184,18 +179,19 @@ impl CudaDevice {
 
     /// The cache of a request that runs `program`.
     fn cache_of(&mut self, program: Program, capacity: usize) -> Result<CudaCache> {
-        let needed = cache::bytes(&program, capacity, self.gpu_kv);
+        cache::placement(&program, capacity, self.budget)?;
+        let needed = cache::bytes(&program, capacity, self.budget);
         if let Some(available) = self.available_bytes()?.filter(|available| needed > *available) {
             let what = format!("the key-value cache of {capacity} tokens");
             return Err(Error::OutOfMemory { what, device: self.name(), needed, available });
         }
-        let needed = cache::host_bytes(&program, capacity, self.gpu_kv);
+        let needed = cache::host_bytes(&program, capacity, self.budget);
         if let Some(available) = available_bytes().filter(|available| needed > *available) {
             let what = format!("what lies with the host of the key-value cache of {capacity} tokens");
             return Err(Error::OutOfMemory { what, device: "the host".to_owned(), needed, available });
         }
         let kernels = self.loader.load(program.kernels())?;
-        CudaCache::new(&self.stream, program, kernels, capacity, self.gpu_kv)
+        CudaCache::new(&self.stream, program, kernels, capacity, self.budget)
     }
 
     /// The address of a buffer that the launch at hand names.
@@ -344,13 +340,34 @@ impl Device for CudaDevice {
         Ok(CudaTensor { rows, columns, held: Element::F32, single: allocate(size_of::<f32>())?, rounded })
     }
 
+    fn limit_kv(&mut self, budget: Budget, _: usize) {
+        self.budget = budget;
+    }
+
+    fn placement(&self, plan: &Plan, capacity: usize) -> Result<Placement> {
+        cache::placement(&self.program(plan, capacity)?, capacity, self.budget)
+    }
+
+    fn traffic(&mut self, _: &CudaCache) -> Result<Traffic> {
+        // Pages stay where they are, and nothing counts which of them a kernel reads.
+        Ok(Traffic::default())
+    }
+
+    fn residence(&mut self, cache: &CudaCache) -> Result<Placement> {
+        cache::placement(&cache.program, cache.capacity, self.budget)
+    }
+
+    fn kv_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
+        self.program(plan, capacity).map_or(0, |program| cache::kv_bytes(&program, capacity))
+    }
+
     fn cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
         // A plan without kernels is refused, with its reason, where the cache is allocated.
-        self.program(plan, capacity).map_or(0, |program| cache::bytes(&program, capacity, self.gpu_kv))
+        self.program(plan, capacity).map_or(0, |program| cache::bytes(&program, capacity, self.budget))
     }
 
     fn host_cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
-        self.program(plan, capacity).map_or(0, |program| cache::host_bytes(&program, capacity, self.gpu_kv))
+        self.program(plan, capacity).map_or(0, |program| cache::host_bytes(&program, capacity, self.budget))
     }
 
     fn cache(&mut self, plan: &Arc<Plan>, capacity: usize) -> Result<CudaCache> {
