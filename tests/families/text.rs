@@ -4,9 +4,11 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use ihip_dsl::emit::{
-    Activation, Argument, ArgumentKind, Buffer, Element, EmitError, Extent, Family, Kernel, Launch, Program, Value,
+    Activation, Argument, ArgumentKind, Buffer, Element, EmitError, Extent, Family, Kernel, Launch, Program, Storage,
+    Value,
 };
-use ihip_dsl::{AttendRope, Geometry, KvType, LayerRange, Pipeline, Plan, Refresh, ScanRope, Stage};
+use ihip_dsl::{AttendRope, Geometry, KvType, LayerRange, Pipeline, Plan, Pruning as _, Refresh, ScanRope, Stage};
+use ihip_model::presets::Paper3k;
 
 use super::{Layer, all_layers, layer, layers, stage};
 
@@ -196,6 +198,29 @@ fn where_the_scores_of_a_query_block_begin_is_calculated_in_64_bits() {
         }
     }
     assert!(places > 50, "{places}");
+}
+
+/// Besides keys and values: what a request of three million tokens needs hardly depends on how long it is, and thirty-two
+/// of them fit half a gigabyte.
+#[test]
+fn the_workspace_of_three_million_tokens_is_a_few_megabytes() {
+    let (kv_type, trained, query_scale) = (KvType::Bf16, 131_072, 0.088);
+    let geometry = Geometry { query_heads: 32, kv_heads: 8, head_dim: 128, kv_type, page: 16, query_scale, trained };
+    let plan = Plan::new(Paper3k::pipeline(), geometry, vec![1.0; 64], 32).expect("it fits");
+    let program = Program::new(&plan, Activation::F32).expect("a usual head");
+    let bytes = |program: &Program, tokens| {
+        let extent = Extent { rows: 8192, tokens };
+        let angles = program.rope_positions(extent) * 64 * 8;
+        angles + program.workspace(extent).iter().map(Storage::bytes).sum::<usize>()
+    };
+    let [short, long] = [128 << 10, 3 << 20].map(|tokens| bytes(&program, tokens));
+    assert!(long < 15 << 20, "{long} bytes");
+    assert!(32 * long < 512 << 20, "{long} bytes");
+    assert!(long - short < 14 << 20, "{short} and {long} bytes");
+    // The dense path has a copy of the keys and values that it reads, and no more of them where the request is longer.
+    let dense = program.with_dense_path();
+    let path = (0..2).map(|kind| dense.dense_path(kind).tokens).max().unwrap_or(0);
+    assert_eq!(bytes(&dense, 3 << 20) - long, path * 8 * 128 * 2 * 2 + path / 16 * 4);
 }
 
 #[test]

@@ -164,6 +164,12 @@ pub enum Buffer {
     Partials,
     /// f32 `[query_heads][splits][2]`: a split's largest score (base 2) and its sum.
     PartialSums,
+    /// KV type, laid out like the keys: keys of a prompt's begin, rotated at their true positions, pages in the order of the text.
+    GatheredKeys,
+    /// The same of the values.
+    GatheredValues,
+    /// u32 `[logical page]`: each page's own number, which is its place there.
+    GatheredPages,
     /// u32 `[query_heads]`: splits that have been written, by the heads that share a block of threads. Zero between launches.
     Arrivals,
 }
@@ -194,6 +200,9 @@ impl Buffer {
             Self::CachedCount => "cached_count".to_owned(),
             Self::Partials => "partials".to_owned(),
             Self::PartialSums => "partial_sums".to_owned(),
+            Self::GatheredKeys => "gathered_keys".to_owned(),
+            Self::GatheredValues => "gathered_values".to_owned(),
+            Self::GatheredPages => "gathered_pages".to_owned(),
             Self::Arrivals => "arrivals".to_owned(),
         }
     }
@@ -205,8 +214,10 @@ impl Buffer {
             Self::Step => "[start, rows, t_max, first_row, 0, 0, 0, 0]",
             Self::Qkv => "[rows, query_heads + 2 * kv_heads, head_dim]",
             Self::Out => "[rows, query_heads, head_dim]",
-            Self::Keys | Self::Values => "[physical page, kv_heads, page, head_dim]",
-            Self::PageTable => "[logical page]",
+            Self::Keys | Self::Values | Self::GatheredKeys | Self::GatheredValues => {
+                "[physical page, kv_heads, page, head_dim]"
+            }
+            Self::PageTable | Self::GatheredPages => "[logical page]",
             Self::RopeTable => "[positions, head_dim / 2]",
             Self::Frequencies => "[head_dim / 2]",
             Self::Scores => "[query blocks, rankings, chunks]",

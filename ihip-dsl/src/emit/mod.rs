@@ -6,9 +6,11 @@ mod attend_groups;
 mod attend_row;
 mod attend_tiles;
 mod decode;
+mod dense_path;
 mod dense_row;
 mod extend;
 mod functions;
+mod gather;
 mod hopper;
 pub mod launch;
 pub mod measure;
@@ -30,9 +32,11 @@ mod slots;
 mod summarise;
 mod tile;
 mod tune;
+mod unit;
 mod visible;
 mod writer;
 
+pub use dense_path::{DensePath, Estimate};
 pub use launch::{Activation, Buffer, Element, Extent, Launch, Storage, Value, step};
 pub use program::{EmitError, Instructions, Program};
 pub use writer::snake_case;
@@ -67,6 +71,8 @@ pub enum Family {
     Attend,
     /// Attends to every key.
     Dense,
+    /// Puts the keys of a prompt's begin side by side.
+    Gather,
     /// Joins the splits of a decoding step's attention.
     Merge,
     /// Everything of the model that is not attention: norms, embedding, activation, sampling.
@@ -85,6 +91,7 @@ impl Family {
             Self::Select => "select",
             Self::Attend => "attend",
             Self::Dense => "dense",
+            Self::Gather => "gather",
             Self::Merge => "merge",
             Self::Model => "model",
             Self::Measure => "measure",

@@ -297,10 +297,12 @@ impl CudaCache {
             .collect()
     }
 
-    /// The lists with which the last step attended in `layer`; `None` where the layer keeps none.
+    /// The lists with which the last step attended in `layer`; `None` where the layer keeps none, or
+    /// attended to every key.
     pub(super) fn lists(&self, layer: usize) -> Result<Option<BlockLists>> {
         let LayerPlan::Pruned(pruned) = self.step.layer(self.program.plan(), layer) else { return Ok(None) };
         let (names, blocks) = match &self.step.phase {
+            Phase::Prefill if self.program.begins_densely(layer, self.step.t_max) => return Ok(None),
             Phase::Prefill => {
                 ([emit::Buffer::Blocks, emit::Buffer::Counts], self.step.rows.div_ceil(pruned.query_block))
             }

@@ -13,6 +13,7 @@ mod mapping;
 mod memory;
 mod runner;
 mod timing;
+mod together;
 mod trial;
 
 use std::collections::HashMap;
@@ -84,6 +85,8 @@ pub struct CudaDevice {
     chosen: Arc<Buffer>,
     /// What keys and values of a request may take; those beyond the share of the GPU lie with the host.
     budget: Budget,
+    /// Whether prompts begin densely where that is estimated to take less time.
+    dense_path: bool,
     /// Every tensor and weight named since a recording began.
     recording: Option<Vec<Arc<Buffer>>>,
 }
@@ -147,11 +150,20 @@ impl CudaDevice {
             vocabulary: None,
             chosen: Buffer::new(&stream, "the chosen token", size_of::<u32>(), true)?,
             budget: Budget::UNLIMITED,
+            dense_path: false,
             recording: None,
             context,
             stream,
             loader,
         })
+    }
+
+    /// From here on, prompts of requests begin densely as long as that is estimated to take less time ([`DensePath`]). What
+    /// comes out is then not what the pipeline declares.
+    ///
+    /// [`DensePath`]: ihip_dsl::emit::DensePath
+    pub const fn take_dense_path(&mut self) {
+        self.dense_path = true;
     }
 
     /// The kernels of a plan as they are tuned for a request of `capacity` tokens.
@@ -161,7 +173,8 @@ impl CudaDevice {
 
     /// The same with `tunings` of the caller's.
     fn program_with(&self, plan: &Plan, tunings: Tunings) -> Result<Program> {
-        Ok(Program::with(plan, Activation::F32, self.loader.instructions(), tunings)?)
+        let program = Program::with(plan, Activation::F32, self.loader.instructions(), tunings)?;
+        Ok(if self.dense_path { program.with_dense_path() } else { program })
     }
 
     /// The cache of a request that runs `program`.
