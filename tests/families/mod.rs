@@ -22,6 +22,7 @@ mod attend;
 mod decode;
 mod extended;
 mod methods;
+mod paging;
 mod scan;
 mod scoring;
 mod select;

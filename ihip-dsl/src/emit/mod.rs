@@ -6,13 +6,16 @@ mod attend_row;
 mod attend_tiles;
 mod decode;
 mod dense_row;
+mod exchange;
 mod extend;
 mod functions;
 pub mod launch;
 pub mod measure;
 pub mod model;
 mod normalise;
+mod paging;
 mod program;
+mod promote;
 mod row;
 mod rows;
 mod scan;
@@ -31,7 +34,8 @@ mod tune;
 mod visible;
 mod writer;
 
-pub use launch::{Activation, Buffer, Element, Extent, Launch, Storage, Value, step};
+pub use launch::{Activation, Buffer, Element, Extent, Launch, Storage, Value, step, tally};
+pub use paging::{Paging, Slots};
 pub use program::{EmitError, Program};
 pub use writer::snake_case;
 
@@ -67,6 +71,8 @@ pub enum Family {
     Dense,
     /// Joins the splits of a decoding step's attention.
     Merge,
+    /// Moves pages of the cache between the tiers.
+    Move,
     /// Everything of the model that is not attention: norms, embedding, activation, sampling.
     Model,
     /// What only measurements run.
@@ -84,6 +90,7 @@ impl Family {
             Self::Attend => "attend",
             Self::Dense => "dense",
             Self::Merge => "merge",
+            Self::Move => "move",
             Self::Model => "model",
             Self::Measure => "measure",
         }
