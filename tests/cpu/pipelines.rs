@@ -11,8 +11,8 @@ use ihip_runtime::device::cpu::{CpuDevice, CpuTensor};
 use ihip_runtime::session::Phase;
 use ihip_runtime::{Session, Step};
 use ihip_tests::support::agreement::near_tie;
-use ihip_tests::support::golden::TOLERANCE;
 use ihip_tests::support::sample::{HEAD_DIM, Random, pipelines};
+use ihip_tests::support::tolerance;
 use proptest::prelude::*;
 
 const LAYERS: usize = 3;
@@ -154,7 +154,7 @@ proptest! {
                 let got = device.read(&out, step.rows).expect("the CPU does not fail");
                 for (index, (got, expected)) in got.iter().zip(&expected_out).enumerate() {
                     prop_assert!(
-                        (got - expected).abs() <= TOLERANCE,
+                        (got - expected).abs() <= tolerance::SUM,
                         "output {index} of layer {at} at {} is {got}, not {expected}", step.start
                     );
                 }

@@ -5,9 +5,10 @@ use ihip_dsl::{Plan, PrunedLayer};
 use ihip_runtime::Session;
 use ihip_runtime::session::Phase;
 use ihip_tests::support::agreement::near_tie;
-use ihip_tests::support::golden::{Answer, TOLERANCE};
+use ihip_tests::support::golden::Answer;
 use ihip_tests::support::layer::{self, Layer};
 use ihip_tests::support::sample::samples;
+use ihip_tests::support::tolerance;
 use proptest::prelude::*;
 
 /// Fails where lists or outputs differ; lists may where a decision was close, and outputs of other lists are others.
@@ -20,7 +21,7 @@ fn compare(answer: &Answer, lists: &[BlockList], close: bool, out: &[f32]) -> Re
     }
     prop_assert_eq!(answer.out.len(), out.len());
     for (index, (got, expected)) in answer.out.iter().zip(out).enumerate() {
-        prop_assert!((got - expected).abs() <= TOLERANCE, "output {index} is {got}, not {expected}");
+        prop_assert!((got - expected).abs() <= tolerance::SUM, "output {index} is {got}, not {expected}");
     }
     Ok(true)
 }

@@ -3,6 +3,7 @@
 use ihip_dsl::emit::{Buffer, Element};
 use ihip_dsl::reference::rope;
 use ihip_tests::support::attention::decode;
+use ihip_tests::support::tolerance;
 use proptest::prelude::*;
 
 use super::{Data, Layer, TOKENS, call, check, difference, layers};
@@ -46,7 +47,7 @@ fn rows_end_up_at_their_positions() {
         });
         let rotated: Vec<f32> = rotated.map(|x| x as f32).collect();
         let difference = difference(&rotated, &keys);
-        prop_assert!(difference < 1e-5, "keys differ by {}", difference);
+        prop_assert!(difference < tolerance::ELEMENT, "keys differ by {}", difference);
         Ok(())
     });
 }

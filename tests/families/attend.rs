@@ -1,8 +1,9 @@
 //! `attend` and `dense` in prefill: the output for lists that nobody selected, and for no list at all.
 
+use ihip_dsl::Plan;
 use ihip_dsl::emit::Buffer;
 use ihip_dsl::reference::{self, BlockList, Tensors};
-use ihip_dsl::{KvType, Plan};
+use ihip_tests::support::tolerance;
 use proptest::prelude::*;
 
 use super::{Data, Layer, Noise, attended_layers, call, check, check_on, difference, layers};
@@ -19,9 +20,9 @@ pub(super) fn list(layer: &Layer, end: usize, width: usize, noise: &mut Noise) -
     drawn
 }
 
-/// How far an output may be off: sums of f32 for f32, and the rounding of rotated keys where those are cached.
+/// How far an output of the layer may be off.
 pub(super) fn tolerance(layer: &Layer) -> f32 {
-    if layer.pruning.rope.rotated_cache() && layer.kv_type != KvType::F32 { 2e-2 } else { 2e-5 }
+    tolerance::output(layer.kv_type, layer.pruning.rope.rotated_cache())
 }
 
 #[test]
@@ -71,7 +72,7 @@ fn dense_output_is_the_references() {
         let expected = reference::dense(&data.problem(layer, &frequencies, first + rows));
         let difference = difference(&expected, &attention.out(rows));
         // Keys are cached rotated, and rounded to the cache's type after that.
-        let tolerance = if layer.kv_type == KvType::F32 { 2e-5 } else { 2e-2 };
+        let tolerance = tolerance::output(layer.kv_type, true);
         prop_assert!(difference < tolerance, "outputs differ by {}", difference);
         Ok(())
     });

@@ -11,13 +11,11 @@ use ihip_dsl::{KvType, LayerPruning, parse_str};
 use ihip_runtime::session::Phase;
 use ihip_tests::support::attention::Attention;
 use ihip_tests::support::layer as cpu;
+use ihip_tests::support::tolerance;
 use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::{Data, Layer, check, difference};
-
-/// Two scores closer than this are no test of which is larger.
-const NEAR_TIE: f64 = 1e-5;
 
 /// A layer that does what `words` say, between the braces of a declaration.
 fn declared((query_heads, kv_heads): (u32, u32), words: &str) -> Layer {
@@ -120,7 +118,8 @@ impl<'a> Paper<'a> {
         scored.sort_by(|a, b| b.0.total_cmp(&a.0));
         let keep = (keep / chunk) as usize;
         assert!(scored.len() > keep, "{} blocks are no choice", scored.len());
-        let clear = scored[keep - 1].0 - scored[keep].0 > NEAR_TIE;
+        // Two scores closer than this are no test of which is larger.
+        let clear = scored[keep - 1].0 - scored[keep].0 > f64::from(tolerance::ELEMENT);
         let mut kept: Vec<i32> = scored[..keep].iter().map(|(_, left)| *left).collect();
         kept.sort_unstable();
         clear.then_some(kept)
@@ -285,7 +284,7 @@ fn streaming_llm_is_sink_and_window() {
         for answer in answers(layer, attention, &data) {
             prop_assert!(answer.lists.is_empty(), "{}", answer.name);
             let difference = difference(&expected, &answer.out);
-            prop_assert!(difference < 1e-4, "{}: outputs differ by {}", answer.name, difference);
+            prop_assert!(difference < tolerance::SUM, "{}: outputs differ by {}", answer.name, difference);
         }
         Ok(())
     });

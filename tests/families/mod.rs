@@ -21,6 +21,7 @@ mod append;
 mod attend;
 mod decode;
 mod extended;
+mod hopper;
 mod methods;
 mod paging;
 mod scan;

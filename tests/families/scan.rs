@@ -4,13 +4,11 @@ use ihip_dsl::emit::{Buffer, Family, Launch};
 use ihip_dsl::reference::{self, StageOutcome};
 use ihip_dsl::{AttendRope, KvType, LayerPruning, ScanRope, Scores};
 use ihip_tests::support::attention::Attention;
+use ihip_tests::support::tolerance;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
 use super::{Data, Layer, all_layers, call, check, layer, stage};
-
-/// A score of the reference and one of a kernel, where another order of summation may not have taken another half.
-const TOLERANCE: f32 = 1e-4;
 
 fn pruned() -> Vec<Layer> {
     all_layers().into_iter().filter(|layer| !layer.pruning.stages.is_empty()).collect()
@@ -80,7 +78,7 @@ fn prefill_scores_are_the_references() {
         let frequencies = layer.frequencies();
         let outcome = reference::prefill(&data.problem(layer, &frequencies, t_max));
         let launches = attention.begin_prefill(first, t_max, &qkv);
-        let result = compare(attention, &layer.pruning, &launches, &outcome.stages, TOLERANCE);
+        let result = compare(attention, &layer.pruning, &launches, &outcome.stages, tolerance::SUM);
         attention.zero_scores();
         result
     });
@@ -95,7 +93,7 @@ fn decoding_scores_are_the_references() {
         let frequencies = layer.frequencies();
         let outcome = reference::prefill(&data.problem(layer, &frequencies, t_max));
         let launches = attention.begin_decode(position, t_max, Some(0), &qkv);
-        let result = compare(attention, &layer.pruning, &launches, &outcome.stages, TOLERANCE);
+        let result = compare(attention, &layer.pruning, &launches, &outcome.stages, tolerance::SUM);
         attention.zero_scores();
         result
     });

@@ -6,6 +6,7 @@ use ihip_dsl::{
     Refresh, Representative, ScanRope, Scores, Scoring, Stage,
 };
 use ihip_tests::support::attention::decode;
+use ihip_tests::support::tolerance;
 use proptest::prelude::*;
 
 use super::{Data, Layer, TOKENS, call, check, difference, layer, stage};
@@ -226,7 +227,7 @@ fn means_and_bounds_are_kept_of_every_chunk_that_is_complete() {
                 let got = decode(element, &attention.read(storage.buffer));
                 prop_assert!(got.len() >= expected.len(), "{} elements for {}", got.len(), expected.len());
                 let difference = difference(&expected, &got[..expected.len()]);
-                let tolerance = if bounds { 0.0 } else { 1e-5 };
+                let tolerance = if bounds { 0.0 } else { tolerance::ELEMENT };
                 prop_assert!(difference <= tolerance, "{:?} differs by {}", storage.buffer, difference);
             }
             Ok(())

@@ -188,6 +188,23 @@ fn layers_that_differ_where_no_name_tells_have_kernels_of_their_own() {
     assert_eq!(texts.len(), kernels.len());
 }
 
+/// Half a million rows of a million chunks are more scores than 31 bits count: a query block's begin at 64 bits. One row
+/// of decoding has no more than its heads' scores.
+#[test]
+fn where_the_scores_of_a_query_block_begin_is_calculated_in_64_bits() {
+    let mut places = 0;
+    for layer in all_layers() {
+        let program = Program::new(&layer.plan(), Activation::F32).expect("a usual head");
+        for kernel in program.kernels().iter().filter(|kernel| !kernel.name.contains("_decode_")) {
+            for line in kernel.text.lines().filter(|line| line.contains("* score_stride")) {
+                assert!(line.contains("static_cast<unsigned long long>("), "{}: {line}", kernel.name);
+                places += 1;
+            }
+        }
+    }
+    assert!(places > 50, "{places}");
+}
+
 #[test]
 fn a_head_of_unusual_size_is_refused_with_its_size() {
     let base = layers()[0].clone();

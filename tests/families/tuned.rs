@@ -1,7 +1,7 @@
 //! Choices other than the declared one: what a kernel computes does not hang on them.
 
 use ihip_dsl::Plan;
-use ihip_dsl::emit::{Activation, Extent, Program};
+use ihip_dsl::emit::{Activation, Extent, Instructions, Program};
 use ihip_dsl::tuning::{Tunable, Tuning, Tunings};
 use ihip_tests::support::attention::Attention;
 use ihip_tests::support::host::host;
@@ -19,9 +19,13 @@ fn chosen(tunable: &[Tunable], share: f64) -> Tunings {
     tunable.iter().filter_map(other).collect()
 }
 
+fn tuned(plan: &Plan, tunings: Tunings) -> Program {
+    Program::with(plan, Activation::F32, Instructions::Portable, tunings).expect("a usual head")
+}
+
 fn attention(plan: &Plan, share: f64) -> Attention {
     let declared = Program::new(plan, Activation::F32).expect("a usual head");
-    let program = Program::tuned(plan, Activation::F32, chosen(&declared.tunable(), share)).expect("a usual head");
+    let program = tuned(plan, chosen(&declared.tunable(), share));
     let extent = Extent { rows: ROWS, tokens: TOKENS };
     let pages = TOKENS.div_ceil(plan.geometry().page as usize);
     Attention::running(host(), program, extent, pages)
@@ -75,7 +79,7 @@ fn every_choice_makes_a_kernel_or_a_grid_of_its_own() {
                 let mut seen = Vec::new();
                 for &tuning in &tunable.space {
                     let tunings = Tunings::default().with(&tunable.site, tuning);
-                    let program = Program::tuned(&plan, Activation::F32, tunings).expect("a usual head");
+                    let program = tuned(&plan, tunings);
                     let kernel = program.kernels().into_iter().find(|kernel| kernel.name == tunable.kernel);
                     let kernel = kernel.expect("a choice does not rename its kernel");
                     let extent = Extent { rows: 8192, tokens: 1 << 20 };
@@ -114,11 +118,11 @@ fn a_choice_outside_of_the_space_is_as_if_there_were_none() {
         (tunable.site.clone(), tuning)
     };
     let tunings: Tunings = declared.tunable().iter().map(outside).collect();
-    let program = Program::tuned(&layer.plan(), Activation::F32, tunings).expect("a usual head");
+    let program = tuned(&layer.plan(), tunings);
     assert_eq!(program.kernels(), declared.kernels());
     // One for another family neither.
     let other = Tuning::DenseDecode(ihip_dsl::tuning::DenseDecode { warps: 4, stages: 3, blocks: 128 });
     let tunings: Tunings = declared.tunable().iter().map(|tunable| (tunable.site.clone(), other)).collect();
-    let program = Program::tuned(&layer.plan(), Activation::F32, tunings).expect("a usual head");
+    let program = tuned(&layer.plan(), tunings);
     assert_eq!(program.kernels(), declared.kernels());
 }

@@ -2,6 +2,7 @@
 
 use ihip_dsl::reference::{self, Decode, StageOutcome};
 use ihip_tests::support::attention::Attention;
+use ihip_tests::support::tolerance::undecided as near;
 use proptest::prelude::*;
 
 use super::attend::tolerance;
@@ -9,7 +10,7 @@ use super::{Data, Layer, all_layers, call, check, difference, sampled_layers};
 
 /// Whether rounding may have decided a descent or a cut: then lists may differ, and what follows from them.
 fn undecided(layer: &Layer, stages: &[StageOutcome]) -> bool {
-    let near = if layer.pruning.rope.rotated_cache() && tolerance(layer) > 1e-3 { 1e-1 } else { 1e-5 };
+    let near = near(layer.kv_type, layer.pruning.rope.rotated_cache());
     stages.iter().any(|stage| {
         let cut = stage.cuts.iter().any(|cut| cut.margin.is_some_and(|margin| margin > 0.0 && margin < near));
         cut || stage.scores.iter().any(|scores| scores.closest.iter().any(|&closest| closest < near))

@@ -112,6 +112,11 @@ fn damaged_files_of_pipelines_are_refused_or_read() {
     damaged("toml", READERS[6].1);
 }
 
+#[test]
+fn damaged_safetensors_files_are_refused_or_read() {
+    damaged("safetensors", READERS[7].1);
+}
+
 /// Nesting must not use up the stack.
 #[test]
 fn deep_nesting_is_refused() {

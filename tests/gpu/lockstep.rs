@@ -17,11 +17,12 @@ use ihip_runtime::session::Phase;
 use ihip_runtime::{Result, Step};
 use ihip_tests::support::generation::Loaded;
 use ihip_tests::support::model::{book, smollm2};
+use ihip_tests::support::tolerance;
 
 use super::ties::{Call, Ties};
 
 /// Scores nearer than this may come out in another order.
-const NEAR: f64 = 1e-4;
+const NEAR: f64 = tolerance::SUM as f64;
 
 /// Both devices, and what was seen of them.
 struct Lockstep<S: Device> {
@@ -218,6 +219,10 @@ impl<S: Device> Device for Lockstep<S> {
         self.first.residence(&cache.0)
     }
 
+    fn kv_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
+        self.first.kv_bytes(plan, capacity)
+    }
+
     fn cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
         self.first.cache_bytes(plan, capacity)
     }
@@ -356,5 +361,5 @@ fn a_book_has_the_same_block_lists_on_both_devices() {
     };
     assert_eq!(tally.wrong, []);
     assert!(tally.equal > 9 * tally.excused, "{tally}");
-    assert!(tally.difference < 1e-4, "{tally}");
+    assert!(tally.difference < tolerance::SUM, "{tally}");
 }

@@ -1,9 +1,11 @@
 //! What runs on a GPU as well: in the emulator or on the CPU device, and on a GPU where `IHIP_TEST_DEVICE=cuda` asks
 //! for it. A GPU that is asked for and not there is a failure.
 
+use ihip_dsl::emit::Activation;
 use ihip_runtime::device::Device;
 use ihip_runtime::device::cpu::CpuDevice;
 use ihip_runtime::device::cuda::{CudaDevice, Precision};
+use ihip_tests::support::tolerance::product;
 
 mod device;
 mod lockstep;
@@ -24,14 +26,13 @@ trait Check {
 fn check(check: &impl Check) {
     match std::env::var("IHIP_TEST_DEVICE").as_deref() {
         Ok("cuda") => {
-            // TF32 would be as far off as 1e-2.
-            for (precision, rounding) in [(Precision::F32, 1e-4), (Precision::Bf16, 1e-1)] {
+            for (precision, activation) in [(Precision::F32, Activation::F32), (Precision::Bf16, Activation::Bf16)] {
                 let device = CudaDevice::new(0, precision);
                 let mut device = device.unwrap_or_else(|error| panic!("IHIP_TEST_DEVICE is cuda, but {error}"));
-                check.on(&mut device, rounding);
+                check.on(&mut device, product(activation));
             }
         }
-        _ => check.on(&mut CpuDevice::new(2).unwrap(), 1e-4),
+        _ => check.on(&mut CpuDevice::new(2).unwrap(), product(Activation::F32)),
     }
 }
 

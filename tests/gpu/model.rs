@@ -4,6 +4,7 @@ use ihip_dsl::emit::Activation;
 use ihip_dsl::emit::model::{BLOCK_ELEMENTS, ModelKernel};
 use ihip_tests::support::attention::{decode, encode};
 use ihip_tests::support::host::{Handle, Host, HostValue, host};
+use ihip_tests::support::tolerance;
 
 /// Numbers that look random, in (−1, 1).
 fn noise(seed: u64, count: usize) -> Vec<f32> {
@@ -64,10 +65,7 @@ fn rounded(weights: Activation, value: f32) -> f32 {
 
 /// Within a rounding of the stored type.
 fn assert_close(weights: Activation, found: &[f32], expected: &[f32]) {
-    let step = match weights {
-        Activation::F32 => 1e-5,
-        Activation::Bf16 => 8e-3,
-    };
+    let step = tolerance::stored(weights);
     assert_eq!(found.len(), expected.len());
     for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
         assert!((found - expected).abs() <= step * expected.abs().max(0.1), "{index}: {found}, not {expected}");
@@ -216,8 +214,7 @@ fn draws_follow_the_probabilities_of_the_kept_tokens() {
         let temperature = [0.6_f32, 1.0, 2.5][number % 3];
         let top_p = [1.0_f32, 0.9, 0.3, 0.02][number % 4];
         let (expected, margin) = drawn(&logits, f64::from(temperature), f64::from(top_p), f64::from(draw));
-        // A probability is rounded to a multiple of 2^-30: 700 of them may move a sum by 1e-6.
-        if margin < 1e-6 {
+        if margin < tolerance::PROBABILITY {
             continue;
         }
         compared += 1;

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use ihip_dsl::emit::{Activation, Extent, Program};
 use ihip_dsl::reference::{self, BlockList, Problem};
 use ihip_dsl::{Attention, Geometry, KvType, LayerPruning, LayerRange, Phases, Pipeline, Plan, Refresh};
 use ihip_runtime::device::Device;
@@ -10,6 +11,7 @@ use ihip_runtime::session::SEGMENT;
 use ihip_runtime::{Session, Step};
 use ihip_tests::support::agreement::near_tie;
 use ihip_tests::support::sample::prunings;
+use ihip_tests::support::tolerance::SUM;
 use proptest::prelude::Strategy;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -42,8 +44,8 @@ struct Computed {
     out: Vec<f32>,
 }
 
-/// The same pairs every time, in shapes that take turns.
-fn pairs() -> Vec<Pair> {
+/// The same `count` pairs every time, in shapes that take turns.
+fn pairs(count: usize) -> Vec<Pair> {
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
     let mut draw = || prunings().new_tree(&mut runner).expect("nothing is rejected").current();
@@ -70,7 +72,7 @@ fn pairs() -> Vec<Pair> {
         let qkv = [0, 1].map(|layer| noise((2 * number + layer) as u64, TOKENS * row));
         Pair { layers, geometry, qkv }
     };
-    (0..PIPELINES).map(pair).collect()
+    (0..count).map(pair).collect()
 }
 
 impl Pair {
@@ -178,7 +180,7 @@ struct Words;
 impl Check for Words {
     fn on<D: Device>(&self, device: &mut D, _: f64) {
         let mut compared = 0;
-        for (number, pair) in pairs().iter().enumerate() {
+        for (number, pair) in pairs(PIPELINES).iter().enumerate() {
             let computed = pair.run(device, false);
             for (layer, computed) in computed.iter().enumerate() {
                 let Some(expected) = pair.expected(layer) else { continue };
@@ -189,7 +191,7 @@ impl Check for Words {
                 }
                 let off = computed.out.iter().zip(&expected.out).map(|(found, expected)| (found - expected).abs());
                 let off = off.fold(0.0, f32::max);
-                assert!(off < 1e-4 && computed.out.len() == expected.out.len(), "outputs differ by {off}: {what}");
+                assert!(off < SUM && computed.out.len() == expected.out.len(), "outputs differ by {off}: {what}");
                 compared += 1;
             }
             let again = pair.run(device, true);
@@ -204,6 +206,23 @@ fn pipelines_of_every_word_compute_what_the_reference_says_run_or_recorded() {
     check(&Words);
 }
 
+#[test]
+fn every_launch_of_a_pipeline_is_of_a_kernel_that_is_emitted() {
+    for pair in pairs(200) {
+        let plan = pair.plan();
+        let program = Program::new(&plan, Activation::F32).expect("heads of 32 or 64 elements");
+        let names: Vec<_> = program.kernels().into_iter().map(|kernel| kernel.name).collect();
+        let extent = Extent { tokens: SEGMENT, rows: CHUNK };
+        for layer in 0..2 {
+            let stages = pair.layers[layer][1].stages.len();
+            let mut launches = program.prefill(layer, extent, CHUNK, SEGMENT);
+            launches.extend((0..stages).map(Some).chain([None]).flat_map(|from| program.decode(layer, extent, from)));
+            let missing = launches.iter().find(|launch| !names.contains(&launch.kernel));
+            assert!(missing.is_none(), "{missing:?} of {:?}", pair.layers[layer]);
+        }
+    }
+}
+
 /// Runs of a pipeline that must not differ in a bit.
 const RUNS: usize = 20;
 
@@ -211,7 +230,7 @@ struct Repeats;
 
 impl Check for Repeats {
     fn on<D: Device>(&self, device: &mut D, _: f64) {
-        for (number, pair) in pairs().iter().take(3).enumerate() {
+        for (number, pair) in pairs(3).iter().enumerate() {
             let bits = |computed: [Computed; 2]| {
                 computed.map(|layer| (layer.lists, layer.out.iter().map(|x| x.to_bits()).collect::<Vec<u32>>()))
             };

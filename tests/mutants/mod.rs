@@ -4,11 +4,15 @@
 //! killed each. Every other run of the tests sees to it that each can still be made, and runs three.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ihip_dsl::emit::{Activation, Paging, Program, Slots};
 use ihip_tests::support::mutant::{Applied, Mutant, VARIABLE, all};
+use ihip_tests::support::page;
+use serde::{Deserialize, Serialize};
 
 use crate::families::{layers, scored_layers};
 
@@ -55,6 +59,31 @@ enum End {
     Hung,
 }
 
+/// A mutant's end in `fixtures/proof/mutants.toml`.
+#[derive(Serialize, Deserialize)]
+struct Death {
+    mutant: String,
+    /// Tests that failed; none where a kernel never ended.
+    killed_by: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Deaths {
+    death: Vec<Death>,
+}
+
+impl Deaths {
+    fn to_markdown(&self) -> String {
+        let mut table = "| mutant | killed by |\n|---|---|\n".to_owned();
+        for Death { mutant, killed_by } in &self.death {
+            let killed_by: Vec<String> = killed_by.iter().map(|test| format!("`{test}`")).collect();
+            let killed_by = if killed_by.is_empty() { "it never ends".to_owned() } else { killed_by.join(", ") };
+            let _ = writeln!(table, "| {mutant} | {killed_by} |");
+        }
+        table
+    }
+}
+
 /// Runs the tests of a mutant with it in force; what it survives with is the end of what they printed.
 fn run(mutant: &Mutant) -> Result<End, String> {
     let output = tempfile::NamedTempFile::new().expect("a file for what the tests print");
@@ -62,6 +91,8 @@ fn run(mutant: &Mutant) -> Result<End, String> {
     let mut tests = Command::new(std::env::current_exe().expect("this program"))
         .arg(&mutant.tests)
         .env(VARIABLE, &mutant.name)
+        // Rows are of kernels as they are.
+        .env_remove("IHIP_TEST_TABLE")
         // One failing case is enough; a smaller one tells nothing about a mistake that is known.
         .env("PROPTEST_MAX_SHRINK_ITERS", "0")
         .stdin(Stdio::null())
@@ -94,17 +125,24 @@ fn run(mutant: &Mutant) -> Result<End, String> {
     Ok(End::Killed(failed))
 }
 
-/// Runs mutants and prints how each ended.
+/// Runs mutants, prints how each ended and returns that.
 #[expect(clippy::print_stdout, reason = "a table of who killed what is what this is run for")]
-fn kill(mutants: &[Mutant]) {
-    let mut survivors = Vec::new();
+fn kill(mutants: &[Mutant]) -> Deaths {
+    let (mut survivors, mut deaths) = (Vec::new(), Vec::new());
     for mutant in mutants {
         let start = Instant::now();
         let end = run(mutant);
         let seconds = start.elapsed().as_secs();
+        let mut death = |killed_by| deaths.push(Death { mutant: mutant.name.clone(), killed_by });
         match end {
-            Ok(End::Killed(tests)) => println!("{seconds:4} s  {}: killed by {}", mutant.name, tests.join(", ")),
-            Ok(End::Hung) => println!("{seconds:4} s  {}: killed, it never ends", mutant.name),
+            Ok(End::Killed(tests)) => {
+                println!("{seconds:4} s  {}: killed by {}", mutant.name, tests.join(", "));
+                death(tests);
+            }
+            Ok(End::Hung) => {
+                println!("{seconds:4} s  {}: killed, it never ends", mutant.name);
+                death(Vec::new());
+            }
             Err(survived) => {
                 println!("{seconds:4} s  {}: SURVIVED", mutant.name);
                 survivors.push(format!("{}: `{}` survived: {survived}", mutant.file, mutant.name));
@@ -112,6 +150,7 @@ fn kill(mutants: &[Mutant]) {
         }
     }
     assert!(survivors.is_empty(), "{} of {} mutants:\n{}", survivors.len(), mutants.len(), survivors.join("\n\n"));
+    Deaths { death: deaths }
 }
 
 #[test]
@@ -153,5 +192,23 @@ fn three_mutants_die() {
 #[test]
 #[ignore = "takes minutes: every mutant has a run of its tests"]
 fn every_mutant_dies() {
-    kill(&all());
+    let deaths = kill(&all());
+    if let Some(folder) = std::env::var_os("IHIP_TEST_TABLE") {
+        let file = Path::new(&folder).join("mutants.toml");
+        let text = toml::to_string(&deaths).expect("names are plain");
+        std::fs::write(&file, text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    }
+}
+
+/// Who killed each, in a run of all that are there now.
+#[test]
+fn the_mutants_of_the_book_are_those_of_a_run() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/proof/mutants.toml");
+    let text = std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{file}: {error}"));
+    let deaths: Deaths = toml::from_str(&text).expect("a list of deaths");
+    let died: Vec<&str> = deaths.death.iter().map(|death| death.mutant.as_str()).collect();
+    let mutants = all();
+    let mutants: Vec<&str> = mutants.iter().map(|mutant| mutant.name.as_str()).collect();
+    assert_eq!(died, mutants, "run them all with IHIP_TEST_TABLE=fixtures/proof");
+    page::assert_table(&deaths.to_markdown());
 }

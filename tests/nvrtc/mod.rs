@@ -3,6 +3,7 @@
 mod compiler;
 mod export;
 mod gallery;
+mod hopper;
 mod library;
 mod model;
 mod scoring;

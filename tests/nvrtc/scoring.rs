@@ -87,7 +87,7 @@ fn kernels_that_score_otherwise_compile_without_spills() {
 }
 
 /// What a kernel says besides the prelude.
-fn own_text(kernel: &Kernel) -> String {
+pub(super) fn own_text(kernel: &Kernel) -> String {
     let text = &kernel.text;
     let start = text.find("#line 1 \"prelude.cu\"\n").expect("every kernel has the prelude");
     let end = start + 1 + text[start + 1..].find("\n#line 1 ").expect("the kernel follows the prelude");

@@ -2,10 +2,12 @@
 //! compare.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use half::{bf16, f16};
-use ihip_dsl::emit::{Activation, Buffer, Extent};
-use ihip_dsl::{Geometry, KvType, LayerPruning, Pipeline, Plan, Refresh};
+use ihip_dsl::emit::{Activation, Buffer, Extent, Instructions, Program};
+use ihip_dsl::tuning::Tunings;
+use ihip_dsl::{AttendRope, Geometry, KvType, LayerPruning, Pipeline, Plan, Refresh, ScanRope};
 use ihip_tests::support::attention::Attention;
 use ihip_tests::support::host::host;
 use ihip_tests::support::sample::{Random, prunings};
@@ -13,7 +15,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use crate::families::{Data, Layer, all_layers};
+use crate::families::{Data, Layer, all_layers, layer};
 
 /// Rows of the largest call.
 const ROWS: usize = 48;
@@ -33,6 +35,10 @@ pub(super) struct Drawn {
     /// Whether all numbers are small and whole, or halves of such, and every angle a quarter turn: then nothing is
     /// rounded.
     pub(super) exact: bool,
+    /// Whether the layer's kernels attend to every key, which is what its pruning then describes.
+    pub(super) dense: bool,
+    /// Which texts run. Where they are not the portable ones, only those that the portable program does not have count.
+    pub(super) instructions: Instructions,
 }
 
 /// The same layers every time, `count` of them: shapes and types take turns, descriptions are drawn.
@@ -52,14 +58,47 @@ pub(super) fn layers(count: usize, exact: bool) -> Vec<Drawn> {
             pruning,
         };
         let activation = if number / 3 % 3 == 2 { Activation::Bf16 } else { Activation::F32 };
-        Drawn { layer, activation, exact }
+        Drawn { layer, activation, exact, dense: false, instructions: Instructions::Portable }
     };
     (0..count).map(&mut draw).collect()
 }
 
+/// A dense layer of every type and head.
+pub(super) fn dense(exact: bool) -> Vec<Drawn> {
+    let every = KvType::ALL.into_iter().flat_map(|kv_type| HEAD_DIMS.map(|head_dim| (kv_type, head_dim)));
+    let draw = |(number, (kv_type, head_dim)): (usize, (KvType, u32))| {
+        let (query_heads, kv_heads) = HEADS[number % HEADS.len()];
+        let all = (0, TOKENS as u32 + 1);
+        let modes = (ScanRope::None, AttendRope::None);
+        let layer = layer((query_heads, kv_heads, head_dim), kv_type, 16, all, &[], 0, modes);
+        let activation = if number % 2 == 1 { Activation::Bf16 } else { Activation::F32 };
+        Drawn { layer, activation, exact, dense: true, instructions: Instructions::Portable }
+    };
+    every.enumerate().map(draw).collect()
+}
+
 /// Layers that were chosen so that every kernel is among theirs, for every type that it takes.
 pub(super) fn chosen() -> Vec<Drawn> {
-    all_layers().into_iter().map(|layer| Drawn { layer, activation: Activation::F32, exact: false }).collect()
+    all_layers()
+        .into_iter()
+        .map(|layer| Drawn {
+            layer,
+            activation: Activation::F32,
+            exact: false,
+            dense: false,
+            instructions: Instructions::Portable,
+        })
+        .collect()
+}
+
+/// Those of `layers` that have texts for the host's instructions alone, with these.
+pub(super) fn beyond_portable(layers: &[Drawn]) -> Vec<Drawn> {
+    let instructions = host().instructions();
+    if instructions == Instructions::Portable {
+        return Vec::new();
+    }
+    let layers = layers.iter().map(|layer| Drawn { instructions, ..layer.clone() });
+    layers.filter(|layer| layer.program().kernels().iter().any(|kernel| layer.counts(&kernel.name))).collect()
 }
 
 impl Drawn {
@@ -77,18 +116,34 @@ impl Drawn {
         (0..self.layer.heads.2 / 2).map(|pair| f64::from(quarters(pair)) * std::f64::consts::FRAC_PI_2).collect()
     }
 
+    fn program(&self) -> Program {
+        let plan = if self.dense {
+            Plan::dense(self.geometry(), self.frequencies(), 1)
+        } else {
+            let phases = self.layer.pruning.clone().into();
+            let none = Cow::Borrowed([].as_slice());
+            let pipeline = Pipeline::from_checked("Families".into(), "".into(), Refresh::Together, phases, none);
+            Plan::new(&pipeline, self.geometry(), self.frequencies(), 1).expect("one layer")
+        };
+        let program = Program::with(&plan, self.activation, self.instructions, Tunings::default());
+        program.expect("a usual head")
+    }
+
+    /// Whether a kernel of that name is what the layer is drawn for.
+    pub(super) fn counts(&self, kernel: &str) -> bool {
+        self.instructions == Instructions::Portable || kernel.ends_with("_sm_90a")
+    }
+
     pub(super) fn attention(&self) -> Attention {
         self.attention_for(TOKENS)
     }
 
     /// With room for that many tokens.
     pub(super) fn attention_for(&self, tokens: usize) -> Attention {
-        let phases = self.layer.pruning.clone().into();
-        let pipeline =
-            Pipeline::from_checked("Families".into(), "".into(), Refresh::Together, phases, Cow::Borrowed(&[]));
-        let plan = Plan::new(&pipeline, self.geometry(), self.frequencies(), 1).expect("one layer");
+        let program = self.program();
         let extent = Extent { rows: ROWS, tokens };
-        let mut attention = Attention::new(host(), &plan, self.activation, extent);
+        let pages = tokens.div_ceil(self.layer.page as usize);
+        let mut attention = Attention::running(host(), program, extent, pages);
         if self.exact {
             self.write_quarters(&mut attention);
         }
@@ -124,7 +179,7 @@ pub(super) struct Asked {
 }
 
 /// Values that queries and keys have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Noise,
     /// Few small whole numbers: scores are equal all over.
@@ -146,21 +201,45 @@ impl Kind {
         [Self::Noise, Self::Ties, Self::Alike, Self::Needle, Self::Huge, Self::Infinite, Self::NotANumber];
 }
 
-/// Positions and lengths at which something changes in `pruning`, less than `most`.
-fn edges(pruning: &LayerPruning, most: usize) -> Vec<usize> {
+/// Positions and lengths at which something changes in `pruning`, by name.
+fn edges(pruning: &LayerPruning) -> Vec<(&'static str, usize)> {
     let (sink, window) = (pruning.sink as usize, pruning.window as usize);
-    let mut edges = vec![0, 1, sink, window, sink + window];
+    let mut edges = vec![("nothing", 0), ("sinks", sink), ("window", window), ("sinks and window", sink + window)];
     for stage in &*pruning.stages {
-        let chunk = stage.chunk as usize;
+        let (chunk, far) = (stage.chunk as usize, sink + window);
         // Where the first chunk is seen, where as many are as are kept, and query blocks end.
-        edges.extend([chunk, sink + window + chunk, stage.query_block as usize, sink + window + pruning.keep as usize]);
-        edges.push(sink + window + stage.keep.unwrap_or(0) as usize);
+        edges.extend([("chunk", chunk), ("first chunk", far + chunk), ("query block", stage.query_block as usize)]);
+        edges.push(("what is kept", far + pruning.keep as usize));
+        edges.extend(stage.keep.map(|keep| ("what enters a stage", far + keep as usize)));
     }
-    let mut edges: Vec<usize> = edges.into_iter().flat_map(|edge| [edge.saturating_sub(1), edge, edge + 1]).collect();
+    edges
+}
+
+/// The numbers beside edges and on them, less than `most`.
+fn beside_edges(pruning: &LayerPruning, most: usize) -> Vec<usize> {
+    let edges = edges(pruning).into_iter();
+    let mut edges: Vec<usize> = edges.flat_map(|(_, edge)| [edge.saturating_sub(1), edge, edge + 1]).collect();
     edges.retain(|&edge| edge < most);
     edges.sort_unstable();
     edges.dedup();
     edges
+}
+
+/// Every situation that some call must be in, as [`Asked::situations`] names them.
+pub(super) fn situations() -> BTreeSet<String> {
+    let edges = ["sinks", "window", "sinks and window", "chunk", "first chunk", "query block", "what is kept"];
+    let edges = edges.into_iter().chain(["what enters a stage"]);
+    let edges = edges.flat_map(|edge| ["one less than ", "", "one more than "].map(|beside| format!("{beside}{edge}")));
+    let before = edges.chain(["nothing", "one more than nothing"].map(str::to_owned));
+    let mut situations: BTreeSet<String> = before.map(|edge| format!("before the call: {edge}")).collect();
+    let rows = ["one less than query block", "query block", "one more than query block", "one more than nothing"];
+    situations.extend(rows.map(|edge| format!("rows: {edge}")));
+    situations.extend(Kind::ALL.map(|kind| format!("values: {kind:?}")));
+    situations.extend((0..3).map(|stage| format!("a step renews from stage {stage}")));
+    let others =
+        ["a step renews nothing", "a ragged query block", "fewer keys than are kept", "a grid with room to spare"];
+    situations.extend(others.map(str::to_owned));
+    situations
 }
 
 /// Calls of a layer: at every edge as often as anywhere else.
@@ -168,8 +247,8 @@ pub(super) fn asked(drawn: &Drawn) -> impl Strategy<Value = Asked> + use<> {
     let pruning = &drawn.layer.pruning;
     let stages = pruning.stages.len();
     let most = TOKENS - ROWS - 8;
-    let first = prop_oneof![prop::sample::select(edges(pruning, most)), 0..most];
-    let rows = edges(pruning, ROWS + 1).into_iter().filter(|&rows| rows > 0).collect::<Vec<usize>>();
+    let first = prop_oneof![prop::sample::select(beside_edges(pruning, most)), 0..most];
+    let rows = beside_edges(pruning, ROWS + 1).into_iter().filter(|&rows| rows > 0).collect::<Vec<usize>>();
     // Rows of whole query blocks, so that no average is over thirds.
     let rows = if drawn.exact {
         prop::sample::select(vec![16, 32, 48]).boxed()
@@ -193,6 +272,34 @@ pub(super) fn asked(drawn: &Drawn) -> impl Strategy<Value = Asked> + use<> {
 }
 
 impl Asked {
+    /// What is particular about the call, in words.
+    pub(super) fn situations(&self, drawn: &Drawn) -> Vec<String> {
+        let pruning = &drawn.layer.pruning;
+        let mut situations = vec![format!("values: {:?}", self.kind)];
+        for (name, edge) in edges(pruning) {
+            for (what, number) in [("before the call", self.first), ("rows", self.rows)] {
+                let beside =
+                    [(edge.checked_sub(1), "one less than "), (Some(edge), ""), (Some(edge + 1), "one more than ")];
+                let beside = beside.into_iter().filter(|(beside, _)| *beside == Some(number));
+                situations.extend(beside.map(|(_, beside)| format!("{what}: {beside}{name}")));
+            }
+        }
+        let restarts = self.restarts.iter().filter(|_| !pruning.stages.is_empty());
+        situations.extend(restarts.map(|restart| match restart {
+            Some(stage) => format!("a step renews from stage {stage}"),
+            None => "a step renews nothing".to_owned(),
+        }));
+        let query_blocks = pruning.stages.iter().map(|stage| stage.query_block as usize);
+        let far = (self.first + self.rows).saturating_sub((pruning.sink + pruning.window) as usize);
+        let others = [
+            (query_blocks.into_iter().any(|rows| !self.rows.is_multiple_of(rows)), "a ragged query block"),
+            (!pruning.stages.is_empty() && far < pruning.keep as usize, "fewer keys than are kept"),
+            (self.spare > 0, "a grid with room to spare"),
+        ];
+        situations.extend(others.into_iter().filter(|(is_so, _)| *is_so).map(|(_, name)| name.to_owned()));
+        situations
+    }
+
     /// Queries, keys and values of `rows` rows from `first` on.
     pub(super) fn data(&self, drawn: &Drawn, rows: usize) -> Data {
         let layer = &drawn.layer;

@@ -1,14 +1,15 @@
-//! What was run, and how far it was off.
+//! What was run, and how far it was off: the table of docs/src/proof.md.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 
 use ihip_dsl::emit::{Activation, Family, Kernel};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::draw::{Drawn, Kind};
+use super::draw::Drawn;
 
 /// A row of the table: which kernels.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Place {
     pub(super) family: String,
     pub(super) kv_type: String,
@@ -16,7 +17,7 @@ pub(super) struct Place {
 }
 
 /// What a row of the table says of one device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Seen {
     /// Calls.
     pub(super) cases: usize,
@@ -42,11 +43,12 @@ impl Place {
         let whole =
             if own.contains("are the columns of one product: halving only picks") { " whole chunks" } else { "" };
         let tensor = if own.contains("mma_16x8x16") { ", tensor cores" } else { "" };
+        let alone = if kernel.name.ends_with("_sm_90a") { ", sm_90a" } else { "" };
         let rounds = matches!(kernel.family, Family::Attend | Family::Dense) && drawn.activation == Activation::Bf16;
         let activation = if rounds { ", bf16 output" } else { "" };
         let geometry = drawn.geometry();
         Self {
-            family: format!("{}{halves}{whole}{phase}{tensor}{activation}", what.replace('_', " ")),
+            family: format!("{}{halves}{whole}{phase}{tensor}{activation}{alone}", what.replace('_', " ")),
             kv_type: geometry.kv_type.word().to_owned(),
             head_dim: geometry.head_dim,
         }
@@ -57,12 +59,12 @@ impl Place {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Tally {
     pub(super) rows: BTreeMap<Place, Seen>,
-    /// Values that were drawn.
-    pub(super) kinds: BTreeSet<Kind>,
+    /// What calls were, as [`super::draw::situations`] names it.
+    pub(super) situations: BTreeSet<String>,
 }
 
 /// A row in a file.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Row {
     #[serde(flatten)]
     place: Place,
@@ -70,7 +72,7 @@ struct Row {
     seen: Seen,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct File {
     /// Where it ran.
     device: String,
@@ -87,7 +89,7 @@ impl Tally {
 
     /// Adds what another thread has seen.
     pub(super) fn join(&mut self, other: Self) {
-        self.kinds.extend(other.kinds);
+        self.situations.extend(other.situations);
         for (place, other) in other.rows {
             let seen = self.rows.entry(place).or_default();
             seen.cases += other.cases;
@@ -100,6 +102,18 @@ impl Tally {
         let row = self.rows.iter().map(|(place, &seen)| Row { place: place.clone(), seen }).collect();
         toml::to_string(&File { device: device.to_owned(), row }).expect("rows are plain")
     }
+
+    /// The rows that are committed of a device and a mode.
+    ///
+    /// # Panics
+    /// Where the file has no such rows.
+    pub(super) fn committed(device: &str, mode: &str) -> Self {
+        let path = format!("{}/fixtures/proof/{device}-{mode}.toml", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let file: File = toml::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let rows = file.row.into_iter().map(|row| (row.place, row.seen)).collect();
+        Self { rows, ..Self::default() }
+    }
 }
 
 impl Seen {
@@ -110,4 +124,34 @@ impl Seen {
             *self = Self { cases: self.cases, error, tolerance };
         }
     }
+}
+
+/// Rows in Markdown, those of the emulator beside those of a GPU, each in numbers that are rounded and in whole ones.
+pub(super) fn markdown(emulator: &[Tally; 2], gpu: &[Tally; 2]) -> String {
+    let mut table = String::from(
+        "| kernels | KV type | head | in the emulator | exact | off by | on the GPU | exact | off by | tolerance |\n\
+         |---|---|--:|--:|--:|--:|--:|--:|--:|--:|\n",
+    );
+    let places: BTreeSet<&Place> = emulator.iter().chain(gpu).flat_map(|tally| tally.rows.keys()).collect();
+    let cases = |tally: &Tally, place| tally.rows.get(place).map_or(0, |seen| seen.cases);
+    for &place in &places {
+        let of = |[rounded, exact]: &[Tally; 2]| {
+            let seen = rounded.rows.get(place);
+            let off = seen.map_or_else(|| "–".to_owned(), |seen| number(seen.error));
+            (format!("{} | {} | {off}", cases(rounded, place), cases(exact, place)), seen.map(|seen| seen.tolerance))
+        };
+        let ((emulated, tolerance), (on_gpu, gpu_tolerance)) = (of(emulator), of(gpu));
+        let tolerance = tolerance.or(gpu_tolerance).unwrap_or_default();
+        let Place { family, kv_type, head_dim } = place;
+        let tolerance = number(tolerance);
+        let _ = writeln!(table, "| {family} | {kv_type} | {head_dim} | {emulated} | {on_gpu} | {tolerance} |");
+    }
+    let all = |tally: &Tally| tally.rows.values().map(|seen| seen.cases).sum::<usize>();
+    let [[emulated, exact], [on_gpu, exact_on_gpu]] = [emulator, gpu].map(|tallies| tallies.each_ref().map(all));
+    let _ = writeln!(table, "| all | | | {emulated} | {exact} | | {on_gpu} | {exact_on_gpu} | | |");
+    table
+}
+
+fn number(number: f64) -> String {
+    if number == 0.0 { "0".to_owned() } else { format!("{number:.1e}") }
 }

@@ -7,12 +7,7 @@ use ihip_dsl::{Scores, Stage};
 use super::declaration::declare;
 use super::golden::{Case, Kind};
 use super::sample::{HEAD_DIM, Sample};
-
-/// Scores that are closer than this may come out in another order where sums are f32.
-const NEAR_TIE: f32 = 5e-6;
-
-/// The same for scores that are logarithms of a softmax.
-const NEAR_TIE_SOFT: f32 = 2e-5;
+use super::tolerance;
 
 /// A sample, computed by the reference.
 pub struct Agreement {
@@ -81,12 +76,10 @@ fn blank(sample: &Sample, kind: Kind) -> Case {
 pub fn near_tie(declared: &[Stage], stages: &[StageOutcome]) -> bool {
     let declared = &declared[declared.len() - stages.len()..];
     stages.iter().zip(declared).any(|(stage, declared)| {
-        let near = match declared.scoring.scores {
-            Scores::Raw => NEAR_TIE,
-            Scores::Soft => NEAR_TIE_SOFT,
-        };
+        let near = tolerance::near_tie(declared.scoring.scores);
         stage.cuts.iter().zip(&stage.scores).any(|(cut, scores)| {
-            let descended_closely = scores.closest.iter().any(|&difference| difference < NEAR_TIE);
+            let descended_closely =
+                scores.closest.iter().any(|&difference| difference < tolerance::near_tie(Scores::Raw));
             // Chunks that were never scored tie as well, in the same order everywhere.
             let scored = scores.scores.iter().filter(|&&score| score > NEVER_SCORED).count();
             let cut_closely = scored > cut.kept.len() && cut.margin.is_some_and(|margin| margin < near);

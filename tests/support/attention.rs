@@ -6,6 +6,7 @@ use half::{bf16, f16};
 use ihip_dsl::emit::{
     Activation, Buffer, Element, Extent, Family, Kernel, Launch, Paging, Program, Slots, Value, step,
 };
+use ihip_dsl::tuning::Tunings;
 use ihip_dsl::{LayerPlan, Plan};
 
 use super::descents::recorded;
@@ -63,7 +64,9 @@ impl Attention {
     /// Where the plan has heads that kernels are not made for.
     #[must_use]
     pub fn repeating(host: Box<dyn Host>, plan: &Plan, activation: Activation, extent: Extent, held: usize) -> Self {
-        let program = Program::new(plan, activation).unwrap_or_else(|error| panic!("{error}"));
+        let instructions = host.instructions();
+        let program =
+            Program::with(plan, activation, instructions, Tunings::default()).unwrap_or_else(|error| panic!("{error}"));
         Self::running(host, program, extent, held)
     }
 
@@ -287,6 +290,17 @@ impl Attention {
         }
     }
 
+    /// Puts rows of scores `stride` entries apart, which launches are told with [`striding`]. Of each only the first
+    /// `entries` are there.
+    pub fn spread_scores(&mut self, rows: usize, entries: usize, stride: usize) {
+        let bytes = ((rows - 1) * stride + entries) * 4;
+        let handle = self.host.allocate("Scores", bytes);
+        for row in 0..rows {
+            self.host.write(handle, row * stride * 4, &vec![0; entries * 4]);
+        }
+        self.buffers.insert(Buffer::Scores, (handle, bytes));
+    }
+
     fn begin(&mut self, start: usize, rows: usize, t_max: usize, qkv: &[f32]) {
         assert!(rows <= self.extent.rows && t_max <= self.extent.tokens, "{rows} rows, {t_max} keys");
         let mut words = [0_i32; step::WORDS];
@@ -418,6 +432,16 @@ impl Attention {
     pub const fn program(&self) -> &Program {
         &self.program
     }
+}
+
+/// A launch of a scan or a cut whose rows of scores are `stride` entries apart.
+#[must_use]
+pub fn striding(launch: &Launch, stride: i32) -> Launch {
+    let mut launch = launch.clone();
+    let last = launch.arguments.last_mut().expect("the stride is the last argument");
+    assert!(matches!(last, Value::I32(_)), "{last:?} is no stride");
+    *last = Value::I32(stride);
+    launch
 }
 
 /// `values` as elements of a buffer.

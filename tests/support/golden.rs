@@ -14,9 +14,7 @@ use ihip_dsl::{AttendRope, LayerPruning, Pipeline, Ranking, Rope, ScanRope, Scor
 use safetensors::{Dtype, SafeTensors};
 
 use super::declaration::declare;
-
-/// Largest difference of an output element.
-pub const TOLERANCE: f32 = 1e-4;
+use super::tolerance;
 
 /// Positions that the golden cases' model was trained on: no case depends on it.
 const TRAINED: usize = 131_072;
@@ -341,7 +339,7 @@ impl Case {
                 }
             }
             let error = largest_difference(expected_out, got_out);
-            if error.is_nan() || error > TOLERANCE {
+            if error.is_nan() || error > tolerance::SUM {
                 report(format!("query block {block}: outputs differ by {error:e}"));
             }
         }
@@ -397,9 +395,7 @@ struct File<'a> {
 
 impl<'a> File<'a> {
     fn new(bytes: &'a [u8]) -> Result<Self, String> {
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| error.to_string())?;
-        let metadata = header.metadata().clone().ok_or("no settings")?;
-        let tensors = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
+        let (tensors, metadata) = super::safetensors::read(bytes).map_err(|error| error.to_string())?;
         Ok(Self { tensors, metadata })
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ihip_dsl::emit::Kernel;
+use ihip_dsl::emit::{Instructions, Kernel};
 use ihip_runtime::device::cuda::{KernelArgument, KernelBuffer, KernelRunner};
 
 use super::emulator::{Argument, Compiled, Emulator, Memory, Source};
@@ -33,6 +33,11 @@ pub trait Host {
 
     /// The `bytes` bytes from `offset` on.
     fn read(&mut self, from: Handle, offset: usize, bytes: usize) -> Vec<u8>;
+
+    /// What the text of kernels may use here.
+    fn instructions(&self) -> Instructions {
+        Instructions::Portable
+    }
 
     /// Compiles kernels side by side where that saves time; those of others are compiled when they are launched.
     fn prepare(&mut self, _kernels: &[Kernel]) {}
@@ -94,6 +99,10 @@ impl Host for OnGpu {
 
     fn read(&mut self, from: Handle, offset: usize, bytes: usize) -> Vec<u8> {
         self.buffers[from.0].read(offset, bytes).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn instructions(&self) -> Instructions {
+        self.runner.instructions()
     }
 
     fn prepare(&mut self, kernels: &[Kernel]) {

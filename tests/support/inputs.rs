@@ -10,11 +10,13 @@ use ihip_model::weights::{Malformed, Weights};
 use ihip_runtime::jit::cache::{CacheKey, Entry, Secret};
 use sha2::{Digest, Sha256};
 
+use super::safetensors::{self as format, Refused};
+
 /// Reads bytes wholly and says whether they are what they should be.
 pub type Read = fn(&[u8]) -> bool;
 
 /// Every reader by the name of its target in `tests/fuzz/fuzz_targets` and of its folder in `tests/fuzz/corpus`.
-pub const READERS: [(&str, Read); 7] = [
+pub const READERS: [(&str, Read); 8] = [
     ("grammar", grammar),
     ("gguf", gguf),
     ("tokenizer", tokenizer),
@@ -22,6 +24,7 @@ pub const READERS: [(&str, Read); 7] = [
     ("cubin", cubin),
     ("manifest", manifest),
     ("toml", toml),
+    ("safetensors", |bytes| safetensors(bytes).is_ok()),
 ];
 
 /// Declarations of pipelines. What is taken means the same once it is written out.
@@ -158,6 +161,23 @@ pub fn cubin(bytes: &[u8]) -> bool {
         }
     }
     taken
+}
+
+/// A safetensors file: its header, and that its tensors are what is left of it, each once.
+///
+/// # Errors
+/// What the header gets wrong.
+pub fn safetensors(bytes: &[u8]) -> Result<(), Refused> {
+    let (file, _) = format::read(bytes)?;
+    let mut covered = 0;
+    for (name, tensor) in file.iter() {
+        let bits = tensor.shape().iter().product::<usize>() * tensor.dtype().bitsize();
+        assert_eq!(tensor.data().len() * 8, bits, "{name}");
+        covered += tensor.data().len();
+    }
+    let header = bytes.first_chunk().map_or(0, |&length| u64::from_le_bytes(length) as usize);
+    assert_eq!(8 + header + covered, bytes.len());
+    Ok(())
 }
 
 /// The manifest of the gallery.

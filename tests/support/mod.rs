@@ -16,5 +16,7 @@ pub mod layer;
 pub mod model;
 pub mod mutant;
 pub mod nvrtc;
+pub mod page;
+pub mod safetensors;
 pub mod sample;
 pub mod tolerance;

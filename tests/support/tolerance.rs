@@ -1,10 +1,11 @@
-//! How far a kernel may be off: functions of the cache's type and of how many terms are summed, nothing else.
+//! How far a kernel may be off: functions of the cache's type and of how many terms are summed, nothing else. Tests that
+//! draw data of one size only, and so work out no bound for each case, have theirs at the end.
 //!
-//! Every tolerance is a share of a size: of a product, the sum of the sizes of its terms; of an average, the average of
+//! Every other tolerance is a share of a size: of a product, the sum of the sizes of its terms; of an average, the average of
 //! the sizes of the values. So what is allowed grows with the data, and data that cannot be rounded allows nothing.
 
-use ihip_dsl::KvType;
 use ihip_dsl::emit::Activation;
+use ihip_dsl::{KvType, Scores};
 
 /// Half a unit in the last place of an f32 near 1.
 const F32: f64 = 1.0 / (1 << 24) as f64;
@@ -85,3 +86,59 @@ pub const fn activation(activation: Activation) -> f64 {
         Activation::Bf16 => rounded(KvType::Bf16),
     }
 }
+
+/// A sum over a whole layer, of elements that are at most 2 in size and were computed in turn: a score, an output. Where
+/// data is drawn no other way, no bound is worked out for each.
+pub const SUM: f32 = 1e-4;
+
+/// An element of such data that is computed at once: a rotated key, a mean of a chunk.
+pub const ELEMENT: f32 = 1e-5;
+
+/// An output of one kernel over such data: sums of f32, and the rounding of rotated keys where those are cached.
+#[must_use]
+pub const fn output(kv_type: KvType, rotated_cache: bool) -> f32 {
+    match kv_type {
+        KvType::F16 | KvType::Bf16 if rotated_cache => 2e-2,
+        _ => 2e-5,
+    }
+}
+
+/// Scores of such data that are closer than this may come out in another order.
+#[must_use]
+pub const fn undecided(kv_type: KvType, rotated_cache: bool) -> f32 {
+    match kv_type {
+        KvType::F16 | KvType::Bf16 if rotated_cache => 1e-1,
+        _ => 1e-5,
+    }
+}
+
+/// The same where every sum is an f32, and nothing else is rounded.
+#[must_use]
+pub const fn near_tie(scores: Scores) -> f32 {
+    match scores {
+        Scores::Raw => 5e-6,
+        // Logarithms of a softmax.
+        Scores::Soft => 2e-5,
+    }
+}
+
+/// A product of some hundred terms of size 1. TF32 in place of f32 would be as far off as 1e-2.
+#[must_use]
+pub const fn product(activation: Activation) -> f64 {
+    match activation {
+        Activation::F32 => 1e-4,
+        Activation::Bf16 => 1e-1,
+    }
+}
+
+/// The share that a model's own kernels may lose of a number that they store: a rounding of its type.
+#[must_use]
+pub const fn stored(activation: Activation) -> f32 {
+    match activation {
+        Activation::F32 => 1e-5,
+        Activation::Bf16 => 8e-3,
+    }
+}
+
+/// A sum of 700 probabilities, each rounded to a multiple of 2⁻³⁰.
+pub const PROBABILITY: f64 = 1e-6;

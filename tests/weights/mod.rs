@@ -4,5 +4,6 @@ mod chat;
 mod damaged;
 mod fetch;
 mod messages;
+mod safetensors;
 mod tensors;
 mod tokenizer;

@@ -2,6 +2,7 @@
 
 mod append;
 mod attend;
+mod attend_groups;
 mod attend_row;
 mod attend_tiles;
 mod decode;
@@ -9,6 +10,7 @@ mod dense_row;
 mod exchange;
 mod extend;
 mod functions;
+mod hopper;
 pub mod launch;
 pub mod measure;
 pub mod model;
@@ -36,7 +38,7 @@ mod writer;
 
 pub use launch::{Activation, Buffer, Element, Extent, Launch, Storage, Value, step, tally};
 pub use paging::{Paging, Slots};
-pub use program::{EmitError, Program};
+pub use program::{EmitError, Instructions, Program};
 pub use writer::snake_case;
 
 /// A complete translation unit with one entry point.

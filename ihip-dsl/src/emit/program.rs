@@ -5,6 +5,7 @@ use thiserror::Error;
 use super::Kernel;
 use super::append::Append;
 use super::attend::Attend;
+use super::attend_groups::AttendGroups;
 use super::attend_row::AttendRow;
 use super::attend_tiles::AttendTiles;
 use super::decode::{Merge, SplitDense};
@@ -27,9 +28,20 @@ use crate::{AttendRope, LayerPlan, Plan, PrunedLayer};
 pub struct Program {
     plan: Plan,
     shape: Shape,
+    instructions: Instructions,
     tunings: Tunings,
     /// Distinct kernels in the order in which layers need them, each with its name.
     units: Vec<(Unit, String)>,
+}
+
+/// What the text of kernels may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Instructions {
+    /// What sm_80 and everything after it has; the emulator runs it.
+    #[default]
+    Portable,
+    /// Besides, where it is faster, what sm_90a alone has.
+    Hopper,
 }
 
 /// One kernel, by the constants that make up its text.
@@ -41,6 +53,7 @@ pub(super) enum Unit {
     Select(Select),
     Attend(Attend),
     AttendTiles(AttendTiles),
+    AttendGroups(AttendGroups),
     AttendRow(AttendRow),
     DenseRow(DenseRow),
     SplitDense(SplitDense),
@@ -56,6 +69,7 @@ impl Unit {
             Self::Select(unit) => unit.stem(pipeline),
             Self::Attend(unit) => unit.stem(pipeline),
             Self::AttendTiles(unit) => unit.stem(pipeline),
+            Self::AttendGroups(unit) => unit.stem(pipeline),
             Self::AttendRow(unit) => unit.stem(pipeline),
             Self::DenseRow(unit) => unit.stem(pipeline),
             Self::SplitDense(unit) => unit.stem(pipeline),
@@ -71,6 +85,7 @@ impl Unit {
             Self::Select(unit) => unit.emit(pipeline, name),
             Self::Attend(unit) => unit.emit(pipeline, name),
             Self::AttendTiles(unit) => unit.emit(pipeline, name),
+            Self::AttendGroups(unit) => unit.emit(pipeline, name),
             Self::AttendRow(unit) => unit.emit(pipeline, name),
             Self::DenseRow(unit) => unit.emit(pipeline, name),
             Self::SplitDense(unit) => unit.emit(pipeline, name),
@@ -98,25 +113,32 @@ impl Program {
     /// # Errors
     /// [`EmitError::HeadDim`] where a head has neither 32, nor 64, nor 128 elements.
     pub fn new(plan: &Plan, activation: Activation) -> Result<Self, EmitError> {
-        Self::tuned(plan, activation, Tunings::default())
+        Self::with(plan, activation, Instructions::Portable, Tunings::default())
     }
 
-    /// The same with what `tunings` choose for its kernels.
+    /// The same with other `instructions`, which change nothing but the order of sums, and with what `tunings` choose for
+    /// its kernels.
     ///
     /// # Errors
     /// Those of [`Program::new`].
-    pub fn tuned(plan: &Plan, activation: Activation, tunings: Tunings) -> Result<Self, EmitError> {
+    pub fn with(
+        plan: &Plan,
+        activation: Activation,
+        instructions: Instructions,
+        tunings: Tunings,
+    ) -> Result<Self, EmitError> {
         if !matches!(plan.geometry().head_dim, 32 | 64 | 128) {
             return Err(EmitError::HeadDim { head_dim: plan.geometry().head_dim });
         }
         let shape = Shape { geometry: *plan.geometry(), activation };
-        let mut program = Self { plan: plan.clone(), shape, tunings, units: Vec::new() };
+        let mut program = Self { plan: plan.clone(), shape, instructions, tunings, units: Vec::new() };
         let pipeline = snake_case(plan.name());
         for (index, kind) in plan.kinds().iter().enumerate() {
-            let mut layers = 0..plan.layers();
+            let layers = 0..plan.layers();
             let prefill = layers.clone().any(|layer| plan.prefill_kind(layer) == index);
-            let decode = layers.any(|layer| plan.decode_kind(layer) == index);
-            for unit in units_of(shape, kind, [prefill, decode]) {
+            let decoding = layers.filter(|&layer| plan.decode_kind(layer) == index);
+            let appending: Vec<_> = decoding.map(|layer| program.appending(layer).is_some()).collect();
+            for unit in units_of(shape, instructions, kind, prefill, &appending) {
                 let unit = unit.chosen(shape, &program.tunings);
                 if program.units.iter().any(|(known, _)| *known == unit) {
                     continue;
@@ -322,8 +344,7 @@ impl Program {
         let last = [Buffer::CachedBlocks, Buffer::CachedCount];
         if restart.is_none()
             && let LayerPlan::Pruned(pruned) = self.plan.decode(layer)
-            && self.summaries(layer).is_empty()
-            && let Some(attend) = AttendRow::appending(self.shape, pruned)
+            && let Some(attend) = self.appending(layer)
         {
             let attend = self.chosen(attend);
             let grid = attend.grid();
@@ -349,6 +370,13 @@ impl Program {
             }
         }
         launches
+    }
+
+    /// The attention of `layer` that puts a decoding step into the cache itself, unless what stands for a chunk beside
+    /// the cache, in either phase, has to be told of every key.
+    fn appending(&self, layer: usize) -> Option<AttendRow> {
+        let LayerPlan::Pruned(pruned) = self.plan.decode(layer) else { return None };
+        self.summaries(layer).is_empty().then(|| AttendRow::appending(self.shape, pruned)).flatten()
     }
 
     /// Launches of one query over every key.
@@ -481,13 +509,14 @@ impl Program {
 
     /// The kernel that attends in prefill, and its blocks of threads for `rows` rows.
     fn attend(&self, kind: &LayerPlan, rows: usize) -> (Unit, [u32; 3]) {
-        if let Some(attend) = AttendTiles::new(self.shape, kind).map(|attend| self.chosen(attend)) {
-            let grid = attend.grid(rows);
-            return (Unit::AttendTiles(attend), grid);
-        }
-        let attend = Attend::new(self.shape, kind);
-        let grid = attend.grid(rows);
-        (Unit::Attend(attend), grid)
+        let unit = self.chosen(attend_of(self.shape, kind, self.instructions));
+        let grid = match &unit {
+            Unit::AttendGroups(attend) => attend.grid(rows),
+            Unit::AttendTiles(attend) => attend.grid(rows),
+            Unit::Attend(attend) => attend.grid(rows),
+            other => unreachable!("{other:?} does not attend in prefill"),
+        };
+        (unit, grid)
     }
 
     fn launch(&self, unit: &Unit, grid: [u32; 3], arguments: Vec<Value>) -> Launch {
@@ -498,12 +527,25 @@ impl Program {
 }
 
 /// The kernel that attends in prefill.
-fn attend_of(shape: Shape, kind: &LayerPlan) -> Unit {
+fn attend_of(shape: Shape, kind: &LayerPlan, instructions: Instructions) -> Unit {
+    if instructions == Instructions::Hopper
+        && let Some(attend) = AttendGroups::new(shape, kind)
+    {
+        return Unit::AttendGroups(attend);
+    }
     AttendTiles::new(shape, kind).map_or_else(|| Unit::Attend(Attend::new(shape, kind)), Unit::AttendTiles)
 }
 
-/// Kernels that a layer of `kind` needs in the phases in which there is one, in the order in which it launches them.
-fn units_of(shape: Shape, kind: &LayerPlan, [prefill, decode]: [bool; 2]) -> Vec<Unit> {
+/// Kernels that layers of `kind` need in prefill, if there are any, and those that need them in decoding, of which it is
+/// known whether they have an attention that appends, in the order in which a layer launches them.
+fn units_of(
+    shape: Shape,
+    instructions: Instructions,
+    kind: &LayerPlan,
+    prefill: bool,
+    appending: &[bool],
+) -> Vec<Unit> {
+    let decode = !appending.is_empty();
     let mut units = vec![Unit::Append(Append::new(shape, kind.rotated_cache()))];
     if let LayerPlan::Pruned(layer) = kind {
         units.extend(layer.stages.iter().filter_map(|stage| Summarise::new(shape, layer, stage)).map(Unit::Summarise));
@@ -513,15 +555,14 @@ fn units_of(shape: Shape, kind: &LayerPlan, [prefill, decode]: [bool; 2]) -> Vec
             units.push(Unit::Select(Select::new(shape, layer, stage)));
         }
     }
-    units.extend(prefill.then(|| attend_of(shape, kind)));
+    units.extend(prefill.then(|| attend_of(shape, kind, instructions)));
     if decode {
         match kind {
             LayerPlan::Pruned(layer) => {
-                let summarised = units.iter().any(|unit| matches!(unit, Unit::Summarise(_)));
-                let appending = if summarised { None } else { AttendRow::appending(shape, layer) };
-                let renews = !layer.stages.is_empty();
-                units.extend((renews || appending.is_none()).then(|| Unit::AttendRow(AttendRow::new(shape, layer))));
-                units.extend(appending.map(Unit::AttendRow));
+                let alone = !layer.stages.is_empty() || appending.contains(&false);
+                units.extend(alone.then(|| Unit::AttendRow(AttendRow::new(shape, layer))));
+                let reuses = appending.contains(&true).then(|| AttendRow::appending(shape, layer)).flatten();
+                units.extend(reuses.map(Unit::AttendRow));
             }
             LayerPlan::Dense => units.extend(match DenseRow::new(shape) {
                 Some(dense) => vec![Unit::DenseRow(dense)],

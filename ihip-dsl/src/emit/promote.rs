@@ -77,7 +77,7 @@ impl Promote {
         writer
             .constant("MOST_MOVES", MOST_MOVES, "pages that come at a time")
             .constant("LOG", LOG, "missed pages that are told apart")
-            .constant("TRAVEL", 2 * THREADS, "slots that the hand passes at most")
+            .constant("TRAVEL", 2 * THREADS, "slots that the hand passes at most, each twice")
             .constant("THREADS", THREADS, "threads of a block");
         let lists = if self.has_list() { " const int* lists, const int* counts," } else { "" };
         writer.text(&format!(
@@ -199,7 +199,7 @@ const NEXT: &str = r"
 const VICTIMS: &str = r"
     const int span = min(THREADS, values_here);
     int at = static_cast<int>(hand[0]), found = 0;
-    for (int passed = 0; passed < TRAVEL && found < wanted; passed += span) {
+    for (int passed = 0; passed < min(TRAVEL, 2 * values_here) && found < wanted; passed += span) {
         const int slot = thread < span ? (at + thread) % values_here : 0;
         const unsigned last = reads[slot];
         const bool leaves = thread < span && last % 2 == 0 && last + 1 < now;

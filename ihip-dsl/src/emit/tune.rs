@@ -55,6 +55,7 @@ impl Tune for Unit {
             | Self::Summarise(_)
             | Self::Select(_)
             | Self::Attend(_)
+            | Self::AttendGroups(_)
             | Self::SplitDense(_)
             | Self::Merge(_) => None,
         }
@@ -70,6 +71,7 @@ impl Tune for Unit {
             | Self::Summarise(_)
             | Self::Select(_)
             | Self::Attend(_)
+            | Self::AttendGroups(_)
             | Self::SplitDense(_)
             | Self::Merge(_) => Vec::new(),
         }

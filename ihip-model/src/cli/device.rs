@@ -5,11 +5,10 @@ use ihip_dsl::KvType;
 use ihip_runtime::Device;
 use ihip_runtime::device::cpu::CpuDevice;
 use ihip_runtime::device::cuda::{CudaDevice, Precision};
-use ihip_runtime::kv::Budget;
 use thiserror::Error as ThisError;
 
 use super::arguments;
-use super::error::{Error, Result};
+use super::error::Result;
 use super::progress;
 
 /// Where the model runs, and in which steps it reads a prompt.
@@ -27,10 +26,20 @@ pub(super) struct DeviceArguments {
     /// Prompt tokens of one step; the masks are the same for every choice [default: what suits the device]
     #[arg(long, value_name = "N", value_parser = arguments::chunk, allow_negative_numbers = true)]
     prefill_chunk: Option<usize>,
-    /// GPU memory for keys and values, such as 8GiB; the rest lies in the host's memory, where kernels read and write it
-    /// [default: all that there are]
+    #[command(flatten)]
+    kv: KvArguments,
+}
+
+/// What keys and values of a request may take of two memories.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Args)]
+pub(super) struct KvArguments {
+    /// Memory of the GPU for keys and values, such as 8GiB; the rest lies with the host. The CPU device keeps such a share
+    /// of its memory apart [default: what is free]
     #[arg(long, value_name = "BYTES", value_parser = arguments::bytes, allow_negative_numbers = true)]
-    gpu_kv: Option<u64>,
+    pub(super) gpu_kv: Option<u64>,
+    /// Memory of the host for keys and values that the GPU has no room for [default: what is free]
+    #[arg(long, value_name = "BYTES", value_parser = arguments::bytes, allow_negative_numbers = true)]
+    pub(super) host_kv: Option<u64>,
 }
 
 /// A device by its name.
@@ -85,6 +94,8 @@ pub(super) struct Settings {
     pub(super) chunk: usize,
     /// Whether the device has memory of its own.
     pub(super) own_memory: bool,
+    /// What keys and values may take.
+    pub(super) kv: KvArguments,
 }
 
 /// What is done on a device, whichever it is.
@@ -119,10 +130,8 @@ impl DeviceArguments {
     }
 
     fn run_on_cpu<W: Work>(&self, work: W) -> Result<W::Output> {
-        if let Some(bytes) = self.gpu_kv {
-            return Err(Error::NoGpuMemory { bytes });
-        }
-        let settings = Settings { kv_type: KvType::F32, chunk: self.prefill_chunk.unwrap_or(512), own_memory: false };
+        let chunk = self.prefill_chunk.unwrap_or(512);
+        let settings = Settings { kv_type: KvType::F32, chunk, own_memory: false, kv: self.kv };
         work.run(&mut CpuDevice::new(self.threads.unwrap_or(0))?, settings)
     }
 
@@ -131,10 +140,7 @@ impl DeviceArguments {
             Precision::F32 => KvType::F32,
             Precision::Bf16 => KvType::Bf16,
         };
-        let settings = Settings { kv_type, chunk: self.prefill_chunk.unwrap_or(2048), own_memory: true };
-        if let Some(bytes) = self.gpu_kv {
-            device.limit_kv(Budget { gpu: bytes, ..Budget::UNLIMITED }, settings.chunk);
-        }
+        let settings = Settings { kv_type, chunk: self.prefill_chunk.unwrap_or(2048), own_memory: true, kv: self.kv };
         work.run(&mut device, settings)
     }
 }

@@ -103,8 +103,9 @@ impl Kernels {
         let (architecture, nvrtc) = timer.compiler();
         let own = tuning::user_table(architecture).and_then(|table| Some(table.parent()?.to_owned()));
         let folder = self.folder.clone().or(own).ok_or(JitError::NoCacheFolder)?;
-        let table_path = folder.join(format!("{architecture}.toml"));
-        let trials = folder.join(format!("{architecture}.trials.jsonl"));
+        let portable = architecture.portable();
+        let table_path = folder.join(format!("{portable}.toml"));
+        let trials = folder.join(format!("{portable}.trials.jsonl"));
         let store = TrialStore::open(&trials).map_err(|source| crate::Error::Read { path: trials, source })?;
         let mut table = if table_path.exists() {
             Table::read(&table_path).map_err(ihip_runtime::Error::from)?
@@ -206,7 +207,7 @@ fn described(
 ) -> tuning::Machine {
     tuning::Machine {
         gpu: machine.gpu.clone(),
-        architecture: architecture.to_string(),
+        architecture: architecture.portable().to_string(),
         driver: machine.driver.clone(),
         cuda: format!("{major}.{minor}"),
         date: machine.date.clone(),

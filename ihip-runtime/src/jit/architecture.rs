@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use ihip_dsl::emit::Instructions;
+
 use super::{JitError, Resources};
 
 /// The first compute capability, times ten, that has instructions of its own behind the suffix `a`.
@@ -43,11 +45,28 @@ impl Architecture {
         Self::of_capability(self.capability)
     }
 
+    /// What kernels are compiled for on a GPU of compute capability (major, minor): with its own instructions where
+    /// there are texts that use them.
+    #[must_use]
+    pub const fn of_gpu(major: u32, minor: u32) -> Self {
+        let portable = Self::new(major, minor);
+        Self { specific: portable.capability == FIRST_SPECIFIC, ..portable }
+    }
+
+    /// What the text of kernels for this architecture may use.
+    #[must_use]
+    pub const fn instructions(self) -> Instructions {
+        if self.specific && self.capability == FIRST_SPECIFIC { Instructions::Hopper } else { Instructions::Portable }
+    }
+
     /// Every architecture whose code runs on a GPU of this one as well as its own, itself first: code for sm_90a runs on
-    /// an H100, which calls itself sm_90.
+    /// an H100, which calls itself sm_90, and so does code for sm_90.
     pub(super) fn alike(self) -> Vec<Self> {
-        let specific = Self { specific: true, ..self };
-        if self.specific || self.capability < FIRST_SPECIFIC { vec![self] } else { vec![self, specific] }
+        if self.capability < FIRST_SPECIFIC {
+            vec![self]
+        } else {
+            vec![self, Self { specific: !self.specific, ..self }]
+        }
     }
 
     /// What PTX is compiled for, such as `compute_90a`.
@@ -159,14 +178,14 @@ mod tests {
     }
 
     #[test]
-    fn code_with_a_suffix_runs_where_code_without_does_and_not_the_other_way_round() {
+    fn code_with_and_without_a_suffix_runs_on_the_same_gpu() {
         let words = |word: &str| {
             let alike = word.parse::<Architecture>().unwrap().alike();
             alike.iter().map(ToString::to_string).collect::<Vec<_>>()
         };
         assert_eq!(words("sm_90"), ["sm_90", "sm_90a"]);
         assert_eq!(words("sm_120"), ["sm_120", "sm_120a"]);
-        assert_eq!(words("sm_90a"), ["sm_90a"]);
+        assert_eq!(words("sm_90a"), ["sm_90a", "sm_90"]);
         assert_eq!(words("sm_80"), ["sm_80"]);
     }
 

@@ -1,6 +1,7 @@
 //! What a cache of two tiers did, and where the tokens of a request are.
 
 use std::ops::AddAssign;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::budget::Room;
 
@@ -26,6 +27,28 @@ impl AddAssign for Reads {
     fn add_assign(&mut self, other: Self) {
         self.hits += other.hits;
         self.misses += other.misses;
+    }
+}
+
+/// Reads as they are counted: many tasks add what they read.
+#[derive(Debug, Default)]
+pub struct Tally {
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+impl Tally {
+    pub(super) fn add(&self, reads: Reads) {
+        self.hits.fetch_add(reads.hits, Ordering::Relaxed);
+        if reads.misses > 0 {
+            self.misses.fetch_add(reads.misses, Ordering::Relaxed);
+        }
+    }
+
+    /// What was counted so far.
+    #[must_use]
+    pub fn reads(&self) -> Reads {
+        Reads { hits: self.hits.load(Ordering::Relaxed), misses: self.misses.load(Ordering::Relaxed) }
     }
 }
 

@@ -183,10 +183,11 @@ impl Tables {
     }
 }
 
-/// The file where this user's choices for `architecture` are kept: `tuning/sm_90.toml` in [`jit::cache_folder`].
+/// The file where this user's choices for `architecture` are kept: `tuning/sm_90.toml` in [`jit::cache_folder`], for sm_90a
+/// as well.
 #[must_use]
 pub fn user_table(architecture: Architecture) -> Option<PathBuf> {
-    jit::cache_folder().map(|cache| cache.join("tuning").join(format!("{architecture}.toml")))
+    jit::cache_folder().map(|cache| cache.join("tuning").join(format!("{}.toml", architecture.portable())))
 }
 
 /// What is shipped for `architecture`.

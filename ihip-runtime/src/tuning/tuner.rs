@@ -114,7 +114,7 @@ impl Tuner {
         tokens: usize,
         deadline: Instant,
     ) -> Result<Vec<Tuned>> {
-        let default = Program::new(plan, Activation::F32)?;
+        let default = self.program(plan, Tunings::default())?;
         let defaults: BTreeMap<String, Kernel> =
             default.kernels().into_iter().map(|kernel| (kernel.name.clone(), kernel)).collect();
         let tunable = default.tunable();
@@ -145,13 +145,18 @@ impl Tuner {
         Ok(tuned)
     }
 
+    /// Kernels of the architecture that is tuned for.
+    fn program(&self, plan: &Plan, tunings: Tunings) -> Result<Program> {
+        Ok(Program::with(plan, Activation::F32, self.origin.architecture.instructions(), tunings)?)
+    }
+
     /// The candidates of a kernel, the default not among them.
     fn candidates(&self, plan: &Plan, tunable: &Tunable, tokens: usize) -> Result<Vec<Candidate>> {
         let others = tunable.space.iter().filter(|tuning| **tuning != tunable.tuning);
         others
             .map(|&tuning| {
                 let tunings = Tunings::default().with(&tunable.site, tuning);
-                let program = Program::tuned(plan, Activation::F32, tunings)?;
+                let program = self.program(plan, tunings)?;
                 let kernel = program.kernels().into_iter().find(|kernel| kernel.name == tunable.kernel);
                 let kernel = kernel.ok_or_else(|| Error::NotInPlan { name: tunable.kernel.clone() })?;
                 let trial = Trial {

@@ -4,7 +4,6 @@ use std::fs;
 use std::path::PathBuf;
 
 use clap::Args;
-use ihip_dsl::emit::{Activation, Program};
 use ihip_dsl::{KvType, LayerPlan, Plan};
 use ihip_runtime::device::cuda::{AttentionTimer, TimedPart};
 use serde::Serialize;
@@ -125,7 +124,7 @@ impl Tuning {
         context: usize,
         report: &mut Report,
     ) -> Result<()> {
-        let mut declared = timer.layer_of(Program::new(plan, Activation::F32)?, context)?;
+        let mut declared = timer.declared_layer(plan, context)?;
         let mut tuned = timer.layer(plan, context)?;
         let stages = match plan.decode(0) {
             LayerPlan::Dense => 0,

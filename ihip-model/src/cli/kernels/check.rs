@@ -5,7 +5,7 @@ use ihip_dsl::emit::Kernel;
 use ihip_runtime::jit::{Architecture, Compiler};
 use rayon::prelude::*;
 
-use super::target::{Target, architecture, filtered};
+use super::target::{Shape, Target, architecture, filtered};
 use crate::cli::error::{Error, Result};
 use crate::cli::pruning::Choice;
 use crate::cli::table::{Table, grouped};
@@ -33,32 +33,37 @@ pub(super) struct Check {
 impl Check {
     pub(super) fn run(&self) -> Result<()> {
         let shape = self.target.shape()?;
-        let kernels = if self.names.is_empty() {
-            let mut kernels = Vec::new();
-            for choice in Choice::all() {
-                kernels.extend(shape.program(choice)?.kernels());
-            }
-            kernels.retain(|kernel| kernel.name.contains(&self.filter));
-            kernels
-        } else {
-            let mut kernels = Vec::new();
-            for name in &self.names {
-                kernels.extend(filtered(&shape.program(Choice::named(name)?)?, &self.filter)?);
-            }
-            kernels
-        };
         let tested = Architecture::TESTED;
         let architectures = if self.architectures.is_empty() { &tested[..] } else { &self.architectures };
-        compile(&kernels, architectures)
+        let kernels = architectures.iter().map(|&architecture| Ok((architecture, self.kernels(&shape, architecture)?)));
+        compile(&kernels.collect::<Result<Vec<_>>>()?)
+    }
+
+    /// The kernels that are asked for, as they are for `architecture`.
+    fn kernels(&self, shape: &Shape, architecture: Architecture) -> Result<Vec<Kernel>> {
+        let program = |choice| shape.program_for(choice, architecture.instructions());
+        let mut kernels = Vec::new();
+        if self.names.is_empty() {
+            for choice in Choice::all() {
+                kernels.extend(program(choice)?.kernels());
+            }
+            kernels.retain(|kernel| kernel.name.contains(&self.filter));
+        } else {
+            for name in &self.names {
+                kernels.extend(filtered(&program(Choice::named(name)?)?, &self.filter)?);
+            }
+        }
+        Ok(kernels)
     }
 }
 
-fn compile(kernels: &[Kernel], architectures: &[Architecture]) -> Result<()> {
-    let bar = progress::bar("compiling", kernels.len() * architectures.len(), "kernels");
+fn compile(kernels: &[(Architecture, Vec<Kernel>)]) -> Result<()> {
+    let all = kernels.iter().map(|(_, kernels)| kernels.len()).sum();
+    let bar = progress::bar("compiling", all, "kernels");
     let mut table = Table::new(["kernel", "arch", "registers", "stack", "spill stores", "spill loads", "shared"]);
     let mut errors = Vec::new();
-    for &architecture in architectures {
-        let compiler = Compiler::from_environment(architecture)?;
+    for (architecture, kernels) in kernels {
+        let compiler = Compiler::from_environment(*architecture)?;
         compiler.expect_architecture()?;
         let compiled: Vec<_> = kernels
             .par_iter()
@@ -94,5 +99,5 @@ fn compile(kernels: &[Kernel], architectures: &[Architecture]) -> Result<()> {
     for error in &errors {
         output::complain(error);
     }
-    Err(Error::DoNotCompile { failed: errors.len(), all: kernels.len() * architectures.len() })
+    Err(Error::DoNotCompile { failed: errors.len(), all })
 }

@@ -14,7 +14,7 @@ use ihip_runtime::jit::{self, Architecture, Compiler};
 use ihip_runtime::tuning::Tables;
 use serde::Serialize;
 
-use super::target::{Target, architecture};
+use super::target::{Shape, Target, architecture};
 use crate::cli::error::{Error, Result};
 use crate::cli::progress;
 use crate::cli::pruning::Choice;
@@ -30,8 +30,8 @@ pub(super) struct Compile {
     /// Declared pipelines, or `dense` [default: all of them]
     #[arg(value_name = "NAME")]
     names: Vec<String>,
-    /// An architecture, such as sm_90 or sm_90a; may be given several times
-    #[arg(long = "arch", value_name = "ARCH", default_value = "sm_90", value_parser = architecture)]
+    /// An architecture, such as sm_80, or sm_90a for H100 and H200; may be given several times
+    #[arg(long = "arch", value_name = "ARCH", default_value = "sm_90a", value_parser = architecture)]
     architectures: Vec<Architecture>,
     /// The folder that IHIP_CACHE names where the kernels will run [default: the cache of this user]
     #[arg(long, value_name = "FOLDER")]
@@ -64,9 +64,12 @@ struct Seconds {
 impl Compile {
     pub(super) fn run(&self) -> Result<()> {
         let mut stats = Stats { kernels: Kernels::default(), seconds: Seconds::default() };
+        let start = Instant::now();
+        let shape = self.target.shape()?;
+        stats.seconds.emit = start.elapsed().as_secs_f64();
         for &architecture in &self.architectures {
             let start = Instant::now();
-            let kernels = self.kernels(architecture)?;
+            let kernels = self.kernels(&shape, architecture)?;
             let texts: Vec<(&str, &str)> = kernels.iter().map(|kernel| (&*kernel.name, &*kernel.text)).collect();
             stats.seconds.emit += start.elapsed().as_secs_f64();
 
@@ -96,8 +99,7 @@ impl Compile {
     }
 
     /// Every kernel that a run on a GPU of `architecture` may need, whatever the length of its context; each text once.
-    fn kernels(&self, architecture: Architecture) -> Result<Vec<Kernel>> {
-        let shape = self.target.shape()?;
+    fn kernels(&self, shape: &Shape, architecture: Architecture) -> Result<Vec<Kernel>> {
         let choices = if self.names.is_empty() {
             Choice::all()
         } else {
@@ -117,7 +119,7 @@ impl Compile {
         }
         for choice in choices {
             for tunings in &tunings {
-                kernels.extend(shape.tuned(choice, tunings.clone())?.kernels());
+                kernels.extend(shape.program_with(choice, architecture.instructions(), tunings.clone())?.kernels());
             }
         }
         let mut texts = BTreeSet::new();

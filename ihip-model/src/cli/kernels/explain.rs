@@ -50,7 +50,7 @@ impl Explain {
         }
         let choice = Choice::named(&self.name)?;
         let shape = self.target.shape()?;
-        let program = shape.program(choice)?;
+        let program = shape.program_for(choice, self.architecture.instructions())?;
         let mut text = format!("{}\n", shape.heading(&program));
         let _ = writeln!(text, "{} tokens of context, floors at {}\n", grouped(self.context), rate(self.bandwidth));
         for index in 0..program.plan().kinds().len() {

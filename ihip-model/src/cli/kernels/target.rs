@@ -1,7 +1,7 @@
 //! Which kernels: a pipeline for a model's geometry.
 
 use clap::Args;
-use ihip_dsl::emit::{Activation, Kernel, Program};
+use ihip_dsl::emit::{Activation, Instructions, Kernel, Program};
 use ihip_dsl::tuning::Tunings;
 use ihip_dsl::{Geometry, KvType};
 use ihip_runtime::jit::{Architecture, Dump, JitError};
@@ -80,19 +80,27 @@ impl Shape {
     /// # Errors
     /// Where the pipeline does not fit the model, and those of [`Dump`].
     pub(super) fn program(&self, choice: Choice) -> Result<Program> {
-        self.tuned(choice, Tunings::default())
+        self.program_for(choice, Instructions::Portable)
     }
 
-    /// The same with what `tunings` choose for them.
+    /// The same with other `instructions`.
     ///
     /// # Errors
     /// Those of [`Shape::program`].
-    pub(super) fn tuned(&self, choice: Choice, tunings: Tunings) -> Result<Program> {
+    pub(super) fn program_for(&self, choice: Choice, instructions: Instructions) -> Result<Program> {
+        self.program_with(choice, instructions, Tunings::default())
+    }
+
+    /// The same with what `tunings` choose for them besides.
+    ///
+    /// # Errors
+    /// Those of [`Shape::program`].
+    pub(super) fn program_with(&self, choice: Choice, instructions: Instructions, tunings: Tunings) -> Result<Program> {
         let plan = choice.plan_for(self.geometry, self.frequencies.clone(), self.layers)?;
         if let Some(dump) = Dump::from_environment()? {
             dump.plan(&plan)?;
         }
-        Ok(Program::tuned(&plan, Activation::F32, tunings)?)
+        Ok(Program::with(&plan, Activation::F32, instructions, tunings)?)
     }
 
     /// One line that says what a table is about.

@@ -169,6 +169,11 @@ pub(super) fn bytes(program: &Program, capacity: usize, budget: Budget) -> u64 {
     total as u64
 }
 
+/// Bytes of keys and values of a cache of `capacity` tokens.
+pub(super) fn kv_bytes(program: &Program, capacity: usize) -> u64 {
+    (2 * program.plan().layers() * sizes(program, extent(capacity), capacity).region) as u64
+}
+
 /// Bytes of keys and values of a cache of `capacity` tokens that lie with the host.
 pub(super) fn host_bytes(program: &Program, capacity: usize, budget: Budget) -> u64 {
     let layers = program.plan().layers();

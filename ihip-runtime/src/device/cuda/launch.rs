@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use cudarc::driver::sys::{CUdeviceptr, CUfunction_attribute};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, result};
 use cudarc::nvrtc::Ptx;
-use ihip_dsl::emit::{ArgumentKind, Kernel};
+use ihip_dsl::emit::{ArgumentKind, Instructions, Kernel};
 use rayon::prelude::*;
 
 use super::memory::failed;
@@ -107,6 +107,11 @@ impl Loader {
     /// What it compiles for, and by which version.
     pub(super) fn compiler(&self) -> &Compiler {
         &self.compiler
+    }
+
+    /// What the text of kernels may use here.
+    pub(super) const fn instructions(&self) -> Instructions {
+        self.compiler.architecture().instructions()
     }
 
     /// What it compiled so far.

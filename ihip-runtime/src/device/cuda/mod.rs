@@ -26,6 +26,7 @@ use half::bf16;
 use ihip_dsl::Plan;
 use ihip_dsl::emit::model::{BLOCK_ELEMENTS, MAX_TOKENS, ModelKernel};
 use ihip_dsl::emit::{Activation, Element, Launch, Paging, Program};
+use ihip_dsl::tuning::Tunings;
 use rayon::prelude::*;
 
 pub use cache::CudaCache;
@@ -159,7 +160,12 @@ impl CudaDevice {
 
     /// The kernels of a plan as they are tuned for a request of `capacity` tokens.
     fn program(&self, plan: &Plan, capacity: usize) -> Result<Program> {
-        Ok(Program::tuned(plan, Activation::F32, self.tables.tunings(capacity))?)
+        self.program_with(plan, self.tables.tunings(capacity))
+    }
+
+    /// The same with `tunings` of the caller's.
+    fn program_with(&self, plan: &Plan, tunings: Tunings) -> Result<Program> {
+        Ok(Program::with(plan, Activation::F32, self.loader.instructions(), tunings)?)
     }
 
     /// The cache of a request that runs `program`.
@@ -339,6 +345,10 @@ impl Device for CudaDevice {
         cache.residence()
     }
 
+    fn kv_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
+        self.program(plan, capacity).map_or(0, |program| cache::kv_bytes(&program, capacity))
+    }
+
     fn cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
         // A plan without kernels is refused, with its reason, where the cache is allocated.
         self.program(plan, capacity).map_or(0, |program| cache::bytes(&program, capacity, self.budget))
@@ -477,7 +487,7 @@ impl Device for CudaDevice {
 /// What the compiler calls the GPU.
 fn architecture(context: &CudaContext) -> Result<Architecture> {
     let (major, minor) = context.compute_capability().map_err(failed("cuDeviceGetAttribute"))?;
-    Ok(Architecture::new(major.unsigned_abs(), minor.unsigned_abs()))
+    Ok(Architecture::of_gpu(major.unsigned_abs(), minor.unsigned_abs()))
 }
 
 /// Fails where `x` does not hold `columns` columns of `element`.

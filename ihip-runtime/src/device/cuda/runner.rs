@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 use cudarc::driver::CudaStream;
-use ihip_dsl::emit::Kernel;
+use ihip_dsl::emit::{Instructions, Kernel};
 
 use super::launch::{Loader, Operand};
 use super::memory::{Buffer, failed};
@@ -44,6 +44,12 @@ impl KernelRunner {
         let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
         let compiler = Compiler::from_environment(architecture(&context)?)?.for_gpu();
         Ok(Self { stream, loader: Loader::new(context, compiler) })
+    }
+
+    /// What the text of kernels may use here.
+    #[must_use]
+    pub const fn instructions(&self) -> Instructions {
+        self.loader.instructions()
     }
 
     /// Allocates `bytes` bytes that nobody has written.

@@ -10,6 +10,7 @@ use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptu
 use cudarc::driver::{CudaEvent, sys};
 use ihip_dsl::emit::measure::MeasureKernel;
 use ihip_dsl::emit::{Activation, Program};
+use ihip_dsl::tuning::Tunings;
 use ihip_dsl::{KvType, Plan};
 
 use super::launch::{Function, Operand};
@@ -163,6 +164,18 @@ impl AttentionTimer {
         self.layer_of(program, context)
     }
 
+    /// The same with kernels as they are declared, whatever is tuned.
+    ///
+    /// # Errors
+    /// Those of [`AttentionTimer::layer`].
+    ///
+    /// # Panics
+    /// Where the plan has other than one layer.
+    pub fn declared_layer(&mut self, plan: &Plan, context: usize) -> Result<TimedLayer> {
+        let program = self.device.program_with(plan, Tunings::default())?;
+        self.layer_of(program, context)
+    }
+
     /// The same with the kernels of `program`, whatever is tuned.
     ///
     /// # Errors
@@ -170,7 +183,7 @@ impl AttentionTimer {
     ///
     /// # Panics
     /// Where the plan has other than one layer.
-    pub fn layer_of(&mut self, program: Program, context: usize) -> Result<TimedLayer> {
+    pub(super) fn layer_of(&mut self, program: Program, context: usize) -> Result<TimedLayer> {
         assert_eq!(program.plan().layers(), 1, "one layer is timed");
         let geometry = *program.plan().geometry();
         let cache = self.device.cache_of(program, context)?;

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use ihip_dsl::emit::{Activation, Kernel, Launch, Program};
-use ihip_dsl::tuning::Tunable;
+use ihip_dsl::emit::{Kernel, Launch, Program};
+use ihip_dsl::tuning::{Tunable, Tunings};
 use ihip_dsl::{Geometry, LayerPlan, Plan};
 
 use super::timing::{AttentionTimer, TimedLayer, decoding_step, prefill_steps};
@@ -71,7 +71,7 @@ impl<'a> GpuBench<'a> {
         rows: usize,
         gate: &'a Gate,
     ) -> Result<Self> {
-        let program = Program::new(plan, Activation::F32)?;
+        let program = timer.device.program_with(plan, Tunings::default())?;
         let upload = |timer: &mut AttentionTimer, decodes| timer.upload(plan.geometry(), gate.case(decodes));
         let mut cases = [upload(timer, false)?, upload(timer, true)?];
         for decodes in [false, true] {
