@@ -8,6 +8,7 @@ mod attend_tiles;
 mod decode;
 mod dense_path;
 mod dense_row;
+mod exchange;
 mod extend;
 mod functions;
 mod gather;
@@ -16,7 +17,9 @@ pub mod launch;
 pub mod measure;
 pub mod model;
 mod normalise;
+mod paging;
 mod program;
+mod promote;
 mod row;
 mod rows;
 mod scan;
@@ -37,7 +40,8 @@ mod visible;
 mod writer;
 
 pub use dense_path::{DensePath, Estimate};
-pub use launch::{Activation, Buffer, Element, Extent, Launch, Storage, Value, step};
+pub use launch::{Activation, Buffer, Element, Extent, Launch, Storage, Value, step, tally};
+pub use paging::{Paging, Slots};
 pub use program::{EmitError, Instructions, Program};
 pub use writer::snake_case;
 
@@ -75,6 +79,8 @@ pub enum Family {
     Gather,
     /// Joins the splits of a decoding step's attention.
     Merge,
+    /// Moves pages of the cache between the tiers.
+    Move,
     /// Everything of the model that is not attention: norms, embedding, activation, sampling.
     Model,
     /// What only measurements run.
@@ -93,6 +99,7 @@ impl Family {
             Self::Dense => "dense",
             Self::Gather => "gather",
             Self::Merge => "merge",
+            Self::Move => "move",
             Self::Model => "model",
             Self::Measure => "measure",
         }

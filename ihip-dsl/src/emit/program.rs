@@ -169,6 +169,10 @@ impl Program {
         &self.plan
     }
 
+    pub(super) const fn shape(&self) -> Shape {
+        self.shape
+    }
+
     /// Element type of [`Buffer::Qkv`] and [`Buffer::Out`].
     #[must_use]
     pub fn activation(&self) -> Activation {
