@@ -23,6 +23,7 @@ mod decode;
 mod extended;
 mod hopper;
 mod methods;
+mod paging;
 mod scan;
 mod scoring;
 mod select;

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ihip_dsl::emit::{Activation, Program};
+use ihip_dsl::emit::{Activation, Paging, Program, Slots};
 use ihip_tests::support::mutant::{Applied, Mutant, VARIABLE, all};
 use ihip_tests::support::page;
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,8 @@ fn texts() -> Vec<(String, String)> {
     let layers = layers().into_iter().chain(scored_layers());
     let plans = layers.map(|layer| layer.plan());
     let programs = plans.map(|plan| Program::new(&plan, Activation::F32).expect("a usual head"));
-    let kernels = programs.flat_map(|program| program.kernels());
+    let slots = Slots { pages: 3, keys: 2, values: 1 };
+    let kernels = programs.flat_map(|program| [program.kernels(), Paging::new(&program, slots).kernels()].concat());
     let own = |text: String| text.split_once(PRELUDE).map(|(_, own)| own.to_owned()).expect("a prelude in front");
     let texts = kernels.map(|kernel| (kernel.name, own(kernel.text)));
     texts.chain([("prelude".to_owned(), PRELUDE.to_owned())]).collect()

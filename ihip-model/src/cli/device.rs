@@ -8,7 +8,7 @@ use ihip_runtime::device::cuda::{CudaDevice, Precision};
 use thiserror::Error as ThisError;
 
 use super::arguments;
-use super::error::Result;
+use super::error::{Error, Result};
 use super::progress;
 
 /// Where the model runs, and in which steps it reads a prompt.
@@ -28,6 +28,10 @@ pub(super) struct DeviceArguments {
     prefill_chunk: Option<usize>,
     #[command(flatten)]
     kv: KvArguments,
+    /// Lets prompts begin with dense attention as long as that is estimated to take less time: `ihip kernels explain` says
+    /// how far. What comes out is then not what the pipeline declares
+    #[arg(long)]
+    dense_path: bool,
 }
 
 /// What keys and values of a request may take of two memories.
@@ -130,12 +134,18 @@ impl DeviceArguments {
     }
 
     fn run_on_cpu<W: Work>(&self, work: W) -> Result<W::Output> {
+        if self.dense_path {
+            return Err(Error::NoDensePath);
+        }
         let chunk = self.prefill_chunk.unwrap_or(512);
         let settings = Settings { kv_type: KvType::F32, chunk, own_memory: false, kv: self.kv };
         work.run(&mut CpuDevice::new(self.threads.unwrap_or(0))?, settings)
     }
 
     fn run_on_cuda<W: Work>(&self, work: W, mut device: CudaDevice) -> Result<W::Output> {
+        if self.dense_path {
+            device.take_dense_path();
+        }
         let kv_type = match self.precision {
             Precision::F32 => KvType::F32,
             Precision::Bf16 => KvType::Bf16,

@@ -74,6 +74,9 @@ pub(super) enum Error {
         /// Where the prompt came from.
         input: Source,
     },
+    /// Dense attention was asked for where nobody measured it.
+    #[error("--dense-path is for a GPU, where it was measured: leave it out, or give --device cuda")]
+    NoDensePath,
     /// A text too short to be scored.
     #[error("{input} has {tokens} token: a token is scored by those before it, give at least 2")]
     NothingToScore {

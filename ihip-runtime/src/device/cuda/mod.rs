@@ -1,6 +1,6 @@
-//! The CUDA device: one GPU, one stream.
+//! The CUDA device: one GPU, one stream, and another one where pages move.
 //!
-//! Everything runs in the order of one stream, so that no operation waits for another on the host; only
+//! Everything else runs in the order of one stream, so that no operation waits for another on the host; only
 //! [`CudaDevice::read`], [`CudaDevice::sample`] and [`CudaDevice::block_lists`] do. Decoding steps are recorded into
 //! graphs, one for each pattern of restart stages and only so many of them: whatever differs between two steps of a pattern lies in small
 //! buffers that [`CudaDevice::begin`] fills before the graph runs.
@@ -12,7 +12,9 @@ mod linear;
 mod mapping;
 mod memory;
 mod runner;
+mod tiers;
 mod timing;
+mod together;
 mod trial;
 
 use std::collections::HashMap;
@@ -24,7 +26,7 @@ use cudarc::driver::{CudaContext, CudaStream};
 use half::bf16;
 use ihip_dsl::Plan;
 use ihip_dsl::emit::model::{BLOCK_ELEMENTS, MAX_TOKENS, ModelKernel};
-use ihip_dsl::emit::{Activation, Element, Launch, Program};
+use ihip_dsl::emit::{Activation, Element, Launch, Paging, Program};
 use ihip_dsl::tuning::Tunings;
 use rayon::prelude::*;
 
@@ -71,6 +73,8 @@ pub struct CudaDevice {
     precision: Precision,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    /// Where pages of the cache move.
+    copies: Arc<CudaStream>,
     loader: Loader,
     tables: Tables,
     model: HashMap<String, Arc<Function>>,
@@ -84,6 +88,8 @@ pub struct CudaDevice {
     chosen: Arc<Buffer>,
     /// What keys and values of a request may take; those beyond the share of the GPU lie with the host.
     budget: Budget,
+    /// Whether prompts begin densely where that is estimated to take less time.
+    dense_path: bool,
     /// Every tensor and weight named since a recording began.
     recording: Option<Vec<Arc<Buffer>>>,
 }
@@ -147,11 +153,21 @@ impl CudaDevice {
             vocabulary: None,
             chosen: Buffer::new(&stream, "the chosen token", size_of::<u32>(), true)?,
             budget: Budget::UNLIMITED,
+            dense_path: false,
             recording: None,
+            copies: context.new_stream().map_err(failed("cuStreamCreate"))?,
             context,
             stream,
             loader,
         })
+    }
+
+    /// From here on, prompts of requests begin densely as long as that is estimated to take less time ([`DensePath`]). What
+    /// comes out is then not what the pipeline declares.
+    ///
+    /// [`DensePath`]: ihip_dsl::emit::DensePath
+    pub const fn take_dense_path(&mut self) {
+        self.dense_path = true;
     }
 
     /// The kernels of a plan as they are tuned for a request of `capacity` tokens.
@@ -161,7 +177,8 @@ impl CudaDevice {
 
     /// The same with `tunings` of the caller's.
     fn program_with(&self, plan: &Plan, tunings: Tunings) -> Result<Program> {
-        Ok(Program::with(plan, Activation::F32, self.loader.instructions(), tunings)?)
+        let program = Program::with(plan, Activation::F32, self.loader.instructions(), tunings)?;
+        Ok(if self.dense_path { program.with_dense_path() } else { program })
     }
 
     /// The cache of a request that runs `program`.
@@ -177,8 +194,10 @@ impl CudaDevice {
             let what = format!("what lies with the host of the key-value cache of {capacity} tokens");
             return Err(Error::OutOfMemory { what, device: "the host".to_owned(), needed, available });
         }
-        let kernels = self.loader.load(program.kernels())?;
-        CudaCache::new(&self.stream, program, kernels, capacity, self.budget)
+        let paging = cache::paging(&program, capacity, self.budget);
+        let kernels = program.kernels().into_iter().chain(paging.iter().flat_map(Paging::kernels));
+        let kernels = self.loader.load(kernels.collect())?;
+        CudaCache::new(&self.stream, (program, paging), kernels, capacity, self.budget)
     }
 
     /// The address of a buffer that the launch at hand names.
@@ -197,12 +216,7 @@ impl CudaDevice {
 
     /// One launch of `layer`'s attention; `activations` are projections and output.
     fn launch_in(&self, cache: &CudaCache, launch: &Launch, layer: usize, activations: [CUdeviceptr; 2]) -> Result<()> {
-        let arguments = launch.arguments.iter();
-        let operands = arguments.map(|value| cache.operand(*value, layer, activations)).collect::<Result<Vec<_>>>()?;
-        let function = cache
-            .kernels
-            .get(&launch.kernel)
-            .ok_or_else(|| Error::NotInPlan { name: format!("kernel {}", launch.kernel) })?;
+        let (function, operands) = cache.call(launch, layer, activations)?;
         function.launch(&self.stream, launch.grid, &operands)
     }
 
@@ -262,7 +276,7 @@ impl CudaDevice {
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream.begin_capture(mode).map_err(failed("cuStreamBeginCapture"))?;
         self.recording = Some(cache.buffers());
-        let outcome = operations(self, cache);
+        let outcome = operations(self, cache).and_then(|()| self.end_moves(cache));
         let mut buffers = self.recording.take().unwrap_or_default();
         // A recording that failed must be ended all the same: the stream takes nothing else before.
         let ended = self.stream.end_capture(CUgraphInstantiate_flags(0));
@@ -335,13 +349,13 @@ impl Device for CudaDevice {
         cache::placement(&self.program(plan, capacity)?, capacity, self.budget)
     }
 
-    fn traffic(&mut self, _: &CudaCache) -> Result<Traffic> {
-        // Pages stay where they are, and nothing counts which of them a kernel reads.
-        Ok(Traffic::default())
+    fn traffic(&mut self, cache: &CudaCache) -> Result<Traffic> {
+        self.tally(cache)
     }
 
     fn residence(&mut self, cache: &CudaCache) -> Result<Placement> {
-        cache::placement(&cache.program, cache.capacity, self.budget)
+        self.join_moves(cache)?;
+        cache.residence()
     }
 
     fn kv_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
@@ -369,6 +383,8 @@ impl Device for CudaDevice {
     fn begin(&mut self, cache: &mut CudaCache, step: &Step, tokens: &[u32]) -> Result<()> {
         self.host_tokens = tokens.to_vec();
         self.check_tokens()?;
+        // What moves pages reads the step before.
+        self.join_moves(cache)?;
         cache.begin(step)?;
         self.tokens.write(0, tokens)
     }
@@ -447,6 +463,9 @@ impl Device for CudaDevice {
     fn attention(&mut self, cache: &mut CudaCache, layer: usize, qkv: &CudaTensor, out: &mut CudaTensor) -> Result<()> {
         let activations = [self.single(qkv, qkv.columns, "the attention")?, self.named(&out.single)];
         out.held = Element::F32;
+        if cache.tiers.is_some() {
+            return self.attend_over_tiers(cache, layer, activations);
+        }
         cache.launches(layer).iter().try_for_each(|launch| self.launch_in(cache, launch, layer, activations))
     }
 
