@@ -93,7 +93,9 @@ pub fn parse_str(text: &str) -> Result<Vec<Pipeline>, Errors<Position>> {
 pub fn parse_str_among(text: &str, known: &Known<'_>) -> Result<Vec<Pipeline>, Errors<Position>> {
     let tokens = text.parse::<TokenStream>().map_err(|error| {
         let at = position(error.span());
-        let rest = text.lines().nth(at.line - 1).unwrap_or_default().chars().skip(at.column - 1);
+        // Where the lexer keeps no places, which it does not where it is fuzzed, everything is at line 0.
+        let line = text.lines().nth(at.line.saturating_sub(1)).unwrap_or_default();
+        let rest = line.chars().skip(at.column.saturating_sub(1));
         let mut errors = Errors::new();
         let expected = "a word, a number or a brace that is closed again";
         errors.push(at, unexpected(rest.take_while(|c| !c.is_whitespace()).collect(), expected));
