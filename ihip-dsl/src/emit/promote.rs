@@ -77,7 +77,7 @@ impl Promote {
         writer
             .constant("MOST_MOVES", MOST_MOVES, "pages that come at a time")
             .constant("LOG", LOG, "missed pages that are told apart")
-            .constant("TRAVEL", 2 * THREADS, "slots that the hand passes at most, each twice")
+            .constant("TRAVEL", 2 * THREADS, "slots that the hand passes at most, none of them more than twice")
             .constant("THREADS", THREADS, "threads of a block");
         let lists = if self.has_list() { " const int* lists, const int* counts," } else { "" };
         writer.text(&format!(
