@@ -156,7 +156,7 @@ fn what_moves_pages_reads_as_if_a_person_had_written_it() {
     let own = kernels.iter().map(|kernel| {
         let (heading, rest) = kernel.text.split_once("#line 1 \"prelude.cu\"\n").expect("a prelude");
         let (_, own) = rest.split_once("#line 1 \"").expect("the kernel's own text");
-        format!("{}#line 1 \"{own}", heading)
+        format!("{heading}#line 1 \"{own}")
     });
     insta::assert_snapshot!(own.collect::<Vec<_>>().join("\n"));
 }
@@ -172,5 +172,24 @@ fn a_dense_layer_reads_every_page_where_it_is() {
         }
         pair.prefill(64);
         assert!(pair.check()["written keys"] > 0);
+    }
+}
+
+#[test]
+fn the_page_that_is_being_filled_stays_wherever_the_hand_is() {
+    for layer in &layers()[..2] {
+        let (page, here) = (layer.page as usize, 2);
+        let mut pair = Pair::new(layer, true, [3, here]);
+        pair.prefill(65);
+        for _ in 0..3 * page {
+            // As if every page had been read in the step before, and the hand came to this one first.
+            let filled = pair.length / page;
+            let table = pair.tiered.read_i32(Buffer::PageTable);
+            pair.tiered.write_i32(Buffer::Hand, &[table[filled]]);
+            pair.tiered.write_i32(Buffer::Reads, &vec![2 * pair.length as i32 + 1; table.len()]);
+            pair.decode(None);
+            let slot = pair.tiered.read_i32(Buffer::PageTable)[filled];
+            assert!((slot as usize) < here, "position {} was written on the host", pair.length - 1);
+        }
     }
 }

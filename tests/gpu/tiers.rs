@@ -53,7 +53,6 @@ fn pages_that_move_give_the_same_bits_as_a_cache_that_is_on_the_gpu_as_a_whole()
     assert_eq!(whole.traffic, Traffic::default(), "nothing moves where all is on the GPU");
     for (gpu, recorded) in [(ALL / 2, true), (ALL / 2, false), (24 * MIB, true), (0, true), (0, false)] {
         let run = Run::new(&qkv, Some(gpu), recorded, None);
-        println!("{gpu} of {ALL} bytes on the GPU, recorded: {recorded}: {:?}", run.traffic);
         assert!(run.outputs == whole.outputs, "outputs differ where {gpu} bytes are on the GPU");
         assert!(run.lists == whole.lists, "lists differ where {gpu} bytes are on the GPU");
         let Traffic { attend, promotions, evictions, .. } = run.traffic;
