@@ -159,7 +159,7 @@ impl Trace {
         // Rows of one number: where a page is does not depend on what is in it.
         let shape = Shape { layers, kv_heads: 1, head_dim: 1, page, rows: page };
         let all = tokens.div_ceil(page) as u64 * page as u64 * shape.token_bytes();
-        let budget = Budget { gpu: (all as f64 * share) as u64, ..Budget::UNLIMITED };
+        let budget = Budget { gpu: (all as f64 * share) as u64, host: 2 * all };
         let process: Arc<dyn Allocate> = Arc::new(Process);
         let mut store = Store::new(shape, Room::within(&shape, tokens, budget)?, &process)?;
         let mut sequence = Sequence::default();

@@ -194,7 +194,7 @@ pub(super) fn placement(program: &Program, capacity: usize, budget: Budget) -> R
         return Err(KvError::TooLong { tokens: capacity, gpu, host, fit, token }.into());
     }
     let tokens = |bytes: usize| {
-        let gpu = (capacity as u64 * bytes as u64 / sizes.region.max(1) as u64) as usize;
+        let gpu = (capacity as u128 * bytes as u128 / sizes.region.max(1) as u128) as usize;
         Tokens { gpu, host: capacity - gpu }
     };
     Ok(Placement { keys: tokens(on_gpu[0]), values: tokens(on_gpu[1]) })
