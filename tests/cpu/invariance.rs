@@ -1,7 +1,7 @@
 //! What a result must not depend on: how many rows a call has, where prefill chunks end, how many threads there are.
 
 use ihip_dsl::reference::Problem;
-use ihip_dsl::{LayerPruning, Plan, parse_str};
+use ihip_dsl::{KvType, LayerPruning, Plan, parse_str};
 use ihip_runtime::Session;
 use ihip_runtime::device::Device;
 use ihip_runtime::device::cpu::{CpuDevice, CpuTensor};
@@ -76,6 +76,7 @@ impl Tensors {
             query_heads: HEADS,
             kv_heads: KV_HEADS,
             head_dim: HEAD_DIM,
+            kv_type: KvType::F32,
             query_scale: 0.125,
             frequencies: &self.frequencies,
             queries: &self.queries[first * width..(first + rows) * width],

@@ -8,13 +8,13 @@ use ihip_dsl::emit::{
 };
 use ihip_dsl::{AttendRope, Geometry, KvType, LayerRange, Pipeline, Plan, Refresh, ScanRope, Stage};
 
-use super::{Layer, all_layers, layer, layers, stage};
+use super::{Layer, every_layer, layer, layers, stage};
 
 const EXTENT: Extent = Extent { rows: 4096, tokens: 3 << 20 };
 
 /// Every layer pruned and dense, with activations of either type.
 fn programs() -> Vec<Program> {
-    let plans = all_layers().into_iter().flat_map(|layer| {
+    let plans = every_layer().into_iter().flat_map(|layer| {
         let dense = Plan::dense(layer.geometry(), layer.frequencies(), 1);
         [layer.plan(), dense]
     });

@@ -1,5 +1,6 @@
 //! Device functions that several families share, and the constants they read.
 
+use super::cached;
 use super::launch::{Activation, step};
 use super::writer::Writer;
 use crate::{Geometry, KvType, PrunedLayer, Ranking};
@@ -51,6 +52,7 @@ impl Shape {
         let kv = super::Element::from(self.kv()).word();
         let activation = self.activation.element().word();
         writer.text(&step_words());
+        cached::define(writer, self.kv());
         writer.text(&format!(
             "using Cached = {kv};  // element of the key-value cache\nusing Activation = {activation};"
         ));

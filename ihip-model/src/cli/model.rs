@@ -63,8 +63,7 @@ pub(super) fn load<D: Device>(
     let config = file.config();
     let plan = pruning.plan(config, settings.kv_type)?;
     let cache = device.cache_bytes(&plan, reserve.prompt + reserve.new);
-    // Every device keeps its weights in the type of its cache.
-    let model = config.parameters() * settings.kv_type.bytes() as u64 + config.workspace_bytes(settings.chunk);
+    let model = config.parameters() * settings.weight_bytes as u64 + config.workspace_bytes(settings.chunk);
     let available = device.available_bytes()?;
     if let Some(available) = available.filter(|available| cache.saturating_add(model) > *available) {
         return Err(Error::DoesNotFit {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ihip_dsl::rope::RopeTable;
-use ihip_dsl::{LayerPlan, Plan, PrunedLayer, StagePlan};
+use ihip_dsl::{KvType, LayerPlan, Plan, PrunedLayer, StagePlan};
 
 use super::select::{BlockList, ChunkList};
 use super::summaries::Summaries;
@@ -49,6 +49,8 @@ pub(super) struct Store {
     summaries: Vec<Summaries>,
     kv_heads: usize,
     head_dim: usize,
+    /// What keys and values are rounded to when they are written; they are kept as f32.
+    kv_type: KvType,
 }
 
 impl CpuCache {
@@ -115,7 +117,7 @@ impl Store {
         // Zeros come straight from the kernel and take no memory before they are written.
         let zeros = || vec![0.0; kv_heads * positions * head_dim];
         let summaries = Summaries::of_layer(plan, layer, positions);
-        Self { keys: zeros(), values: zeros(), summaries, kv_heads, head_dim }
+        Self { keys: zeros(), values: zeros(), summaries, kv_heads, head_dim, kv_type: geometry.kv_type }
     }
 
     /// Query heads that share a key-value head.
@@ -158,8 +160,10 @@ impl Store {
                 self.keys[slot.clone()].copy_from_slice(key);
                 self.values[slot.clone()].copy_from_slice(value);
                 if let Some(rope) = rope {
-                    rope.rotate(&mut self.keys[slot], position);
+                    rope.rotate(&mut self.keys[slot.clone()], position);
                 }
+                self.kv_type.round(&mut self.keys[slot.clone()]);
+                self.kv_type.round(&mut self.values[slot]);
             }
         }
         let appended = first..first + qkv.len() / columns;
