@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ihip_dsl::Plan;
 use ihip_runtime::device::{BlockLists, Compilation, Sampling};
+use ihip_runtime::kv::trace::PagesRead;
+use ihip_runtime::kv::{Placement, Traffic};
 use ihip_runtime::session::Phase;
 use ihip_runtime::{Device, Session, Step};
 use rand_chacha::ChaCha8Rng;
@@ -76,6 +78,12 @@ impl<'a, D: Device> Generation<'a, D> {
         Ok(Self { model, device, interrupt, cache, workspace, session, chunk: extent.chunk, last: None })
     }
 
+    /// The device, as it names itself.
+    #[must_use]
+    pub fn device_name(&self) -> String {
+        self.device.name()
+    }
+
     /// Tokens read and written so far.
     #[must_use]
     pub fn length(&self) -> usize {
@@ -94,6 +102,38 @@ impl<'a, D: Device> Generation<'a, D> {
     #[must_use]
     pub fn compilation(&self) -> Compilation {
         self.device.compilation()
+    }
+
+    /// Whether [`Generation::pages_read`] has the pages that the steps to come read; it has not at first. Gives whether
+    /// the device can tell.
+    pub fn record_pages(&mut self, record: bool) -> bool {
+        self.device.record_pages(&mut self.cache, record)
+    }
+
+    /// The pages that were read in `layer` since this was last asked.
+    pub fn pages_read(&mut self, layer: usize) -> PagesRead {
+        self.device.pages_read(&self.cache, layer)
+    }
+
+    /// Keys, values and masks.
+    pub const fn cache_mut(&mut self) -> &mut D::Cache {
+        &mut self.cache
+    }
+
+    /// What the cache did so far.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn traffic(&mut self) -> Result<Traffic> {
+        Ok(self.device.traffic(&self.cache)?)
+    }
+
+    /// Where the tokens are that the steps before the last one wrote, the mean over layers.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn residence(&mut self) -> Result<Placement> {
+        Ok(self.device.residence(&self.cache)?)
     }
 
     /// Whether [`Generation::block_lists`] has those of the steps to come; it has not at first.

@@ -504,7 +504,7 @@ KERNEL(THREADS) ihip_bound_then_exact_s1_scan_exact_chunk_indexed_c8_k16384_d128
         if (thread < CHUNKS && chunk < chunks && chunk_start(kept, chunk) <= limit) {
             float score = LOWEST;
             for (int row_warp = 0; row_warp < ROW_WARPS; ++row_warp) score = max(score, largest[row_warp * CHUNKS + thread]);
-            atomic_max(&scores[block * score_stride + chunk], ordered(max(score, NEVER)));
+            atomic_max(&scores[static_cast<unsigned long long>(block) * score_stride + chunk], ordered(max(score, NEVER)));
         }
     }
 }

@@ -531,6 +531,6 @@ KERNEL(THREADS) ihip_paper3k_s2_scan_chunk_indexed_c8_k8192_d128_bf16(
             }
         }
         if (thread < CHUNKS && best[thread] > LOWEST)
-            atomic_max(&scores[block * score_stride + group * CHUNKS + thread], ordered(max(best[thread], NEVER)));
+            atomic_max(&scores[static_cast<unsigned long long>(block) * score_stride + group * CHUNKS + thread], ordered(max(best[thread], NEVER)));
     }
 }

@@ -347,7 +347,7 @@ KERNEL(THREADS) ihip_paper5k_s0_select_c64_k32768(
     const int rows = step[STEP_ROWS];
     const int block = blockIdx.x, thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     if (block * QUERY_BLOCK >= rows) return;
-    unsigned* const score = scores + block * score_stride;
+    unsigned* const score = scores + static_cast<unsigned long long>(block) * score_stride;
     const int chunks = chunk_count(step[STEP_T_MAX]);
     const int keep = min(KEEP, chunks);
 

@@ -358,7 +358,7 @@ KERNEL(THREADS) ihip_paper5k_s1_select_c32_k16384(
     const int rows = step[STEP_ROWS];
     const int block = blockIdx.x, thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     if (block * QUERY_BLOCK >= rows) return;
-    unsigned* const score = scores + block * score_stride;
+    unsigned* const score = scores + static_cast<unsigned long long>(block) * score_stride;
     const int* const kept = parents + parent_block(block, rows) * (KEPT + 1);
     const int chunks = chunk_count(kept);
     const int keep = min(KEEP, chunks);

@@ -521,7 +521,7 @@ KERNEL(THREADS) ihip_paper5k_s2_scan_relative_c16_k16384_d64_bf16(
         }
         for (int set = 0; set < SETS; ++set)
             if (across == 0 && best[set] > LOWEST)
-                atomic_max(&scores[block * score_stride + base + set * 8 + down], ordered(max(best[set], NEVER)));
+                atomic_max(&scores[static_cast<unsigned long long>(block) * score_stride + base + set * 8 + down], ordered(max(best[set], NEVER)));
         sync_warp();  // the pages have been read
     }
 }

@@ -103,8 +103,14 @@ fn of_a_pipeline_that_names_a_layer_beyond_the_model() {
 }
 
 #[test]
-fn of_a_share_of_a_gpus_memory_without_a_gpu() {
-    insta::assert_snapshot!(generate(&["--prompt", "x", "--device", "cpu", "--gpu-kv", "8GiB"]), @"error: --gpu-kv 8589934592 is for a GPU, and the CPU's keys and values are all in one memory: leave it out, or give --device cuda");
+fn of_a_dense_path_where_none_was_measured() {
+    insta::assert_snapshot!(generate(&["--prompt", "x", "--device", "cpu", "--dense-path"]), @"error: --dense-path is for a GPU, where it was measured: leave it out, or give --device cuda");
+}
+
+#[test]
+fn of_a_prompt_that_two_tiers_do_not_hold() {
+    let refusal = generate(&["--prompt", "x", "--device", "cpu", "--gpu-kv", "4KiB", "--host-kv", "4KiB"]);
+    assert!(refusal.contains(" tokens do not fit: 4096 bytes on the GPU and 4096 on the host hold "), "{refusal}");
     assert!(generate(&["--prompt", "x", "--gpu-kv", "8GB"]).contains("it must be a number of bytes, such as 8GiB"));
 }
 

@@ -1,5 +1,7 @@
 //! What a result must not depend on: how many rows a call has, where prefill chunks end, how many threads there are.
 
+use std::sync::Arc;
+
 use ihip_dsl::reference::Problem;
 use ihip_dsl::{KvType, LayerPruning, Plan, parse_str};
 use ihip_runtime::Session;
@@ -10,13 +12,13 @@ use ihip_tests::support::layer::{self, Layer};
 use ihip_tests::support::sample::Random;
 use proptest::prelude::*;
 
-const TOKENS: usize = 1300;
-const HEADS: usize = 9;
-const KV_HEADS: usize = 3;
-const HEAD_DIM: usize = 64;
+pub(super) const TOKENS: usize = 1300;
+pub(super) const HEADS: usize = 9;
+pub(super) const KV_HEADS: usize = 3;
+pub(super) const HEAD_DIM: usize = 64;
 
 /// Small enough for [`TOKENS`] to be pruned in every stage, with query blocks that shrink.
-const PIPELINES: &str = "
+pub(super) const PIPELINES: &str = "
     pub Relative {
         sink 32; window 128;
         stage { chunk 64, query_stride 4, refresh 8 }
@@ -51,7 +53,7 @@ const PIPELINES: &str = "
 ";
 
 /// Numbers that a test is free to choose, in one place.
-struct Tensors {
+pub(super) struct Tensors {
     queries: Vec<f32>,
     keys: Vec<f32>,
     values: Vec<f32>,
@@ -59,7 +61,7 @@ struct Tensors {
 }
 
 impl Tensors {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut random = Random(1);
         Self {
             queries: random.floats(TOKENS * HEADS * HEAD_DIM),
@@ -69,7 +71,13 @@ impl Tensors {
         }
     }
 
-    fn problem<'a>(&'a self, pruning: &'a LayerPruning, first: usize, rows: usize, t_max: usize) -> Problem<'a> {
+    pub(super) fn problem<'a>(
+        &'a self,
+        pruning: &'a LayerPruning,
+        first: usize,
+        rows: usize,
+        t_max: usize,
+    ) -> Problem<'a> {
         let width = HEADS * HEAD_DIM;
         Problem {
             pruning,
@@ -88,14 +96,30 @@ impl Tensors {
         }
     }
 
-    /// Prefills `prompt` tokens in chunks of `chunk`, then decodes the rest; `dense` prunes nothing.
-    fn run(&self, pruning: &LayerPruning, dense: bool, prompt: usize, chunk: usize, threads: usize) -> Answer {
+    /// One layer, which prunes or, where it is `dense`, does not.
+    pub(super) fn plan(&self, pruning: &LayerPruning, dense: bool) -> Arc<Plan> {
         let whole = self.problem(pruning, 0, TOKENS, TOKENS);
-        let plan = match dense {
+        match dense {
             true => Plan::dense(layer::geometry(&whole), self.frequencies.clone(), 1).into(),
             false => layer::plan(&whole),
-        };
-        let mut layer = Layer::new(&plan, TOKENS, threads);
+        }
+    }
+
+    /// Prefills `prompt` tokens in chunks of `chunk`, then decodes the rest; `dense` prunes nothing.
+    fn run(&self, pruning: &LayerPruning, dense: bool, prompt: usize, chunk: usize, threads: usize) -> Answer {
+        let plan = self.plan(pruning, dense);
+        self.run_in(&mut Layer::new(&plan, TOKENS, threads), pruning, plan, prompt, chunk)
+    }
+
+    /// The same in a layer.
+    pub(super) fn run_in(
+        &self,
+        layer: &mut Layer,
+        pruning: &LayerPruning,
+        plan: Arc<Plan>,
+        prompt: usize,
+        chunk: usize,
+    ) -> Answer {
         let mut session = Session::new(plan);
         let mut all = Answer::default();
         let mut steps = session.prefill_steps(prompt, chunk).expect("a valid chunk").into_iter();
@@ -110,7 +134,7 @@ impl Tensors {
     }
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
+pub(super) fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 

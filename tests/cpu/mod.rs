@@ -5,3 +5,4 @@ mod limits;
 mod pipelines;
 mod reference;
 mod schedule;
+mod tiers;

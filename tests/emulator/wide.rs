@@ -1,9 +1,9 @@
 //! Where 32 bits end: caches of many gigabytes, of which only what is touched takes memory, and three million tokens.
 
-use ihip_dsl::emit::{Activation, Buffer, Extent};
+use ihip_dsl::emit::{Activation, Buffer, Extent, Family};
 use ihip_dsl::reference::{self, Problem};
-use ihip_dsl::{AttendRope, KvType, ScanRope};
-use ihip_tests::support::attention::Attention;
+use ihip_dsl::{AttendRope, KvType, Ranking, ScanRope};
+use ihip_tests::support::attention::{Attention, striding};
 use ihip_tests::support::emulator::Emulator;
 use ihip_tests::support::host::Emulated;
 use ihip_tests::support::sample::Random;
@@ -58,6 +58,44 @@ fn a_text_across_every_edge_of_32_bits_reads_as_anywhere_else() {
         .collect();
     let near = run(&layer, 656, None);
     assert_eq!(run(&layer, (edges[2] as usize + 16) * 16, Some(&far)), near);
+}
+
+/// What the scans and the cut of a prefill call keep, with rows of scores `stride` entries apart.
+fn kept(layer: &Layer, stride: Option<i32>) -> Vec<i32> {
+    let mut attention = attention(layer, 256);
+    let (query_heads, kv_heads, head_dim) = layer.heads;
+    let (query, key) = ((query_heads * head_dim) as usize, (kv_heads * head_dim) as usize);
+    let mut random = Random(7);
+    let (keys, values) = (random.floats(200 * key), random.floats(200 * key));
+    attention.append(0, &keys, &values);
+    let mut launches = attention.begin_prefill(200, 248, &random.floats(ROWS * (query + 2 * key)));
+    if let Some(stride) = stride {
+        // 248 tokens are 31 chunks.
+        let rows = ROWS / 16 * attention.rankings();
+        attention.spread_scores(rows, 32, stride as usize);
+        for launch in &mut launches {
+            if matches!(attention.family(launch), Family::Scan | Family::Select) {
+                *launch = striding(launch, stride);
+            }
+        }
+    }
+    attention.launch(&launches);
+    attention.read_i32(Buffer::Blocks)
+}
+
+/// Rows of scores that begin beyond 2³¹ and 2³² entries: what many query blocks have, with small chunks of three million
+/// tokens.
+#[test]
+fn rows_of_scores_beyond_32_bits_are_cut_as_any_others() {
+    let modes = (ScanRope::Relative, AttendRope::Streaming);
+    for (kv_type, ranking) in [(KvType::F32, Ranking::All), (KvType::F16, Ranking::All), (KvType::F16, Ranking::Each)] {
+        let mut layer = layer((4, 2, 64), kv_type, 16, (8, 32), &[stage(0, 8, 16, 4)], 64, modes);
+        layer.pruning.ranking = ranking;
+        let near = kept(&layer, None);
+        assert!(near.iter().any(|&block| block > 8), "{near:?}");
+        // The second row lies across 2³¹ entries, the third one across 2³².
+        assert_eq!(kept(&layer, Some(i32::MAX - 3)), near, "{kv_type:?}, {ranking:?}");
+    }
 }
 
 /// Three million tokens whose pages are few: every 997th of the text is the same one of the cache.

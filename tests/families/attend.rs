@@ -1,12 +1,18 @@
 //! `attend` and `dense` in prefill: the output for lists that nobody selected, and for no list at all.
 
-use ihip_dsl::Plan;
-use ihip_dsl::emit::Buffer;
+use ihip_dsl::emit::{Activation, Buffer, Extent, Instructions, Program};
 use ihip_dsl::reference::{self, BlockList, Tensors};
+use ihip_dsl::tuning::Tunings;
+use ihip_dsl::{AttendRope, KvType, Plan, ScanRope};
+use ihip_tests::support::attention::Attention;
+use ihip_tests::support::host::host;
 use ihip_tests::support::tolerance;
 use proptest::prelude::*;
 
-use super::{Data, Layer, Noise, attended_layers, call, check, check_on, difference, layers};
+use super::{
+    Data, Layer, Noise, ROWS, TOKENS, attended_layers, call, check, check_on, check_with, difference, layer, layers,
+    stage,
+};
 
 /// Ascending blocks drawn from all behind the sinks that begin before `end`, at most `width` of them.
 pub(super) fn list(layer: &Layer, end: usize, width: usize, noise: &mut Noise) -> Vec<usize> {
@@ -76,4 +82,68 @@ fn dense_output_is_the_references() {
         prop_assert!(difference < tolerance, "outputs differ by {}", difference);
         Ok(())
     });
+}
+
+/// Layers of one segment of trained positions, which dense attention reads faster than any scan.
+fn short_layers() -> Vec<Layer> {
+    let stages = [stage(0, 32, 64, 4), stage(8192, 8, 64, 1)];
+    let layer = |kv_type, modes| layer((4, 2, 64), kv_type, 16, (16, 64), &stages, 4096, modes);
+    vec![
+        layer(KvType::Bf16, (ScanRope::Relative, AttendRope::Streaming)),
+        layer(KvType::F16, (ScanRope::None, AttendRope::None)),
+    ]
+}
+
+#[test]
+fn a_prompt_that_begins_densely_attends_to_every_key_at_its_true_position() {
+    let attention = |layer: &Layer| {
+        let program = Program::new(&layer.plan(), Activation::F32).expect("a usual head").with_dense_path();
+        assert_eq!(program.dense_path(0).tokens, 8192, "all that the model was trained on");
+        let pages = TOKENS.div_ceil(layer.page as usize);
+        Attention::running(host(), program, Extent { rows: ROWS, tokens: TOKENS }, pages)
+    };
+    check_with(
+        &short_layers(),
+        attention,
+        3,
+        &(call(), any::<u64>()),
+        |layer, attention, ((first, rows, spare), seed)| {
+            let data = Data::new(layer, first, rows, seed);
+            let qkv = data.cache(layer, attention);
+            let launches = attention.begin_prefill(first, first + rows + spare, &qkv);
+            attention.launch(&launches);
+            let frequencies = layer.frequencies();
+            let expected = reference::dense(&data.problem(layer, &frequencies, first + rows));
+            let difference = difference(&expected, &attention.out(rows));
+            let tolerance = tolerance::output(layer.kv_type, true);
+            prop_assert!(difference < tolerance, "outputs differ by {}", difference);
+            // Lists do not come into it, and what comes after finds the cache as the pipeline declares it.
+            let (_, lists) =
+                attention.decode(first + rows - 1, first + rows, Some(0), &qkv[(rows - 1) * (qkv.len() / rows)..]);
+            prop_assert!(!lists.is_empty());
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn a_prompt_begins_densely_only_as_far_as_it_pays_and_the_model_was_trained() {
+    let tokens = |layer: &Layer, instructions| {
+        let program = Program::with(&layer.plan(), Activation::F32, instructions, Tunings::default());
+        program.expect("a usual head").with_dense_path().dense_path(0)
+    };
+    let stages = [stage(0, 256, 64, 4), stage(32_768, 32, 64, 4), stage(8_192, 8, 64, 1)];
+    let modes = (ScanRope::Relative, AttendRope::Streaming);
+    let mut paper = layer((32, 8, 128), KvType::Bf16, 16, (256, 1024), &stages, 2048, modes);
+    paper.trained = 131_072;
+    // Measured on an H200: 20.2 ms densely, 30.5 ms pruned.
+    let path = tokens(&paper, Instructions::Hopper);
+    assert_eq!(path.tokens, 32_768);
+    assert!((0.019..0.022).contains(&path.estimate.dense), "{path:?}");
+    assert!((0.027..0.034).contains(&path.estimate.pruned), "{path:?}");
+    assert_eq!(tokens(&paper, Instructions::Portable).tokens, 16_384);
+    paper.trained = 20_000;
+    assert_eq!(tokens(&paper, Instructions::Hopper).tokens, 16_384);
+    paper.kv_type = KvType::F32;
+    assert_eq!(tokens(&paper, Instructions::Hopper).tokens, 0, "no tensor core multiplies these");
 }

@@ -22,6 +22,7 @@ mod decode;
 mod extended;
 mod hopper;
 mod methods;
+mod paging;
 mod quantised;
 mod scan;
 mod scoring;

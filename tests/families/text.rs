@@ -4,9 +4,11 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use ihip_dsl::emit::{
-    Activation, Argument, ArgumentKind, Buffer, Element, EmitError, Extent, Family, Kernel, Launch, Program, Value,
+    Activation, Argument, ArgumentKind, Buffer, Element, EmitError, Extent, Family, Kernel, Launch, Paging, Program,
+    Slots, Storage, Value,
 };
-use ihip_dsl::{AttendRope, Geometry, KvType, LayerRange, Pipeline, Plan, Refresh, ScanRope, Stage};
+use ihip_dsl::{AttendRope, Geometry, KvType, LayerRange, Pipeline, Plan, Pruning as _, Refresh, ScanRope, Stage};
+use ihip_model::presets::Paper3k;
 
 use super::{Layer, every_layer, layer, layers, stage};
 
@@ -24,6 +26,12 @@ fn programs() -> Vec<Program> {
     programs.collect()
 }
 
+/// The kernels of a program, and those that move its pages.
+fn kernels(program: &Program) -> Vec<Kernel> {
+    let slots = Slots { pages: 3, keys: 2, values: 1 };
+    [program.kernels(), Paging::new(program, slots).kernels()].concat()
+}
+
 /// Every list of launches of layer 0.
 fn lists(program: &Program) -> Vec<Vec<Launch>> {
     let stages = match program.plan().decode(0) {
@@ -37,15 +45,15 @@ fn lists(program: &Program) -> Vec<Vec<Launch>> {
 
 #[test]
 fn the_same_plan_gives_the_same_text() {
-    let first: Vec<Vec<Kernel>> = programs().iter().map(Program::kernels).collect();
-    let second: Vec<Vec<Kernel>> = programs().iter().map(Program::kernels).collect();
+    let first: Vec<Vec<Kernel>> = programs().iter().map(kernels).collect();
+    let second: Vec<Vec<Kernel>> = programs().iter().map(kernels).collect();
     assert_eq!(first, second);
 }
 
 #[test]
 fn no_kernel_needs_more_than_any_chip_since_sm_80_has() {
     for program in programs() {
-        for kernel in program.kernels() {
+        for kernel in kernels(&program) {
             // 99 KiB a block on the smallest, and a few arrays of fixed size besides.
             assert!(kernel.shared_bytes <= 96 * 1024, "{}: {} bytes", kernel.name, kernel.shared_bytes);
             assert!(kernel.threads.is_multiple_of(32) && kernel.threads <= 1024, "{}", kernel.name);
@@ -58,7 +66,7 @@ fn no_kernel_needs_more_than_any_chip_since_sm_80_has() {
 #[test]
 fn arguments_are_those_that_the_text_declares() {
     for program in programs() {
-        for kernel in program.kernels() {
+        for kernel in kernels(&program) {
             let (_, rest) = kernel.text.split_once(&format!(") {}(", kernel.name)).expect("the text has the entry");
             let (declared, _) = rest.split_once(')').expect("the arguments end");
             let element = |alias: &str| {
@@ -179,6 +187,46 @@ fn layers_that_differ_where_no_name_tells_have_kernels_of_their_own() {
     texts.sort_unstable();
     texts.dedup();
     assert_eq!(texts.len(), kernels.len());
+}
+
+/// Half a million rows of a million chunks are more scores than 31 bits count: a query block's begin at 64 bits. One row
+/// of decoding has no more than its heads' scores.
+#[test]
+fn where_the_scores_of_a_query_block_begin_is_calculated_in_64_bits() {
+    let mut places = 0;
+    for layer in every_layer() {
+        let program = Program::new(&layer.plan(), Activation::F32).expect("a usual head");
+        for kernel in program.kernels().iter().filter(|kernel| !kernel.name.contains("_decode_")) {
+            for line in kernel.text.lines().filter(|line| line.contains("* score_stride")) {
+                assert!(line.contains("static_cast<unsigned long long>("), "{}: {line}", kernel.name);
+                places += 1;
+            }
+        }
+    }
+    assert!(places > 50, "{places}");
+}
+
+/// Besides keys and values: what a request of three million tokens needs hardly depends on how long it is, and thirty-two
+/// of them fit half a gigabyte.
+#[test]
+fn the_workspace_of_three_million_tokens_is_a_few_megabytes() {
+    let (kv_type, trained, query_scale) = (KvType::Bf16, 131_072, 0.088);
+    let geometry = Geometry { query_heads: 32, kv_heads: 8, head_dim: 128, kv_type, page: 16, query_scale, trained };
+    let plan = Plan::new(Paper3k::pipeline(), geometry, vec![1.0; 64], 32).expect("it fits");
+    let program = Program::new(&plan, Activation::F32).expect("a usual head");
+    let bytes = |program: &Program, tokens| {
+        let extent = Extent { rows: 8192, tokens };
+        let angles = program.rope_positions(extent) * 64 * 8;
+        angles + program.workspace(extent).iter().map(Storage::bytes).sum::<usize>()
+    };
+    let [short, long] = [128 << 10, 3 << 20].map(|tokens| bytes(&program, tokens));
+    assert!(long < 15 << 20, "{long} bytes");
+    assert!(32 * long < 512 << 20, "{long} bytes");
+    assert!(long - short < 14 << 20, "{short} and {long} bytes");
+    // The dense path has a copy of the keys and values that it reads, and no more of them where the request is longer.
+    let dense = program.with_dense_path();
+    let path = (0..2).map(|kind| dense.dense_path(kind).tokens).max().unwrap_or(0);
+    assert_eq!(bytes(&dense, 3 << 20) - long, path * 8 * 128 * 2 * 2 + path / 16 * 4);
 }
 
 #[test]

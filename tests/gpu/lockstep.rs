@@ -12,6 +12,7 @@ use ihip_model::{Sampler, Special};
 use ihip_runtime::device::cpu::CpuDevice;
 use ihip_runtime::device::cuda::{CudaDevice, Precision};
 use ihip_runtime::device::{BlockLists, Device, Sampling};
+use ihip_runtime::kv::{Budget, Placement, Traffic};
 use ihip_runtime::session::Phase;
 use ihip_runtime::{Result, Step};
 use ihip_tests::support::generation::Loaded;
@@ -200,6 +201,26 @@ impl<S: Device> Device for Lockstep<S> {
 
     fn tensor(&mut self, rows: usize, columns: usize) -> Result<Self::Tensor> {
         self.first.tensor(rows, columns)
+    }
+
+    fn limit_kv(&mut self, budget: Budget, rows: usize) {
+        self.first.limit_kv(budget, rows);
+    }
+
+    fn placement(&self, plan: &Plan, capacity: usize) -> Result<Placement> {
+        self.first.placement(plan, capacity)
+    }
+
+    fn traffic(&mut self, cache: &Self::Cache) -> Result<Traffic> {
+        self.first.traffic(&cache.0)
+    }
+
+    fn residence(&mut self, cache: &Self::Cache) -> Result<Placement> {
+        self.first.residence(&cache.0)
+    }
+
+    fn kv_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
+        self.first.kv_bytes(plan, capacity)
     }
 
     fn cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {

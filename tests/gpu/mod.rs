@@ -11,6 +11,7 @@ mod device;
 mod lockstep;
 mod model;
 mod seeded;
+mod tiers;
 mod ties;
 mod words;
 

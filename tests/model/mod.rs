@@ -1,6 +1,8 @@
 //! The default model against what `transformers` computes with the same weights, in f32: on the CPU, or on a GPU where
 //! `IHIP_TEST_DEVICE=cuda` asks for it.
 
+mod offload;
+
 use std::sync::{LazyLock, Mutex};
 
 use ihip_model::Pruning;

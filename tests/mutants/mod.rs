@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ihip_dsl::emit::{Activation, Program};
+use ihip_dsl::emit::{Activation, Paging, Program, Slots};
 use ihip_tests::support::mutant::{Applied, Mutant, VARIABLE, all};
 use ihip_tests::support::page;
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,8 @@ fn texts() -> Vec<(String, String)> {
     let layers = layers().into_iter().chain(scored_layers());
     let plans = layers.map(|layer| layer.plan());
     let programs = plans.map(|plan| Program::new(&plan, Activation::F32).expect("a usual head"));
-    let kernels = programs.flat_map(|program| program.kernels());
+    let slots = Slots { pages: 3, keys: 2, values: 1 };
+    let kernels = programs.flat_map(|program| [program.kernels(), Paging::new(&program, slots).kernels()].concat());
     let own = |text: String| text.split_once(PRELUDE).map(|(_, own)| own.to_owned()).expect("a prelude in front");
     let texts = kernels.map(|kernel| (kernel.name, own(kernel.text)));
     texts.chain([("prelude".to_owned(), PRELUDE.to_owned())]).collect()
@@ -202,8 +203,9 @@ fn every_mutant_dies() {
 /// Who killed each, in a run of all that are there now.
 #[test]
 fn the_mutants_of_the_book_are_those_of_a_run() {
-    let text = include_str!("../fixtures/proof/mutants.toml");
-    let deaths: Deaths = toml::from_str(text).expect("a list of deaths");
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/proof/mutants.toml");
+    let text = std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{file}: {error}"));
+    let deaths: Deaths = toml::from_str(&text).expect("a list of deaths");
     let died: Vec<&str> = deaths.death.iter().map(|death| death.mutant.as_str()).collect();
     let mutants = all();
     let mutants: Vec<&str> = mutants.iter().map(|mutant| mutant.name.as_str()).collect();

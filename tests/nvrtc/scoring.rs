@@ -65,7 +65,13 @@ fn kernels() -> Vec<Kernel> {
     let otherwise = |kernel: &Kernel| match kernel.family {
         Family::Append | Family::Scan => true,
         Family::Attend => kernel.name.contains("_extend_"),
-        Family::Select | Family::Dense | Family::Merge | Family::Model | Family::Measure => false,
+        Family::Select
+        | Family::Gather
+        | Family::Dense
+        | Family::Merge
+        | Family::Move
+        | Family::Model
+        | Family::Measure => false,
     };
     kernels.filter(otherwise).collect()
 }

@@ -66,7 +66,7 @@ impl<'a> Checked<'a> {
         let blocks = call.rows.div_ceil(self.query_block(0));
         let entries = vec![scan::first_chunks(self.pruning(), call.t_max); blocks * self.attention.rankings()];
         let lists = self.stages(&tensors, &call, 0, entries, rest)?;
-        self.attended(&inputs, &call, &lists, &launches[launches.len() - 1..])
+        self.attended(&inputs, &call, &lists, self.attentions(rest))
     }
 
     /// Decoding steps over the rows of `data`, which renew their masks from the stages that `restarts` names in turn.
@@ -93,10 +93,17 @@ impl<'a> Checked<'a> {
                 self.lists = self.stages(&tensors, &call, restart, entries, rest)?;
             }
             let lists = self.lists.clone();
-            self.attended(&inputs, &call, &lists, &launches[launches.len() - 1..])
+            self.attended(&inputs, &call, &lists, self.attentions(rest))
                 .map_err(|fault| format!("step {step}, renewed from {restart:?}: {fault}"))?;
         }
         Ok(())
+    }
+
+    /// The launches at the end of a list that attend.
+    fn attentions<'l>(&self, launches: &'l [Launch]) -> &'l [Launch] {
+        let attends = |launch| matches!(self.attention.family(launch), Family::Attend | Family::Dense | Family::Merge);
+        let others = launches.iter().take_while(|&launch| !attends(launch)).count();
+        &launches[others..]
     }
 
     fn pruning(&self) -> &'a LayerPruning {
@@ -108,8 +115,12 @@ impl<'a> Checked<'a> {
         stage.map_or(self.pruning().query_block, |stage| stage.query_block) as usize
     }
 
-    fn place(&self, launch: &Launch, call: &Call) -> Place {
-        Place::new(self.attention.kernel(launch), self.drawn, call.decode)
+    /// Counts a launch that was off by `error` of the `tolerance` that it might be.
+    fn count(&mut self, launch: &Launch, call: &Call, error: f64, tolerance: f64) {
+        let kernel = self.attention.kernel(launch);
+        if self.drawn.counts(&kernel.name) {
+            self.tally.add(Place::new(kernel, self.drawn, call.decode), error, tolerance);
+        }
     }
 
     /// Lets the call's keys and values into the cache, and compares it with `data`; returns the launches after that.
@@ -153,8 +164,7 @@ impl<'a> Checked<'a> {
             }
         }
         for launch in launches.iter().take(launches.len() - rest.len()) {
-            let place = self.place(launch, call);
-            self.tally.add(place, error, if rotated { bound } else { 0.0 });
+            self.count(launch, call, error, if rotated { bound } else { 0.0 });
         }
         Ok(rest)
     }
@@ -192,8 +202,7 @@ impl<'a> Checked<'a> {
             let scans = rest.iter().take_while(|launch| self.attention.family(launch) == Family::Scan).count();
             let scores = self.scored(tensors, call, number, &entries, &rest[..scans])?;
             self.attention.launch(&rest[scans..=scans]);
-            let place = self.place(&rest[scans], call);
-            self.tally.add(place, 0.0, 0.0);
+            self.count(&rest[scans], call, 0.0, 0.0);
             rest = &rest[scans + 1..];
             if !self.attention.scores_are_zero() {
                 return Err(format!("stage {number} leaves scores behind"));
@@ -293,8 +302,7 @@ impl<'a> Checked<'a> {
             }
         }
         for launch in scans {
-            let place = self.place(launch, call);
-            self.tally.add(place, worst.0, worst.1);
+            self.count(launch, call, worst.0, worst.1);
         }
         Ok(scores)
     }
@@ -401,8 +409,7 @@ impl<'a> Checked<'a> {
             }
         }
         for launch in launches {
-            let place = self.place(launch, call);
-            self.tally.add(place, worst.0, worst.1);
+            self.count(launch, call, worst.0, worst.1);
         }
         Ok(())
     }

@@ -5,8 +5,9 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use half::bf16;
-use ihip_dsl::emit::{Activation, Buffer, Extent};
-use ihip_dsl::{Geometry, KvType, LayerPruning, Pipeline, Plan, Refresh};
+use ihip_dsl::emit::{Activation, Buffer, Extent, Instructions, Program};
+use ihip_dsl::tuning::Tunings;
+use ihip_dsl::{AttendRope, Geometry, KvType, LayerPruning, Pipeline, Plan, Refresh, ScanRope};
 use ihip_tests::support::attention::Attention;
 use ihip_tests::support::host::host;
 use ihip_tests::support::sample::{Random, prunings};
@@ -14,7 +15,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use crate::families::{Data, Layer, every_layer};
+use crate::families::{Data, Layer, every_layer, layer};
 
 /// Rows of the largest call.
 const ROWS: usize = 48;
@@ -34,6 +35,10 @@ pub(super) struct Drawn {
     /// Whether all numbers are small and whole, or halves of such, and every angle a quarter turn: then nothing is
     /// rounded.
     pub(super) exact: bool,
+    /// Whether the layer's kernels attend to every key, which is what its pruning then describes.
+    pub(super) dense: bool,
+    /// Which texts run. Where they are not the portable ones, only those that the portable program does not have count.
+    pub(super) instructions: Instructions,
 }
 
 /// The same layers every time, `count` of them: shapes and types take turns, descriptions are drawn.
@@ -57,14 +62,48 @@ pub(super) fn layers(count: usize, exact: bool) -> Vec<Drawn> {
             pruning,
         };
         let activation = if number / 3 % 3 == 2 { Activation::Bf16 } else { Activation::F32 };
-        Drawn { layer, activation, exact }
+        Drawn { layer, activation, exact, dense: false, instructions: Instructions::Portable }
     };
     (0..count).map(&mut draw).collect()
 }
 
+/// A dense layer of every type and head.
+pub(super) fn dense(exact: bool) -> Vec<Drawn> {
+    let types = KvType::ALL.into_iter().filter(|kv_type| !exact || kv_type.most().is_none());
+    let every = types.flat_map(|kv_type| HEAD_DIMS.map(|head_dim| (kv_type, head_dim)));
+    let draw = |(number, (kv_type, head_dim)): (usize, (KvType, u32))| {
+        let (query_heads, kv_heads) = HEADS[number % HEADS.len()];
+        let all = (0, TOKENS as u32 + 1);
+        let modes = (ScanRope::None, AttendRope::None);
+        let layer = layer((query_heads, kv_heads, head_dim), kv_type, 16, all, &[], 0, modes);
+        let activation = if number % 2 == 1 { Activation::Bf16 } else { Activation::F32 };
+        Drawn { layer, activation, exact, dense: true, instructions: Instructions::Portable }
+    };
+    every.enumerate().map(draw).collect()
+}
+
 /// Layers that were chosen so that every kernel is among theirs, for every type that it takes.
 pub(super) fn chosen() -> Vec<Drawn> {
-    every_layer().into_iter().map(|layer| Drawn { layer, activation: Activation::F32, exact: false }).collect()
+    every_layer()
+        .into_iter()
+        .map(|layer| Drawn {
+            layer,
+            activation: Activation::F32,
+            exact: false,
+            dense: false,
+            instructions: Instructions::Portable,
+        })
+        .collect()
+}
+
+/// Those of `layers` that have texts for the host's instructions alone, with these.
+pub(super) fn beyond_portable(layers: &[Drawn]) -> Vec<Drawn> {
+    let instructions = host().instructions();
+    if instructions == Instructions::Portable {
+        return Vec::new();
+    }
+    let layers = layers.iter().map(|layer| Drawn { instructions, ..layer.clone() });
+    layers.filter(|layer| layer.program().kernels().iter().any(|kernel| layer.counts(&kernel.name))).collect()
 }
 
 impl Drawn {
@@ -82,18 +121,34 @@ impl Drawn {
         (0..self.layer.heads.2 / 2).map(|pair| f64::from(quarters(pair)) * std::f64::consts::FRAC_PI_2).collect()
     }
 
+    fn program(&self) -> Program {
+        let plan = if self.dense {
+            Plan::dense(self.geometry(), self.frequencies(), 1)
+        } else {
+            let phases = self.layer.pruning.clone().into();
+            let none = Cow::Borrowed([].as_slice());
+            let pipeline = Pipeline::from_checked("Families".into(), "".into(), Refresh::Together, phases, none);
+            Plan::new(&pipeline, self.geometry(), self.frequencies(), 1).expect("one layer")
+        };
+        let program = Program::with(&plan, self.activation, self.instructions, Tunings::default());
+        program.expect("a usual head")
+    }
+
+    /// Whether a kernel of that name is what the layer is drawn for.
+    pub(super) fn counts(&self, kernel: &str) -> bool {
+        self.instructions == Instructions::Portable || kernel.ends_with("_sm_90a")
+    }
+
     pub(super) fn attention(&self) -> Attention {
         self.attention_for(TOKENS)
     }
 
     /// With room for that many tokens.
     pub(super) fn attention_for(&self, tokens: usize) -> Attention {
-        let phases = self.layer.pruning.clone().into();
-        let pipeline =
-            Pipeline::from_checked("Families".into(), "".into(), Refresh::Together, phases, Cow::Borrowed(&[]));
-        let plan = Plan::new(&pipeline, self.geometry(), self.frequencies(), 1).expect("one layer");
+        let program = self.program();
         let extent = Extent { rows: ROWS, tokens };
-        let mut attention = Attention::new(host(), &plan, self.activation, extent);
+        let pages = tokens.div_ceil(self.layer.page as usize);
+        let mut attention = Attention::running(host(), program, extent, pages);
         if self.exact {
             self.write_quarters(&mut attention);
         }

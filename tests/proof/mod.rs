@@ -21,6 +21,7 @@ use ihip_model::registry;
 use ihip_runtime::session::Phase;
 use ihip_tests::support::agreement::near_tie;
 use ihip_tests::support::attention::Attention;
+use ihip_tests::support::host::host;
 use ihip_tests::support::layer::{Layer as CpuLayer, plan as cpu_plan};
 use ihip_tests::support::page;
 use ihip_tests::support::tolerance;
@@ -40,7 +41,7 @@ const EXACT_LAYERS: usize = 18;
 const EXACT_CALLS: u32 = 3;
 
 fn layers() -> Vec<Drawn> {
-    [draw::layers(LAYERS, false), draw::chosen()].concat()
+    [draw::layers(LAYERS, false), draw::chosen(), draw::dense(false)].concat()
 }
 
 /// A prefill call, and decoding steps after it.
@@ -105,7 +106,7 @@ fn report(mode: &str, seen: &Tally) {
 #[test]
 fn drawn_calls_are_off_by_no_more_than_rounding_allows() {
     let layers = layers();
-    let seen = check_all(&layers, CALLS);
+    let seen = check_all(&[layers.as_slice(), &draw::beyond_portable(&layers)].concat(), CALLS);
     let never: Vec<String> = draw::situations().difference(&seen.situations).cloned().collect();
     assert!(never.is_empty(), "never drawn: {never:?}");
     let halving = ["prefill", "decode"].map(|phase| format!("scan, halving, {phase}"));
@@ -124,7 +125,8 @@ fn drawn_calls_are_off_by_no_more_than_rounding_allows() {
 
 #[test]
 fn drawn_calls_in_whole_numbers_are_off_by_nothing() {
-    report("exact", &check_all(&draw::layers(EXACT_LAYERS, true), EXACT_CALLS));
+    let layers = [draw::layers(EXACT_LAYERS, true), draw::dense(true)].concat();
+    report("exact", &check_all(&[layers.as_slice(), &draw::beyond_portable(&layers)].concat(), EXACT_CALLS));
 }
 
 /// Few enough for a tool that makes kernels a hundred times slower.
@@ -153,6 +155,7 @@ fn every_kernel_of_every_preset_is_run_and_checked() {
     let mut drawn = draw::layers(1, false).swap_remove(0);
     for pruning in prunings {
         drawn.activation = Activation::Bf16;
+        drawn.instructions = host().instructions();
         drawn.layer =
             Layer { heads: (9, 3, 64), kv_type: KvType::Bf16, page: 16, trained: 8192, pruning: pruning.clone() };
         let chunk = pruning.stages.first().map_or(0, |stage| stage.chunk);

@@ -43,11 +43,12 @@ impl Place {
         let whole =
             if own.contains("are the columns of one product: halving only picks") { " whole chunks" } else { "" };
         let tensor = if own.contains("mma_16x8x16") { ", tensor cores" } else { "" };
+        let alone = if kernel.name.ends_with("_sm_90a") { ", sm_90a" } else { "" };
         let rounds = matches!(kernel.family, Family::Attend | Family::Dense) && drawn.activation == Activation::Bf16;
         let activation = if rounds { ", bf16 output" } else { "" };
         let geometry = drawn.geometry();
         Self {
-            family: format!("{}{halves}{whole}{phase}{tensor}{activation}", what.replace('_', " ")),
+            family: format!("{}{halves}{whole}{phase}{tensor}{activation}{alone}", what.replace('_', " ")),
             kv_type: geometry.kv_type.word().to_owned(),
             head_dim: geometry.head_dim,
         }

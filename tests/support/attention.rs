@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use half::{bf16, f16};
-use ihip_dsl::emit::{Activation, Buffer, Element, Extent, Family, Kernel, Launch, Program, Value, step};
+use ihip_dsl::emit::{
+    Activation, Buffer, Element, Extent, Family, Kernel, Launch, Paging, Program, Slots, Value, step,
+};
 use ihip_dsl::tuning::Tunings;
 use ihip_dsl::{KvType, LayerPlan, Plan};
 
@@ -14,6 +16,8 @@ use super::host::{Handle, Host, HostValue};
 pub struct Attention {
     host: Box<dyn Host>,
     program: Program,
+    /// Where its cache has two tiers.
+    paging: Option<Paging>,
     kernels: BTreeMap<String, Kernel>,
     recording: Option<Recording>,
     /// Names of kernels that have run.
@@ -68,9 +72,37 @@ impl Attention {
 
     /// Layer 0 of what `program` runs, with a cache of `held` pages.
     #[must_use]
-    pub fn running(mut host: Box<dyn Host>, program: Program, extent: Extent, held: usize) -> Self {
+    pub fn running(host: Box<dyn Host>, program: Program, extent: Extent, held: usize) -> Self {
+        Self::allocated(host, program, extent, held, None)
+    }
+
+    /// The same with a cache of two tiers, `keys` slots of keys and `values` of values on the GPU.
+    #[must_use]
+    pub fn tiered(host: Box<dyn Host>, program: Program, extent: Extent, [keys, values]: [usize; 2]) -> Self {
+        let pages = extent.tokens.div_ceil(program.plan().geometry().page as usize);
+        let paging = Paging::new(&program, Slots { pages, keys, values });
+        let mut attention = Self::allocated(host, program, extent, pages, Some(paging.clone()));
+        let residents = paging.residents(1);
+        let mut table = vec![0; pages];
+        for (slot, page) in residents.iter().enumerate() {
+            table[*page as usize] = slot as i32;
+        }
+        attention.write_i32(Buffer::PageTable, &table);
+        let residents: Vec<i32> = residents[..values].iter().map(|page| *page as i32).collect();
+        attention.write_i32(Buffer::Residents, &residents);
+        attention
+    }
+
+    fn allocated(
+        mut host: Box<dyn Host>,
+        program: Program,
+        extent: Extent,
+        held: usize,
+        paging: Option<Paging>,
+    ) -> Self {
         let (geometry, activation) = (*program.plan().geometry(), program.activation());
-        let kernels = program.kernels();
+        let mut kernels = program.kernels();
+        kernels.extend(paging.iter().flat_map(Paging::kernels));
         host.prepare(&kernels);
         let kernels = kernels.into_iter().map(|kernel| (kernel.name.clone(), kernel)).collect();
         let head_dim = geometry.head_dim as usize;
@@ -93,6 +125,10 @@ impl Attention {
         ];
         let mut storage = program.workspace(extent);
         storage.extend(program.layer_state(0, extent));
+        if let Some(paging) = &paging {
+            sizes.extend([Buffer::StagedKeys, Buffer::StagedValues].map(|buffer| (buffer, cached, false)));
+            storage.extend(paging.layer_state());
+        }
         sizes.extend(storage.iter().map(|storage| (storage.buffer, storage.bytes(), storage.zeroed)));
         let mut buffers = BTreeMap::new();
         for (buffer, bytes, zeroed) in sizes {
@@ -105,7 +141,7 @@ impl Attention {
 
         let launched = BTreeSet::new();
         let mut attention =
-            Self { host, program, kernels, recording: None, launched, extent, buffers, qkv_row, out_row };
+            Self { host, program, paging, kernels, recording: None, launched, extent, buffers, qkv_row, out_row };
         // Neighbouring pages of the sequence are no neighbours in the cache: a kernel that forgets the table is found.
         let table: Vec<u32> = (0..pages).map(|page| (held - 1 - page % held) as u32).collect();
         attention.write(Buffer::PageTable, &table.iter().flat_map(|page| page.to_ne_bytes()).collect::<Vec<u8>>());
@@ -145,13 +181,21 @@ impl Attention {
     pub fn begin_prefill(&mut self, start: usize, t_max: usize, qkv: &[f32]) -> Vec<Launch> {
         let rows = qkv.len() / self.qkv_row;
         self.begin(start, rows, t_max, qkv);
-        self.program.prefill(0, self.extent, rows, t_max)
+        let Some(paging) = self.paging.clone() else { return self.program.prefill(0, self.extent, rows, t_max) };
+        self.launch(&paging.claim());
+        if paging.stages(0) {
+            self.stage(&paging);
+        }
+        paging.prefill(0, self.extent, rows, t_max)
     }
 
     /// Puts a decoding step in place and returns its launches: `qkv` is one row.
     pub fn begin_decode(&mut self, position: usize, t_max: usize, restart: Option<usize>, qkv: &[f32]) -> Vec<Launch> {
         self.begin(position, 1, t_max, qkv);
-        self.program.decode(0, self.extent, restart)
+        match &self.paging {
+            Some(paging) => paging.decode(0, self.extent, restart),
+            None => self.program.decode(0, self.extent, restart),
+        }
     }
 
     /// A prefill call: `qkv` is `[rows, qkv_row]`. Returns the output and the masks.
@@ -159,6 +203,9 @@ impl Attention {
         let rows = qkv.len() / self.qkv_row;
         let launches = self.begin_prefill(start, t_max, qkv);
         self.launch(&launches);
+        if let Some(paging) = self.paging.clone().filter(|paging| paging.stages(0)) {
+            self.unstage(&paging);
+        }
         let mut masks = Masks::default();
         if let LayerPlan::Pruned(layer) = &self.program.plan().prefill(0).clone() {
             for stage in layer.stages.iter().skip(1) {
@@ -185,7 +232,8 @@ impl Attention {
         restart: Option<usize>,
         qkv: &[f32],
     ) -> (Vec<f32>, Vec<Vec<i32>>) {
-        let launches = self.begin_decode(position, t_max, restart, qkv);
+        let mut launches = self.begin_decode(position, t_max, restart, qkv);
+        launches.extend(self.paging.iter().flat_map(|paging| paging.promote(0)));
         self.launch(&launches);
         let width = match self.program.plan().decode(0) {
             LayerPlan::Pruned(layer) if !layer.stages.is_empty() => layer.keep_blocks,
@@ -194,6 +242,31 @@ impl Attention {
         let (blocks, counts) = (self.read_i32(Buffer::CachedBlocks), self.read_i32(Buffer::CachedCount));
         let lists = blocks.chunks(width).zip(counts).map(|(list, count)| list[..count as usize].to_vec()).collect();
         (self.out(1), lists)
+    }
+
+    /// What a device has staged when a step of prefill begins: slots on the GPU are the same memory, and keys of the
+    /// others have been copied, with values where all of them are looked at. The rest nobody may read.
+    fn stage(&mut self, paging: &Paging) {
+        let Slots { pages, values, .. } = paging.slots();
+        let values = if paging.stages_values(0) { pages } else { values };
+        for (from, to, slots) in
+            [(Buffer::Keys, Buffer::StagedKeys, pages), (Buffer::Values, Buffer::StagedValues, values)]
+        {
+            let mut bytes = self.read(from);
+            bytes[slots * Paging::page_bytes(&self.program)..].fill(0xff);
+            self.write(to, &bytes);
+        }
+    }
+
+    /// What is at home once it ends: slots on the GPU are the same memory.
+    fn unstage(&mut self, paging: &Paging) {
+        let Slots { keys, values, .. } = paging.slots();
+        for (from, to, slots) in
+            [(Buffer::StagedKeys, Buffer::Keys, keys), (Buffer::StagedValues, Buffer::Values, values)]
+        {
+            let bytes = self.read(from);
+            self.write(to, &bytes[..slots * Paging::page_bytes(&self.program)]);
+        }
     }
 
     /// Rankings of a query block.
@@ -215,6 +288,17 @@ impl Attention {
         if let Some(&(handle, bytes)) = self.buffers.get(&Buffer::Scores) {
             self.host.write(handle, 0, &vec![0; bytes]);
         }
+    }
+
+    /// Puts rows of scores `stride` entries apart, which launches are told with [`striding`]. Of each only the first
+    /// `entries` are there.
+    pub fn spread_scores(&mut self, rows: usize, entries: usize, stride: usize) {
+        let bytes = ((rows - 1) * stride + entries) * 4;
+        let handle = self.host.allocate("Scores", bytes);
+        for row in 0..rows {
+            self.host.write(handle, row * stride * 4, &vec![0; entries * 4]);
+        }
+        self.buffers.insert(Buffer::Scores, (handle, bytes));
     }
 
     fn begin(&mut self, start: usize, rows: usize, t_max: usize, qkv: &[f32]) {
@@ -348,6 +432,16 @@ impl Attention {
     pub const fn program(&self) -> &Program {
         &self.program
     }
+}
+
+/// A launch of a scan or a cut whose rows of scores are `stride` entries apart.
+#[must_use]
+pub fn striding(launch: &Launch, stride: i32) -> Launch {
+    let mut launch = launch.clone();
+    let last = launch.arguments.last_mut().expect("the stride is the last argument");
+    assert!(matches!(last, Value::I32(_)), "{last:?} is no stride");
+    *last = Value::I32(stride);
+    launch
 }
 
 /// `values` as elements of a buffer.

@@ -43,6 +43,11 @@ impl<D: Device> Loaded<D> {
         &self.device
     }
 
+    /// The same, to be changed.
+    pub const fn device_mut(&mut self) -> &mut D {
+        &mut self.device
+    }
+
     /// A request for `capacity` tokens; dense where there is no pipeline.
     ///
     /// # Panics

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use ihip_dsl::reference::Problem;
 use ihip_dsl::{Geometry, KvType, LayerPruning, Pipeline, Plan, Refresh};
-use ihip_runtime::Step;
 use ihip_runtime::device::cpu::{CpuCache, CpuDevice, CpuTensor};
 use ihip_runtime::device::{BlockLists, Device};
+use ihip_runtime::kv::Traffic;
 use ihip_runtime::session::Phase;
+use ihip_runtime::{Result, Step};
 
 use super::golden::Answer;
 
@@ -61,10 +62,28 @@ impl Layer {
     /// Where threads or memory are not to be had.
     #[must_use]
     pub fn new(plan: &Arc<Plan>, capacity: usize, threads: usize) -> Self {
-        let mut device = CpuDevice::new(threads).expect("threads");
-        let mut cache = device.cache(plan, capacity).expect("memory for a small problem");
+        let device = CpuDevice::new(threads).expect("threads");
+        Self::on(device, plan, capacity).expect("memory for a small problem")
+    }
+
+    /// The same on a device.
+    ///
+    /// # Errors
+    /// Where the device has no room for it.
+    pub fn on(mut device: CpuDevice, plan: &Arc<Plan>, capacity: usize) -> Result<Self> {
+        let mut cache = device.cache(plan, capacity)?;
         device.record_masks(&mut cache, true);
-        Self { device, cache, length: 0 }
+        Ok(Self { device, cache, length: 0 })
+    }
+
+    /// Its keys and values.
+    pub const fn cache_mut(&mut self) -> &mut CpuCache {
+        &mut self.cache
+    }
+
+    /// What its cache did.
+    pub fn traffic(&mut self) -> Traffic {
+        self.device.traffic(&self.cache).expect("the CPU does not fail")
     }
 
     /// Computes the queries of a problem, after appending the keys and values that the cache still lacks.

@@ -38,6 +38,11 @@ impl Shape {
         self.geometry.kv_type
     }
 
+    /// Bytes of a page of keys, or of values, of one layer: a multiple of 16.
+    pub(crate) const fn page_bytes(&self) -> usize {
+        self.geometry.page_bytes()
+    }
+
     /// The end of every kernel's name: head dimension, KV type, and the activations' type where it is not f32.
     pub(crate) fn suffix(&self) -> String {
         let activation = match self.activation {

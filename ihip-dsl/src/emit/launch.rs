@@ -20,6 +20,41 @@ pub mod step {
     pub const WORDS: usize = 8;
 }
 
+/// Words of [`Buffer::Tally`]: pages, as u32.
+pub mod tally {
+    /// Pages that decoding steps attended to whose keys and values were on the GPU, each counted once a step.
+    pub const READ_HERE: usize = 0;
+    /// Those whose keys alone were.
+    pub const READ_KEYS_HERE: usize = 1;
+    /// Those that were on the host.
+    pub const READ_THERE: usize = 2;
+    /// Pages whose values came to the GPU; their keys were there.
+    pub const PROMOTED_VALUES: usize = 3;
+    /// Pages whose keys and values came.
+    pub const PROMOTED: usize = 4;
+    /// Pages whose values left the GPU.
+    pub const EVICTED_VALUES: usize = 5;
+    /// Pages whose keys and values left it.
+    pub const EVICTED: usize = 6;
+    /// Pages whose values were copied for a step of prefill.
+    pub const GATHERED: usize = 7;
+    /// Pages of keys that went home to the host.
+    pub const WRITTEN_KEYS: usize = 8;
+    /// Pages of values that did.
+    pub const WRITTEN_VALUES: usize = 9;
+    /// Words of the buffer.
+    pub const WORDS: usize = 10;
+
+    /// Names for them in kernel text.
+    pub(in crate::emit) fn words() -> String {
+        format!(
+            "// Pages that are counted: those in a second word were not even with their keys on the GPU.\n\
+             enum TallyWord {{ READ_HERE = {READ_HERE}, PROMOTED_VALUES = {PROMOTED_VALUES}, EVICTED_VALUES = {EVICTED_VALUES}, \
+             GATHERED = {GATHERED}, WRITTEN_KEYS = {WRITTEN_KEYS}, WRITTEN_VALUES = {WRITTEN_VALUES} }};"
+        )
+    }
+}
+
 /// Element type of activations: queries, keys and values as projected, and the attention's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Activation {
@@ -178,8 +213,31 @@ pub enum Buffer {
     Partials,
     /// f32 `[query_heads][splits][2]`: a split's largest score (base 2) and its sum.
     PartialSums,
+    /// KV type, laid out like the keys: keys of a prompt's begin, rotated at their true positions, pages in the order of the text.
+    GatheredKeys,
+    /// The same of the values.
+    GatheredValues,
+    /// u32 `[logical page]`: each page's own number, which is its place there.
+    GatheredPages,
     /// u32 `[query_heads]`: splits that have been written, by the heads that share a block of threads. Zero between launches.
     Arrivals,
+    /// The layer's keys as a step of prefill reads them where the host has some: those of slots on the GPU, and a copy of
+    /// the others, laid out like the keys.
+    StagedKeys,
+    /// The same for values.
+    StagedValues,
+    /// u32 `[slots with values on the GPU]`, one a layer: the page in each.
+    Residents,
+    /// u32 `[slots]`, one a layer: twice the number of tokens when the slot was last read, and 1 more until the clock's
+    /// hand comes by.
+    Reads,
+    /// u32 `[1]`, one a layer: the slot where the clock's hand is.
+    Hand,
+    /// i32 `[1 + 4 · most moves]`, one a layer: how many pages trade slots, and of each trade the slot of the page that
+    /// comes, that of the page that leaves, and whether each of the two holds tokens.
+    Moves,
+    /// u32 `[tally::WORDS]`, one a layer: see [`tally`].
+    Tally,
 }
 
 impl Buffer {
@@ -208,7 +266,17 @@ impl Buffer {
             Self::CachedCount => "cached_count".to_owned(),
             Self::Partials => "partials".to_owned(),
             Self::PartialSums => "partial_sums".to_owned(),
+            Self::GatheredKeys => "gathered_keys".to_owned(),
+            Self::GatheredValues => "gathered_values".to_owned(),
+            Self::GatheredPages => "gathered_pages".to_owned(),
             Self::Arrivals => "arrivals".to_owned(),
+            Self::StagedKeys => "staged_keys".to_owned(),
+            Self::StagedValues => "staged_values".to_owned(),
+            Self::Residents => "residents".to_owned(),
+            Self::Reads => "reads".to_owned(),
+            Self::Hand => "hand".to_owned(),
+            Self::Moves => "moves".to_owned(),
+            Self::Tally => "tally".to_owned(),
         }
     }
 
@@ -219,8 +287,13 @@ impl Buffer {
             Self::Step => "[start, rows, t_max, first_row, 0, 0, 0, 0]",
             Self::Qkv => "[rows, query_heads + 2 * kv_heads, head_dim]",
             Self::Out => "[rows, query_heads, head_dim]",
-            Self::Keys | Self::Values => "[physical page, kv_heads, page, head_dim]",
-            Self::PageTable => "[logical page]",
+            Self::Keys
+            | Self::Values
+            | Self::GatheredKeys
+            | Self::GatheredValues
+            | Self::StagedKeys
+            | Self::StagedValues => "[physical page, kv_heads, page, head_dim]",
+            Self::PageTable | Self::GatheredPages => "[logical page]",
             Self::RopeTable => "[positions, head_dim / 2]",
             Self::Frequencies => "[head_dim / 2]",
             Self::Scores => "[query blocks, rankings, chunks]",
@@ -237,6 +310,10 @@ impl Buffer {
             Self::Partials => "[query_heads, splits, head_dim]",
             Self::PartialSums => "[query_heads, splits, 2]",
             Self::Arrivals => "[query_heads]",
+            Self::Residents | Self::Reads => "[slots]",
+            Self::Hand => "[1]",
+            Self::Moves => "[1 + 4 * most moves]",
+            Self::Tally => "[words]",
         }
     }
 }

@@ -7,15 +7,20 @@ mod attend_row;
 mod attend_tiles;
 mod cached;
 mod decode;
+mod dense_path;
 mod dense_row;
+mod exchange;
 mod extend;
 mod functions;
+mod gather;
 mod hopper;
 pub mod launch;
 pub mod measure;
 pub mod model;
 mod normalise;
+mod paging;
 mod program;
+mod promote;
 mod row;
 mod rows;
 mod scan;
@@ -31,10 +36,13 @@ mod slots;
 mod summarise;
 mod tile;
 mod tune;
+mod unit;
 mod visible;
 mod writer;
 
-pub use launch::{Activation, Buffer, Element, Extent, Launch, Storage, Value, step};
+pub use dense_path::{DensePath, Estimate};
+pub use launch::{Activation, Buffer, Element, Extent, Launch, Storage, Value, step, tally};
+pub use paging::{Paging, Slots};
 pub use program::{EmitError, Instructions, Program};
 pub use writer::snake_case;
 
@@ -68,8 +76,12 @@ pub enum Family {
     Attend,
     /// Attends to every key.
     Dense,
+    /// Puts the keys of a prompt's begin side by side.
+    Gather,
     /// Joins the splits of a decoding step's attention.
     Merge,
+    /// Moves pages of the cache between the tiers.
+    Move,
     /// Everything of the model that is not attention: norms, embedding, activation, sampling.
     Model,
     /// What only measurements run.
@@ -86,7 +98,9 @@ impl Family {
             Self::Select => "select",
             Self::Attend => "attend",
             Self::Dense => "dense",
+            Self::Gather => "gather",
             Self::Merge => "merge",
+            Self::Move => "move",
             Self::Model => "model",
             Self::Measure => "measure",
         }

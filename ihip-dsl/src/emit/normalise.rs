@@ -3,7 +3,7 @@
 use super::functions::{self, ORDERED, Shape};
 use super::launch::{Buffer, Element};
 use super::scan::{chunks_here, ranking_here};
-use super::scoring::{self, Operand, scan_constants};
+use super::scoring::{self, BLOCK_SCORES, Operand, scan_constants};
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel};
 use crate::{PrunedLayer, QueryReduction, Ranking, ScanRope, Scoring, StagePlan};
@@ -98,7 +98,7 @@ impl Normalise {
         ranking_here(&mut writer, self.layer.ranking, true);
         writer.more(&chunks_here(self.stage, self.layer.ranking));
         let start = if self.stage == 0 { "chunk_start(" } else { "chunk_start(kept, " };
-        let row = if self.layer.ranking == Ranking::All { "block * score_stride" } else { "score_row" };
+        let row = if self.layer.ranking == Ranking::All { BLOCK_SCORES } else { "score_row" };
         let reduce = if self.mean() { MEAN } else { LARGEST };
         let body = BODY.replace("$REDUCE\n", reduce.trim_start_matches('\n'));
         writer.text(&body.replace("$START(", start).replace("$ROW", row));

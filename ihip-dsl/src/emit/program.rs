@@ -4,19 +4,19 @@ use thiserror::Error;
 
 use super::Kernel;
 use super::append::Append;
-use super::attend::Attend;
-use super::attend_groups::AttendGroups;
 use super::attend_row::AttendRow;
-use super::attend_tiles::AttendTiles;
 use super::decode::{Merge, SplitDense};
+use super::dense_path::DensePath;
 use super::dense_row::DenseRow;
 use super::functions::Shape;
+use super::gather::Gather;
 use super::launch::{Activation, Buffer, Element, Extent, Launch, Storage, Value};
 use super::score::{Score, row_storage};
 use super::scoring::{Operand, Stride, strides};
 use super::select::Select;
 use super::summarise::Summarise;
 use super::tune::Tune;
+use super::unit::{Unit, attend_of, units_of};
 use super::visible::MOST_TEAMS;
 use super::writer::snake_case;
 use crate::rope::{Branch, Extension, ScanDistance};
@@ -30,6 +30,8 @@ pub struct Program {
     shape: Shape,
     instructions: Instructions,
     tunings: Tunings,
+    /// Of each of the plan's kinds of layers, where prompts begin densely.
+    dense_paths: Vec<DensePath>,
     /// Distinct kernels in the order in which layers need them, each with its name.
     units: Vec<(Unit, String)>,
 }
@@ -42,56 +44,6 @@ pub enum Instructions {
     Portable,
     /// Besides, where it is faster, what sm_90a alone has.
     Hopper,
-}
-
-/// One kernel, by the constants that make up its text.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Unit {
-    Append(Append),
-    Summarise(Summarise),
-    Score(Score),
-    Select(Select),
-    Attend(Attend),
-    AttendTiles(AttendTiles),
-    AttendGroups(AttendGroups),
-    AttendRow(AttendRow),
-    DenseRow(DenseRow),
-    SplitDense(SplitDense),
-    Merge(Merge),
-}
-
-impl Unit {
-    pub(super) fn stem(&self, pipeline: &str) -> String {
-        match self {
-            Self::Append(unit) => unit.stem(pipeline),
-            Self::Summarise(unit) => unit.stem(pipeline),
-            Self::Score(unit) => unit.stem(pipeline),
-            Self::Select(unit) => unit.stem(pipeline),
-            Self::Attend(unit) => unit.stem(pipeline),
-            Self::AttendTiles(unit) => unit.stem(pipeline),
-            Self::AttendGroups(unit) => unit.stem(pipeline),
-            Self::AttendRow(unit) => unit.stem(pipeline),
-            Self::DenseRow(unit) => unit.stem(pipeline),
-            Self::SplitDense(unit) => unit.stem(pipeline),
-            Self::Merge(unit) => unit.stem(pipeline),
-        }
-    }
-
-    fn emit(&self, pipeline: &str, name: &str) -> Kernel {
-        match self {
-            Self::Append(unit) => unit.emit(pipeline, name),
-            Self::Summarise(unit) => unit.emit(pipeline, name),
-            Self::Score(unit) => unit.emit(pipeline, name),
-            Self::Select(unit) => unit.emit(pipeline, name),
-            Self::Attend(unit) => unit.emit(pipeline, name),
-            Self::AttendTiles(unit) => unit.emit(pipeline, name),
-            Self::AttendGroups(unit) => unit.emit(pipeline, name),
-            Self::AttendRow(unit) => unit.emit(pipeline, name),
-            Self::DenseRow(unit) => unit.emit(pipeline, name),
-            Self::SplitDense(unit) => unit.emit(pipeline, name),
-            Self::Merge(unit) => unit.emit(pipeline, name),
-        }
-    }
 }
 
 /// A plan that the kernels are not made for.
@@ -131,26 +83,65 @@ impl Program {
             return Err(EmitError::HeadDim { head_dim: plan.geometry().head_dim });
         }
         let shape = Shape { geometry: *plan.geometry(), activation };
-        let mut program = Self { plan: plan.clone(), shape, instructions, tunings, units: Vec::new() };
-        let pipeline = snake_case(plan.name());
+        let dense_paths = vec![DensePath::default(); plan.kinds().len()];
+        let mut program = Self { plan: plan.clone(), shape, instructions, tunings, dense_paths, units: Vec::new() };
         for (index, kind) in plan.kinds().iter().enumerate() {
             let layers = 0..plan.layers();
             let prefill = layers.clone().any(|layer| plan.prefill_kind(layer) == index);
             let decoding = layers.filter(|&layer| plan.decode_kind(layer) == index);
             let appending: Vec<_> = decoding.map(|layer| program.appending(layer).is_some()).collect();
-            for unit in units_of(shape, instructions, kind, prefill, &appending) {
-                let unit = unit.chosen(shape, &program.tunings);
-                if program.units.iter().any(|(known, _)| *known == unit) {
-                    continue;
-                }
-                let stem = unit.stem(&pipeline);
-                // Kinds of layers may differ in a constant that no name carries, such as the window.
-                let taken = program.units.iter().filter(|(known, _)| known.stem(&pipeline) == stem).count();
-                let name = if taken == 0 { stem } else { format!("{stem}_v{}", taken + 1) };
-                program.units.push((unit, name));
-            }
+            program.add(units_of(shape, instructions, kind, prefill, &appending));
         }
         Ok(program)
+    }
+
+    /// The same where prompts begin densely as long as that is estimated to take less time: those steps attend to every key
+    /// at its true position, whatever the pipeline prunes.
+    #[must_use]
+    pub fn with_dense_path(mut self) -> Self {
+        let plan = self.plan.clone();
+        for (index, kind) in plan.kinds().iter().enumerate() {
+            let path = DensePath::new(self.shape, kind, self.instructions);
+            if path.tokens > 0 && (0..plan.layers()).any(|layer| plan.prefill_kind(layer) == index) {
+                self.dense_paths[index] = path;
+                let gather = (!kind.rotated_cache()).then(|| Unit::Gather(Gather::new(self.shape)));
+                self.add(
+                    gather.into_iter().chain([attend_of(self.shape, &LayerPlan::Dense, self.instructions)]).collect(),
+                );
+            }
+        }
+        self
+    }
+
+    /// Where prompts begin densely in layers of the plan's kind `index`.
+    ///
+    /// # Panics
+    /// Where the plan has no such kind.
+    #[must_use]
+    pub fn dense_path(&self, index: usize) -> DensePath {
+        self.dense_paths[index]
+    }
+
+    /// Whether `layer` attends to every key in the prefill steps that grids are laid out for `t_max` keys of.
+    #[must_use]
+    pub fn begins_densely(&self, layer: usize, t_max: usize) -> bool {
+        t_max <= self.dense_path(self.plan.prefill_kind(layer)).tokens
+    }
+
+    /// Adds kernels with what is chosen for them, and names those that are new.
+    fn add(&mut self, units: Vec<Unit>) {
+        let pipeline = snake_case(self.plan.name());
+        for unit in units {
+            let unit = unit.chosen(self.shape, &self.tunings);
+            if self.units.iter().any(|(known, _)| *known == unit) {
+                continue;
+            }
+            let stem = unit.stem(&pipeline);
+            // Kinds of layers may differ in a constant that no name carries, such as the window.
+            let taken = self.units.iter().filter(|(known, _)| known.stem(&pipeline) == stem).count();
+            let name = if taken == 0 { stem } else { format!("{stem}_v{}", taken + 1) };
+            self.units.push((unit, name));
+        }
     }
 
     /// The text of every kernel, layers that share constants sharing a kernel.
@@ -176,6 +167,10 @@ impl Program {
     #[must_use]
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    pub(super) const fn shape(&self) -> Shape {
+        self.shape
     }
 
     /// Element type of [`Buffer::Qkv`] and [`Buffer::Out`].
@@ -275,6 +270,11 @@ impl Program {
         push(Buffer::Partials, Element::F32, partials * self.shape.head_dim(), false);
         push(Buffer::PartialSums, Element::F32, partials * 2, false);
         push(Buffer::Arrivals, Element::U32, self.shape.query_heads(), true);
+        let dense = self.dense_paths.iter().zip(self.plan.kinds()).filter(|(_, kind)| !kind.rotated_cache());
+        let dense = dense.map(|(path, _)| path.tokens).max().unwrap_or(0).min(extent.tokens);
+        for Storage { buffer, element, count, zeroed } in Gather::new(self.shape).storage(dense) {
+            push(buffer, element, count, zeroed);
+        }
         storage
     }
 
@@ -310,12 +310,16 @@ impl Program {
     #[must_use]
     pub fn prefill(&self, layer: usize, extent: Extent, rows: usize, t_max: usize) -> Vec<Launch> {
         let mut launches = self.append(layer, rows);
-        let kind = self.plan.prefill(layer);
+        let (kind, densely) = (self.plan.prefill(layer), self.begins_densely(layer, t_max));
         let LayerPlan::Pruned(layer) = kind else {
             let (attend, grid) = self.attend(kind, rows);
             launches.push(self.launch(&attend, grid, dense_arguments()));
             return launches;
         };
+        if densely {
+            launches.extend(self.begin_densely(kind.rotated_cache(), rows, t_max));
+            return launches;
+        }
         for stage in 0..layer.stages.len() {
             let parents = |stage| Buffer::Lists { stage };
             for score in Score::prefill(self.shape, layer, stage) {
@@ -330,6 +334,21 @@ impl Program {
         let arguments = attend_arguments(layer, [Buffer::Blocks, Buffer::Counts], &[Buffer::Out]);
         launches.push(self.launch(&attend, grid, arguments));
         launches
+    }
+
+    /// Launches of a prefill step that attends to every key, and of what brings those together unless the cache has them
+    /// `rotated`.
+    fn begin_densely(&self, rotated: bool, rows: usize, t_max: usize) -> Vec<Launch> {
+        let (attend, grid) = self.attend(&LayerPlan::Dense, rows);
+        if rotated {
+            return vec![self.launch(&attend, grid, dense_arguments())];
+        }
+        let [keys, values, pages] = Gather::RESULTS;
+        let inputs = [Buffer::Step, Buffer::Qkv, Buffer::Keys, Buffer::Values, Buffer::PageTable, Buffer::Frequencies];
+        let gathered = inputs.into_iter().chain(Gather::RESULTS).map(Value::Buffer).collect();
+        let arguments = [Buffer::Step, Buffer::Qkv, keys, values, pages, Buffer::Out].map(Value::Buffer).to_vec();
+        let gather = Unit::Gather(Gather::new(self.shape));
+        vec![self.launch(&gather, [t_max as u32, 1, 1], gathered), self.launch(&attend, grid, arguments)]
     }
 
     /// Launches of `layer`'s attention in a decoding step that renews its masks from stage `restart` on, or not at
@@ -520,53 +539,6 @@ impl Program {
         let (_, name) = known.expect("launches are made of the units that `units_of` lists");
         Launch { kernel: name.clone(), grid, arguments }
     }
-}
-
-/// The kernel that attends in prefill.
-fn attend_of(shape: Shape, kind: &LayerPlan, instructions: Instructions) -> Unit {
-    if instructions == Instructions::Hopper
-        && let Some(attend) = AttendGroups::new(shape, kind)
-    {
-        return Unit::AttendGroups(attend);
-    }
-    AttendTiles::new(shape, kind).map_or_else(|| Unit::Attend(Attend::new(shape, kind)), Unit::AttendTiles)
-}
-
-/// Kernels that layers of `kind` need in prefill, if there are any, and those that need them in decoding, of which it is
-/// known whether they have an attention that appends, in the order in which a layer launches them.
-fn units_of(
-    shape: Shape,
-    instructions: Instructions,
-    kind: &LayerPlan,
-    prefill: bool,
-    appending: &[bool],
-) -> Vec<Unit> {
-    let decode = !appending.is_empty();
-    let mut units = vec![Unit::Append(Append::new(shape, kind.rotated_cache()))];
-    if let LayerPlan::Pruned(layer) = kind {
-        units.extend(layer.stages.iter().filter_map(|stage| Summarise::new(shape, layer, stage)).map(Unit::Summarise));
-        for stage in 0..layer.stages.len() {
-            units.extend(prefill.then(|| Score::prefill(shape, layer, stage)).into_iter().flatten().map(Unit::Score));
-            units.extend(decode.then(|| Score::decode(shape, layer, stage)).into_iter().flatten().map(Unit::Score));
-            units.push(Unit::Select(Select::new(shape, layer, stage)));
-        }
-    }
-    units.extend(prefill.then(|| attend_of(shape, kind, instructions)));
-    if decode {
-        match kind {
-            LayerPlan::Pruned(layer) => {
-                let alone = !layer.stages.is_empty() || appending.contains(&false);
-                units.extend(alone.then(|| Unit::AttendRow(AttendRow::new(shape, layer))));
-                let reuses = appending.contains(&true).then(|| AttendRow::appending(shape, layer)).flatten();
-                units.extend(reuses.map(Unit::AttendRow));
-            }
-            LayerPlan::Dense => units.extend(match DenseRow::new(shape) {
-                Some(dense) => vec![Unit::DenseRow(dense)],
-                None => vec![Unit::SplitDense(SplitDense::new(shape)), Unit::Merge(Merge::new(shape))],
-            }),
-        }
-    }
-    units
 }
 
 fn values(operands: Vec<Operand>) -> Vec<Value> {

@@ -7,7 +7,7 @@ use super::cached;
 use super::extend;
 use super::functions::{self, ORDERED, QUADS, ROTATE, Shape};
 use super::rows::{Heads, Product, Rotation, Rows, THREADS};
-use super::scoring::{self, Output, Source, scan_constants, scoring_words, stem};
+use super::scoring::{self, BLOCK_SCORES, Output, Source, scan_constants, scoring_words, stem};
 use super::tile::Tile;
 use super::writer::Writer;
 use super::{Buffer, Family, Kernel};
@@ -302,7 +302,7 @@ impl Scan {
         let write = if self.soft() {
             "    }\n}\n".to_owned()
         } else {
-            let row = if self.layer.ranking == Ranking::All { "block * score_stride" } else { "score_row" };
+            let row = if self.layer.ranking == Ranking::All { BLOCK_SCORES } else { "score_row" };
             WRITE.replace("$SCORES", row)
         };
         let (own, other) = match (self.own_head(), self.soft(), self.halving.chunk_score) {

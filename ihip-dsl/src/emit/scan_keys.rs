@@ -9,7 +9,7 @@ use super::extend;
 use super::functions::{self, ORDERED, QUADS, ROTATE, Shape};
 use super::rows::{Heads, Product, Rotation, Rows, THREADS};
 use super::scan::{BLOCKS, chunks_here, heads_of, ranking_here};
-use super::scoring::{self, Output, Source, path_length, scan_constants, scoring_words, stem};
+use super::scoring::{self, BLOCK_SCORES, Output, Source, path_length, scan_constants, scoring_words, stem};
 use super::tile::Tile;
 use super::writer::Writer;
 use super::{Buffer, Family, Kernel};
@@ -394,7 +394,7 @@ impl ScanKeys {
             .replace("$NONE", none)
             .replace("$MEAN\n", if self.sums() { "            score /= static_cast<float>(live_rows);\n" } else { "" })
             .replace("$START(", start)
-            .replace("$ROW", if self.layer.ranking == Ranking::All { "block * score_stride" } else { "score_row" })
+            .replace("$ROW", if self.layer.ranking == Ranking::All { BLOCK_SCORES } else { "score_row" })
     }
 }
 

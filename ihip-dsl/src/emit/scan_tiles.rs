@@ -8,7 +8,7 @@
 use super::functions::{self, ORDERED, ROTATE, Shape};
 use super::scan::{chunks_here, heads_of, probe_texts, ranking_here};
 use super::scan_columns::PAIRS;
-use super::scoring::{self, Output, Source, scan_constants, scoring_words, stem};
+use super::scoring::{self, BLOCK_SCORES, Output, Source, scan_constants, scoring_words, stem};
 use super::tune::Tune;
 use super::writer::Writer;
 use super::{Buffer, Family, Kernel};
@@ -194,7 +194,7 @@ impl ScanTiles {
             ChunkScore::Last => ("The score is that of the half taken last.", "max(score[set][0], score[set][1])"),
         };
         let row = match self.layer.ranking {
-            Ranking::All => "block * score_stride",
+            Ranking::All => BLOCK_SCORES,
             Ranking::KvGroup | Ranking::Each => "score_row",
         };
         let (zero, reduce, scale) = if self.mean() {

@@ -204,6 +204,9 @@ pub(super) fn strides(operands: &[Operand]) -> Vec<Stride> {
     rows.into_iter().chain(scores).collect()
 }
 
+/// Where the scores of a query block begin that all heads rank together: a call may have more of them than 31 bits count.
+pub(super) const BLOCK_SCORES: &str = "static_cast<unsigned long long>(block) * score_stride";
+
 /// One of them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Stride {

@@ -3,7 +3,7 @@
 use super::functions::{self, Shape};
 use super::launch::Element;
 use super::scan::chunks_here;
-use super::scoring::scan_constants;
+use super::scoring::{BLOCK_SCORES, scan_constants};
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel};
 use crate::{PrunedLayer, Ranking};
@@ -78,7 +78,7 @@ impl Select {
             "KERNEL(THREADS) {name}(\n    const int* step,{parents} unsigned* scores, {outputs}, int score_stride) {{"
         ));
         let (ranking, row, scores) = if shared {
-            ("", "block", "block * score_stride")
+            ("", "block", BLOCK_SCORES)
         } else {
             (RANKING, "row", "static_cast<unsigned long long>(row) * score_stride")
         };

@@ -1,8 +1,8 @@
 //! Which kernels have a tuning, and how a choice reaches them.
 
 use super::functions::Shape;
-use super::program::Unit;
 use super::score::Score;
+use super::unit::Unit;
 use crate::tuning::{Tuning, Tunings};
 
 /// A kernel by its constants, of which some may be chosen freely.
@@ -56,6 +56,7 @@ impl Tune for Unit {
             | Self::Select(_)
             | Self::Attend(_)
             | Self::AttendGroups(_)
+            | Self::Gather(_)
             | Self::SplitDense(_)
             | Self::Merge(_) => None,
         }
@@ -72,6 +73,7 @@ impl Tune for Unit {
             | Self::Select(_)
             | Self::Attend(_)
             | Self::AttendGroups(_)
+            | Self::Gather(_)
             | Self::SplitDense(_)
             | Self::Merge(_) => Vec::new(),
         }

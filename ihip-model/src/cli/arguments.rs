@@ -12,7 +12,7 @@ use super::table::grouped;
 const CHUNK_STEP: usize = 64;
 
 /// Most tokens of a context: positions are 32-bit integers, and a step's grid is laid out for whole segments.
-const MOST_TOKENS: usize = (1 << 31) - SEGMENT;
+pub(super) const MOST_TOKENS: usize = (1 << 31) - SEGMENT;
 
 /// An argument out of its range.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub(super) enum ArgumentError {
     Temperature,
     /// A share outside (0, 1].
     #[error("it must be greater than 0 and at most 1")]
-    TopP,
+    Share,
     /// A count of zero, or of more than 32 bits.
     #[error("it must be a whole number from 1 to {}", u32::MAX)]
     Count,
@@ -63,7 +63,13 @@ pub(super) fn temperature(text: &str) -> Result<f32, ArgumentError> {
 /// A number in (0, 1].
 pub(super) fn top_p(text: &str) -> Result<f32, ArgumentError> {
     let value: f32 = text.parse().map_err(|_| ArgumentError::NotANumber)?;
-    if value > 0.0 && value <= 1.0 { Ok(value) } else { Err(ArgumentError::TopP) }
+    if value > 0.0 && value <= 1.0 { Ok(value) } else { Err(ArgumentError::Share) }
+}
+
+/// A share of something: a number in (0, 1].
+pub(super) fn share(text: &str) -> Result<f64, ArgumentError> {
+    let value: f64 = text.parse().map_err(|_| ArgumentError::NotANumber)?;
+    if value > 0.0 && value <= 1.0 { Ok(value) } else { Err(ArgumentError::Share) }
 }
 
 /// A whole number from 1 that fits 32 bits.

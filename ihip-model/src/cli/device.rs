@@ -30,10 +30,24 @@ pub(super) struct DeviceArguments {
     /// Prompt tokens of one step; the masks are the same for every choice [default: what suits the device]
     #[arg(long, value_name = "N", value_parser = arguments::chunk, allow_negative_numbers = true)]
     prefill_chunk: Option<usize>,
-    /// GPU memory for keys and values, such as 8GiB; the rest lies in the host's memory, where kernels read and write it
-    /// [default: all that there are]
+    #[command(flatten)]
+    kv: KvArguments,
+    /// Lets prompts begin with dense attention as long as that is estimated to take less time: `ihip kernels explain` says
+    /// how far. What comes out is then not what the pipeline declares
+    #[arg(long)]
+    dense_path: bool,
+}
+
+/// What keys and values of a request may take of two memories.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Args)]
+pub(super) struct KvArguments {
+    /// Memory of the GPU for keys and values, such as 8GiB; the rest lies with the host. The CPU device keeps such a share
+    /// of its memory apart [default: what is free]
     #[arg(long, value_name = "BYTES", value_parser = arguments::bytes, allow_negative_numbers = true)]
-    gpu_kv: Option<u64>,
+    pub(super) gpu_kv: Option<u64>,
+    /// Memory of the host for keys and values that the GPU has no room for [default: what is free]
+    #[arg(long, value_name = "BYTES", value_parser = arguments::bytes, allow_negative_numbers = true)]
+    pub(super) host_kv: Option<u64>,
 }
 
 /// A device by its name.
@@ -90,6 +104,8 @@ pub(super) struct Settings {
     pub(super) chunk: usize,
     /// Whether the device has memory of its own.
     pub(super) own_memory: bool,
+    /// What keys and values may take.
+    pub(super) kv: KvArguments,
 }
 
 /// What is done on a device, whichever it is.
@@ -124,21 +140,22 @@ impl DeviceArguments {
     }
 
     fn run_on_cpu<W: Work>(&self, work: W) -> Result<W::Output> {
-        if let Some(bytes) = self.gpu_kv {
-            return Err(Error::NoGpuMemory { bytes });
+        if self.dense_path {
+            return Err(Error::NoDensePath);
         }
         let settings = Settings {
             kv_type: self.kv_type.unwrap_or(KvType::F32),
             weight_bytes: size_of::<f32>(),
             chunk: self.prefill_chunk.unwrap_or(512),
             own_memory: false,
+            kv: self.kv,
         };
         work.run(&mut CpuDevice::new(self.threads.unwrap_or(0))?, settings)
     }
 
     fn run_on_cuda<W: Work>(&self, work: W, mut device: CudaDevice) -> Result<W::Output> {
-        if let Some(bytes) = self.gpu_kv {
-            device.limit_kv(bytes);
+        if self.dense_path {
+            device.take_dense_path();
         }
         let weights = match self.precision {
             Precision::F32 => KvType::F32,
@@ -149,6 +166,7 @@ impl DeviceArguments {
             weight_bytes: weights.bits() / 8,
             chunk: self.prefill_chunk.unwrap_or(2048),
             own_memory: true,
+            kv: self.kv,
         };
         work.run(&mut device, settings)
     }

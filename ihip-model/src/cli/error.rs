@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use ihip_dsl::emit::EmitError;
 use ihip_dsl::{PlanError, Report};
 use ihip_runtime::jit::JitError;
+use ihip_runtime::kv::trace::TraceError;
 use thiserror::Error as ThisError;
 
 use super::prompt::Source;
@@ -73,14 +74,9 @@ pub(super) enum Error {
         /// Where the prompt came from.
         input: Source,
     },
-    /// A share of a GPU's memory where there is no GPU.
-    #[error(
-        "--gpu-kv {bytes} is for a GPU, and the CPU's keys and values are all in one memory: leave it out, or give --device cuda"
-    )]
-    NoGpuMemory {
-        /// What was asked for.
-        bytes: u64,
-    },
+    /// Dense attention was asked for where nobody measured it.
+    #[error("--dense-path is for a GPU, where it was measured: leave it out, or give --device cuda")]
+    NoDensePath,
     /// A text too short to be scored.
     #[error("{input} has {tokens} token: a token is scored by those before it, give at least 2")]
     NothingToScore {
@@ -170,6 +166,20 @@ pub(super) enum Error {
         /// The cache.
         folder: PathBuf,
     },
+    /// A page trace that cannot be replayed.
+    #[error("{}: {error}", path.display())]
+    PageTrace {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: TraceError,
+    },
+    /// Pages that a device does not keep apart.
+    #[error("{device} does not tell which pages a step reads: record page traces with --device cpu")]
+    NoPages {
+        /// The device.
+        device: String,
+    },
     /// A key that names no entry of the cache, or several.
     #[error("{found} entries of the cache begin with {key}: `ihip cache list` shows their keys")]
     NoSuchEntry {
@@ -248,7 +258,7 @@ impl Error {
         match self {
             Self::Model(crate::Error::Interrupted) => INTERRUPTED,
             Self::Model(crate::Error::Runtime(
-                Runtime::OutOfMemory { .. } | Runtime::NoSuchDevice { .. } | Runtime::Tuning(_),
+                Runtime::OutOfMemory { .. } | Runtime::NoSuchDevice { .. } | Runtime::Tuning(_) | Runtime::Kv(_),
             )) => REFUSED,
             Self::Model(crate::Error::Runtime(Runtime::Jit(error))) if is_refusal(error) => REFUSED,
             Self::Model(crate::Error::Runtime(_))

@@ -16,11 +16,13 @@ use super::interrupt;
 use super::masks::Masks;
 use super::model::{self, ModelArguments, Reserve};
 use super::output;
+use super::pages::PageTrace;
 use super::progress;
 use super::prompt::Prompt;
 use super::pruning::{self, Pruning};
+use super::tiers;
 use crate::generate::{Extent, Generation, Interrupt, Sampler};
-use crate::stats::{Kernels, Seconds, Stats, Tokens, keys_attended, peak_resident_bytes};
+use crate::stats::{Kernels, Kv, Percentiles, Seconds, Stats, Tokens, keys_attended, peak_resident_bytes};
 use crate::{Special, Tokenizer};
 
 /// Writes text that continues a prompt
@@ -53,12 +55,16 @@ pub(super) struct Generate {
     /// The same seed draws the same text
     #[arg(long, value_name = "N", default_value = "0", allow_negative_numbers = true)]
     seed: u64,
-    /// Print one line of JSON to standard error at the end: tokens, seconds, keys attended, peak bytes
+    /// Print one line of JSON to standard error at the end: tokens, seconds, keys attended, peak bytes,
+    /// what moved between GPU and host
     #[arg(long)]
     stats: bool,
     /// Write the block lists of every layer to a safetensors file
     #[arg(long, value_name = "FILE")]
     dump_masks: Option<PathBuf>,
+    /// Write the pages of keys and values that every decoding step reads to a file, for `ihip kv replay`; on the CPU
+    #[arg(long, value_name = "FILE")]
+    dump_pages: Option<PathBuf>,
 }
 
 impl Generate {
@@ -70,8 +76,9 @@ impl Generate {
         let pruning = self.pruning.choose()?;
         let text = self.prompt.read()?;
         let masks = self.dump_masks.as_deref().map(Masks::create).transpose()?;
+        let pages = self.dump_pages.as_deref().map(PageTrace::create).transpose()?;
         let interrupt = interrupt::listen()?;
-        self.device.run(Job { arguments: self, pruning, text, masks, interrupt })
+        self.device.run(Job { arguments: self, pruning, text, masks, pages, interrupt })
     }
 }
 
@@ -81,11 +88,12 @@ struct Job<'a> {
     pruning: pruning::Choice,
     text: String,
     masks: Option<Masks>,
+    pages: Option<PageTrace>,
     interrupt: &'a Interrupt,
 }
 
 /// What was written.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Written {
     /// Tokens on standard output.
     tokens: usize,
@@ -93,6 +101,8 @@ struct Written {
     steps: usize,
     /// Keys attended to, summed over steps.
     keys: f64,
+    /// Of each decoding step, its token drawn.
+    milliseconds: Vec<f64>,
 }
 
 impl Work for Job<'_> {
@@ -121,12 +131,16 @@ impl Work for Job<'_> {
         seconds.compile = compilation.seconds;
         seconds.load = start.elapsed().as_secs_f64() - (compilation.seconds - before.seconds);
 
+        if let Some(pages) = &mut self.pages {
+            pages.begin(&mut generation, &plan, prompt.len())?;
+        }
         let start = Instant::now();
         self.read(&mut generation, &plan, &prompt)?;
         let mut sampler = Sampler::new(Sampling { temperature, top_p }, seed);
         let first = generation.sample(&mut sampler)?;
         seconds.prefill = start.elapsed().as_secs_f64();
 
+        generation.record_pages(self.pages.is_some());
         let start = Instant::now();
         let written = self.write(&mut generation, &plan, &tokenizer, &mut sampler, first)?;
         seconds.decode = start.elapsed().as_secs_f64();
@@ -137,6 +151,7 @@ impl Work for Job<'_> {
             tokens: Tokens { prompt: prompt.len(), generated: written.tokens },
             seconds,
             kernels: Kernels::counted(compilation.kernels),
+            token_ms: Percentiles::of(written.milliseconds),
             keys_attended_per_step: if written.steps == 0 { 0.0 } else { written.keys / written.steps as f64 },
             peak_bytes: peak_resident_bytes(),
             device_bytes: match free.zip(generation.available_bytes()?) {
@@ -144,10 +159,14 @@ impl Work for Job<'_> {
                 _ => None,
             },
             host_kv_bytes: Some(host_kv_bytes).filter(|bytes| *bytes > 0),
+            kv: Kv::counted(&generation.traffic()?, generation.residence()?),
         };
         if let Some(masks) = self.masks {
             let model = file.path().file_name().unwrap_or_default().to_string_lossy();
             masks.write(&model, written.steps, &stats)?;
+        }
+        if let Some(pages) = self.pages {
+            pages.keep()?;
         }
         if self.arguments.stats {
             let line = serde_json::to_string(&stats).expect("plain numbers and strings have a JSON form");
@@ -165,6 +184,7 @@ impl Job<'_> {
         for step in generation.prefill_steps(prompt.len())? {
             generation.prefill(step, prompt)?;
             bar.set_position(generation.length() as u64);
+            bar.set_prefix(tiers::live(&generation.traffic()?));
             if let Some(masks) = &mut self.masks {
                 masks.record(generation, plan)?;
             }
@@ -192,11 +212,16 @@ impl Job<'_> {
             }
             written.steps += 1;
             written.keys += keys_attended(plan, generation.length());
+            let start = Instant::now();
             generation.decode(token)?;
             if let Some(masks) = &mut self.masks {
                 masks.record(generation, plan)?;
             }
+            if let Some(pages) = &mut self.pages {
+                pages.record(generation, plan)?;
+            }
             token = generation.sample(sampler)?;
+            written.milliseconds.push(start.elapsed().as_secs_f64() * 1e3);
         }
         output::write(&decoder.finish())?;
         output::end_line()?;

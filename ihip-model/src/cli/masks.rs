@@ -12,6 +12,7 @@ use safetensors::tensor::{Dtype, View};
 use tempfile::NamedTempFile;
 
 use super::error::{Error, Result};
+use super::output;
 use crate::generate::Generation;
 use crate::stats::Stats;
 
@@ -37,20 +38,7 @@ impl Masks {
     /// # Errors
     /// [`Error::Write`].
     pub(super) fn create(path: &Path) -> Result<Self> {
-        let failed = |source| Error::Write { path: path.into(), source };
-        if path.is_dir() {
-            return Err(failed(io::ErrorKind::IsADirectory.into()));
-        }
-        let folder = match path.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
-        std::fs::metadata(folder).map_err(failed)?;
-        let mut builder = tempfile::Builder::new();
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder.tempfile_in(folder).map_err(failed)?;
-        Ok(Self { path: path.into(), file, layers: Vec::new() })
+        Ok(Self { path: path.into(), file: output::beside(path)?, layers: Vec::new() })
     }
 
     /// Adds the lists with which the last step attended.

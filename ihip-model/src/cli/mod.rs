@@ -12,9 +12,11 @@ mod error;
 mod generate;
 mod interrupt;
 mod kernels;
+mod kv;
 mod masks;
 mod model;
 mod output;
+mod pages;
 mod picture;
 mod pipelines;
 mod progress;
@@ -22,6 +24,7 @@ mod prompt;
 mod pruning;
 mod score;
 mod table;
+mod tiers;
 mod tokenize;
 mod tune;
 
@@ -46,6 +49,7 @@ enum Command {
     Cache(cache::Cache),
     Generate(generate::Generate),
     Kernels(kernels::Kernels),
+    Kv(kv::Kv),
     Pipelines(pipelines::Pipelines),
     Score(score::Score),
     Tokenize(tokenize::Tokenize),
@@ -68,6 +72,7 @@ pub fn main() -> ExitCode {
         Command::Cache(command) => command.run(),
         Command::Generate(command) => command.run(),
         Command::Kernels(command) => command.run(),
+        Command::Kv(command) => command.run(),
         Command::Pipelines(command) => command.run(),
         Command::Score(command) => command.run(),
         Command::Tokenize(command) => command.run(),

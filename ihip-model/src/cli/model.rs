@@ -11,8 +11,10 @@ use super::device::Settings;
 use super::error::{Error, Result};
 use super::progress;
 use super::pruning;
+use super::tiers;
 use crate::generate::Interrupt;
 use crate::llama::Llama;
+use crate::weights::Config;
 use crate::{ModelFile, fetch};
 
 /// Which model.
@@ -48,6 +50,11 @@ pub(super) struct Reserve {
     pub(super) new: usize,
 }
 
+/// Bytes of weights and activations.
+pub(super) fn bytes(config: &Config, settings: Settings) -> u64 {
+    config.parameters() * settings.weight_bytes as u64 + config.workspace_bytes(settings.chunk)
+}
+
 /// Plans the pipeline for the model, checks that the request fits the device, and loads the weights.
 ///
 /// # Errors
@@ -62,21 +69,27 @@ pub(super) fn load<D: Device>(
 ) -> Result<(Llama<D>, Arc<Plan>)> {
     let config = file.config();
     let plan = pruning.plan(config, settings.kv_type)?;
-    let cache = device.cache_bytes(&plan, reserve.prompt + reserve.new);
-    let model = config.parameters() * settings.weight_bytes as u64 + config.workspace_bytes(settings.chunk);
+    let capacity = reserve.prompt + reserve.new;
+    let model = bytes(config, settings);
     let available = device.available_bytes()?;
+    let placement = tiers::choose(device, &plan, capacity, model, settings)?;
+    let mut cache = device.cache_bytes(&plan, capacity);
+    if !settings.own_memory {
+        cache += device.host_cache_bytes(&plan, capacity);
+    }
     if let Some(available) = available.filter(|available| cache.saturating_add(model) > *available) {
         return Err(Error::DoesNotFit {
             prompt: reserve.prompt,
             new: reserve.new,
             cache,
-            token: cache / (reserve.prompt + reserve.new) as u64,
+            token: cache / capacity as u64,
             model,
             device: device.name(),
             available,
             own_memory: settings.own_memory,
         });
     }
+    placement.announce();
     let bar = progress::bar("loading", config.layers, "layers");
     let llama = Llama::load(file, device, interrupt, &mut |layers| bar.set_position(layers as u64))?;
     bar.finish_and_clear();

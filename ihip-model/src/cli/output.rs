@@ -1,6 +1,9 @@
 //! Standard output: results alone, each piece as soon as it is there.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+
+use tempfile::NamedTempFile;
 
 use super::error::{Error, Result};
 
@@ -27,4 +30,24 @@ pub(super) fn end_line() -> Result<()> {
 /// Says on standard error what did not go well while the command goes on; nobody may be there to hear it.
 pub(super) fn complain(message: &str) {
     let _ = writeln!(io::stderr(), "error: {message}");
+}
+
+/// A file that takes the place of `path` once all of it is written; made before anything is computed.
+///
+/// # Errors
+/// [`Error::Write`].
+pub(super) fn beside(path: &Path) -> Result<NamedTempFile> {
+    let failed = |source| Error::Write { path: path.into(), source };
+    if path.is_dir() {
+        return Err(failed(io::ErrorKind::IsADirectory.into()));
+    }
+    let folder = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    std::fs::metadata(folder).map_err(failed)?;
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder).map_err(failed)
 }

@@ -8,9 +8,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::fetch::Progress;
 
-/// A bar that counts `unit`s up to `length`.
+/// A bar that counts `unit`s up to `length`; its prefix is put behind.
 pub(super) fn bar(message: &'static str, length: usize, unit: &str) -> ProgressBar {
-    let template = format!("{{msg:10}} [{{bar:32}}] {{pos}}/{{len}} {unit}, {{per_sec}}, {{eta}} left");
+    let template = format!("{{msg:10}} [{{bar:32}}] {{pos}}/{{len}} {unit}, {{per_sec}}, {{eta}} left{{prefix}}");
     styled(message, length as u64, &template)
 }
 

@@ -16,6 +16,7 @@ use super::output;
 use super::progress;
 use super::prompt::Prompt;
 use super::pruning::{self, Pruning};
+use super::tiers;
 use crate::Special;
 use crate::generate::{Extent, Generation, Interrupt};
 
@@ -132,6 +133,7 @@ impl Work for Job<'_> {
                 })?;
             }
             bar.set_position(generation.length() as u64);
+            bar.set_prefix(tiers::live(&generation.traffic()?));
         }
         bar.finish_and_clear();
 

@@ -13,6 +13,8 @@ use std::sync::Arc;
 use ihip_dsl::Plan;
 
 use crate::jit::Compilations;
+use crate::kv::trace::PagesRead;
+use crate::kv::{Budget, Placement, Traffic};
 use crate::{Result, Step};
 
 /// A place where a model runs.
@@ -58,6 +60,19 @@ pub trait Device: Sized {
     /// Out of memory.
     fn tensor(&mut self, rows: usize, columns: usize) -> Result<Self::Tensor>;
 
+    /// From here on, keys and values of a request's cache take at most `budget`, and its steps have at most `rows` tokens;
+    /// before, they take whatever they need on the GPU.
+    fn limit_kv(&mut self, budget: Budget, rows: usize);
+
+    /// Where a cache of `capacity` tokens has room for them.
+    ///
+    /// # Errors
+    /// Where the budget does not hold them, with the numbers.
+    fn placement(&self, plan: &Plan, capacity: usize) -> Result<Placement>;
+
+    /// Bytes of keys and values of `capacity` tokens, wherever they lie.
+    fn kv_bytes(&self, plan: &Plan, capacity: usize) -> u64;
+
     /// Bytes that a cache of `capacity` tokens takes of the device's memory, masks and workspace included.
     fn cache_bytes(&self, plan: &Plan, capacity: usize) -> u64;
 
@@ -70,8 +85,31 @@ pub trait Device: Sized {
     /// Out of memory, with the numbers.
     fn cache(&mut self, plan: &Arc<Plan>, capacity: usize) -> Result<Self::Cache>;
 
+    /// What the cache did since it was allocated.
+    ///
+    /// # Errors
+    /// A failed transfer.
+    fn traffic(&mut self, cache: &Self::Cache) -> Result<Traffic>;
+
+    /// Where the tokens that the cache holds are now, the mean over layers.
+    ///
+    /// # Errors
+    /// A failed transfer.
+    fn residence(&mut self, cache: &Self::Cache) -> Result<Placement>;
+
     /// Whether the block lists of the steps to come are kept for [`Device::block_lists`]; they are not at first.
     fn record_masks(&mut self, cache: &mut Self::Cache, record: bool);
+
+    /// Whether the pages that the steps to come read are kept for [`Device::pages_read`]; they are not at first. Gives
+    /// whether the device can keep them.
+    fn record_pages(&mut self, _cache: &mut Self::Cache, _record: bool) -> bool {
+        false
+    }
+
+    /// The pages that were read in `layer` since this was last asked; none that are not recorded.
+    fn pages_read(&mut self, _cache: &Self::Cache, _layer: usize) -> PagesRead {
+        PagesRead::default()
+    }
 
     /// Starts a step: its tokens, positions and restart stages go where the recorded operations read them.
     ///
@@ -173,6 +211,12 @@ pub trait Device: Sized {
     /// # Errors
     /// A failed launch or transfer.
     fn sample(&mut self, logits: &Self::Tensor, sampling: &Sampling, draw: f32) -> Result<u32>;
+}
+
+/// Bytes of the host's memory that can still be allocated; `None` where nothing tells.
+#[must_use]
+pub fn host_available_bytes() -> Option<u64> {
+    cpu::available_bytes()
 }
 
 /// What compiling kernels took.

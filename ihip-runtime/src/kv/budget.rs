@@ -28,6 +28,11 @@ pub struct Budget {
     pub host: u64,
 }
 
+impl Budget {
+    /// Whatever is needed.
+    pub const UNLIMITED: Self = Self { gpu: u64::MAX, host: u64::MAX };
+}
+
 /// Slots of a pool in each tier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slots {

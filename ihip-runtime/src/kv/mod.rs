@@ -10,7 +10,10 @@
 //! | `clock` | which page leaves the GPU |
 //! | `memory` | what slots lie in |
 //! | `region` | a pool with its memory: reads in place, misses, copies |
+//! | `reader` | rows of a request, read where they are |
 //! | `store` | all of it, for many requests |
+//! | `trace` | which pages steps read, in a file |
+//! | `traffic` | what a cache did, and where tokens are |
 
 pub mod budget;
 mod clock;
@@ -18,10 +21,13 @@ mod error;
 mod memory;
 pub mod page;
 pub mod pool;
+mod reader;
 mod region;
 pub mod rules;
 pub mod slot;
 mod store;
+pub mod trace;
+mod traffic;
 
 #[cfg(test)]
 mod explore;
@@ -31,5 +37,7 @@ pub use error::{Kind, KvError};
 pub use memory::{Allocate, Process};
 pub use page::PageId;
 pub use pool::Tier;
+pub use reader::Reader;
 pub use region::Counts;
 pub use store::{Row, Sequence, Store};
+pub use traffic::{Placement, Reads, Tally, Tokens, Traffic};

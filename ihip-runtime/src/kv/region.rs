@@ -4,7 +4,7 @@
 //! the step is over. Steps of the CPU happen where they are handed over.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::budget::{Shape, Slots};
@@ -50,11 +50,13 @@ pub(super) struct Region {
     done: Events,
     /// Copies in their order: first those that have happened, then the others.
     transfers: VecDeque<Transfer>,
+    /// By the page's number: the slot that is its home, those of the host counted on from those of the GPU.
+    table: Vec<u32>,
     /// By the page's number: whether it is in the log.
     is_logged: Vec<AtomicBool>,
     log: Mutex<Vec<PageId>>,
-    hits: AtomicU64,
-    misses: AtomicU64,
+    /// By the page's number, where it is recorded: whether it was read.
+    is_read: Option<Vec<AtomicBool>>,
     moved: Counts,
 }
 
@@ -74,10 +76,10 @@ impl Region {
             issued: Events::NONE,
             done: Events::NONE,
             transfers: VecDeque::new(),
+            table: Vec::new(),
             is_logged: Vec::new(),
             log: Mutex::default(),
-            hits: AtomicU64::new(0),
-            misses: AtomicU64::new(0),
+            is_read: None,
             moved: Counts::default(),
         })
     }
@@ -93,8 +95,22 @@ impl Region {
         }
     }
 
-    pub(super) fn counts(&self) -> Counts {
-        Counts { hits: self.hits.load(Ordering::Relaxed), misses: self.misses.load(Ordering::Relaxed), ..self.moved }
+    /// Pages that moved; reads are counted by who reads.
+    pub(super) fn moved(&self) -> Counts {
+        self.moved
+    }
+
+    /// Whether pages may be on the host.
+    fn is_tiered(&self) -> bool {
+        self.pool.slots(Tier::Host) > 0
+    }
+
+    /// The number of a slot in the table.
+    fn number(&self, place: Place) -> u32 {
+        match place.tier {
+            Tier::Gpu => place.slot,
+            Tier::Host => self.pool.slots(Tier::Gpu) as u32 + place.slot,
+        }
     }
 
     /// The event of a step that happens at once.
@@ -116,9 +132,14 @@ impl Region {
         self.wait(wait);
         let home = self.pool.home(page).expect("it was put there");
         self.clock.place(home.slot, page);
-        if self.is_logged.len() <= page.index() {
+        if self.table.len() <= page.index() {
+            self.table.resize(page.index() + 1, 0);
             self.is_logged.resize_with(page.index() + 1, AtomicBool::default);
+            if let Some(is_read) = &mut self.is_read {
+                is_read.resize_with(page.index() + 1, AtomicBool::default);
+            }
         }
+        self.table[page.index()] = home.slot;
     }
 
     /// The slot of a page that is still written.
@@ -141,23 +162,36 @@ impl Region {
         self.pool.fill(page);
     }
 
-    /// The slot of a page, where it is. One on the host is read in place and logged once.
-    pub(super) fn page(&self, page: PageId) -> &[f32] {
-        let Place { tier, slot } = self.pool.home(page).expect("a page of a request has a home");
-        match tier {
-            Tier::Gpu => {
-                self.hits.fetch_add(1, Ordering::Relaxed);
-                self.clock.touch(slot);
-                self.gpu.slot(slot)
-            }
-            Tier::Host => {
-                self.misses.fetch_add(1, Ordering::Relaxed);
-                if !self.is_logged[page.index()].swap(true, Ordering::Relaxed) {
-                    self.log.lock().unwrap_or_else(PoisonError::into_inner).push(page);
-                }
-                self.host.slot(slot)
-            }
+    /// The slot of a page, where it is, and whether that is on the GPU. One on the host is logged once.
+    #[inline]
+    pub(super) fn page(&self, page: PageId) -> (&[f32], bool) {
+        let number = self.table[page.index()];
+        if let Some(is_read) = &self.is_read {
+            is_read[page.index()].store(true, Ordering::Relaxed);
         }
+        // Nothing has to be remembered of what never leaves.
+        if !self.is_tiered() {
+            return (self.gpu.slot(number), true);
+        }
+        let Some(slot) = number.checked_sub(self.pool.slots(Tier::Gpu) as u32) else {
+            self.clock.touch(number);
+            return (self.gpu.slot(number), true);
+        };
+        let is_logged = &self.is_logged[page.index()];
+        if !is_logged.load(Ordering::Relaxed) && !is_logged.swap(true, Ordering::Relaxed) {
+            self.log.lock().unwrap_or_else(PoisonError::into_inner).push(page);
+        }
+        (self.host.slot(slot), false)
+    }
+
+    /// From here on, which pages are read is remembered until it is asked for, or is not.
+    pub(super) fn record(&mut self, record: bool) {
+        self.is_read = record.then(|| self.table.iter().map(|_| AtomicBool::default()).collect());
+    }
+
+    /// Whether `page` was read since this was last asked, where it is recorded.
+    pub(super) fn take_read(&self, page: PageId) -> bool {
+        self.is_read.as_ref().is_some_and(|is_read| is_read[page.index()].swap(false, Ordering::Relaxed))
     }
 
     /// Begins to move a page to the other tier. Whether it does: it has to be full and to stand still, and a slot to be
@@ -202,16 +236,24 @@ impl Region {
             match self.pool.end(&transfer, self.done, self.readers()) {
                 End::Early => break,
                 End::Stale => {}
-                End::Moved => match transfer.to() {
-                    Place { tier: Tier::Gpu, slot } => {
-                        self.clock.place(slot, transfer.page());
-                        self.moved.promotions += 1;
+                End::Moved => {
+                    self.table[transfer.page().index()] = self.number(transfer.to());
+                    match transfer.to() {
+                        Place { tier: Tier::Gpu, slot } => {
+                            self.clock.place(slot, transfer.page());
+                            self.moved.promotions += 1;
+                        }
+                        Place { tier: Tier::Host, .. } => self.moved.evictions += 1,
                     }
-                    Place { tier: Tier::Host, .. } => self.moved.evictions += 1,
-                },
+                }
             }
             self.transfers.pop_front();
         }
+    }
+
+    /// Pages on their way.
+    pub(super) fn moving(&self) -> usize {
+        self.transfers.len()
     }
 
     /// Lets everything that was handed over happen, and ends it.
@@ -226,20 +268,28 @@ impl Region {
             self.finish();
         }
         while self.pool.free(Tier::Gpu) < pages {
-            let Self { pool, clock, .. } = self;
-            let may_leave =
-                |page, slot| pool.home(page) == Some(Place { tier: Tier::Gpu, slot }) && pool.is_movable(page);
-            let victim = if pool.free(Tier::Host) > 0 { clock.victim(may_leave) } else { None };
-            let Some(victim) = victim else { return false };
-            self.begin(victim, Tier::Host);
+            if !self.evict() {
+                return false;
+            }
             self.finish();
         }
         true
     }
 
-    /// What is done between steps: logged pages come to the GPU while slots are free, then as many leave it as there
-    /// have to be free slots.
+    /// Begins to move the page that was not read for longest to the host; whether there is one, and room.
+    fn evict(&mut self) -> bool {
+        let Self { pool, clock, .. } = self;
+        let may_leave = |page, slot| pool.home(page) == Some(Place { tier: Tier::Gpu, slot }) && pool.is_movable(page);
+        let victim = if pool.free(Tier::Host) > 0 { clock.victim(may_leave) } else { None };
+        victim.is_some_and(|victim| self.begin(victim, Tier::Host))
+    }
+
+    /// What is done between steps: moves that were begun after the step before end, logged pages begin to come to the
+    /// GPU while slots are free, and as many begin to leave it as there have to be free slots.
     pub(super) fn settle(&mut self) {
+        if !self.is_tiered() {
+            return;
+        }
         self.finish();
         let mut logged = std::mem::take(self.log.get_mut().unwrap_or_else(PoisonError::into_inner));
         // Threads log in any order.
@@ -248,10 +298,13 @@ impl Region {
             *self.is_logged[page.index()].get_mut() = false;
             self.begin(page, Tier::Gpu);
         }
-        self.finish();
-        if self.pool.slots(Tier::Host) > 0 {
-            // What is free now is what can come back after the next step.
-            self.make_room((self.pool.slots(Tier::Gpu) / SPARE).max(1));
+        // What becomes free is what can come back after the next step.
+        let spare = (self.pool.slots(Tier::Gpu) / SPARE).max(1);
+        let leaving = spare.saturating_sub(self.pool.free(Tier::Gpu));
+        for _ in 0..leaving {
+            if !self.evict() {
+                break;
+            }
         }
     }
 

@@ -7,7 +7,9 @@ use super::error::{Kind, KvError};
 use super::memory::Allocate;
 use super::page::{Owners, PageId};
 use super::pool::Tier;
+use super::reader::Reader;
 use super::region::{Counts, Region};
+use super::traffic::{Placement, Reads, Tally, Tokens};
 
 /// Keys and values of every layer.
 #[derive(Debug)]
@@ -16,6 +18,8 @@ pub struct Store {
     owners: Owners,
     /// Keys and values of each layer.
     layers: Vec<[Region; 2]>,
+    /// Of rows that are read one by one.
+    tally: Tally,
 }
 
 /// What a request has in a [`Store`]. It is given back by [`Store::release`].
@@ -60,18 +64,29 @@ impl Store {
     ///
     /// # Errors
     /// [`KvError::Allocation`]; whatever was allocated before is given back.
+    ///
+    /// # Panics
+    /// Where the tokens of a page are no power of two.
     pub fn new(shape: Shape, room: Room, allocator: &Arc<dyn Allocate>) -> Result<Self, KvError> {
+        assert!(shape.page.is_power_of_two(), "a token's page is found by a shift");
         let region = |layer, slots, kind| Region::new(allocator, &shape, slots, (layer, kind));
         let layers = (0..shape.layers)
             .map(|layer| Ok([region(layer, room.keys, Kind::Keys)?, region(layer, room.values, Kind::Values)?]));
-        Ok(Self { layers: layers.collect::<Result<_, _>>()?, owners: Owners::default(), shape })
+        let layers = layers.collect::<Result<_, _>>()?;
+        Ok(Self { layers, owners: Owners::default(), shape, tally: Tally::default() })
+    }
+
+    /// Its sizes.
+    #[must_use]
+    pub const fn shape(&self) -> &Shape {
+        &self.shape
     }
 
     fn regions_mut(&mut self) -> impl Iterator<Item = &mut Region> {
         self.layers.iter_mut().flatten()
     }
 
-    fn region(&self, layer: usize, kind: Kind) -> &Region {
+    pub(super) fn region(&self, layer: usize, kind: Kind) -> &Region {
         &self.layers[layer][kind as usize]
     }
 
@@ -141,10 +156,16 @@ impl Store {
     /// # Panics
     /// Where the sequence does not have it.
     #[must_use]
-    pub fn row(&self, sequence: &Sequence, row: Row) -> &[f32] {
+    pub fn row<'a>(&'a self, sequence: &'a Sequence, row: Row) -> &'a [f32] {
         assert!(row.token < sequence.length, "only what is committed is read");
-        let page = sequence.pages[row.token / self.shape.page];
-        &self.region(row.layer, row.kind).page(page)[self.elements(row)]
+        self.reader(sequence, (row.layer, row.kind, row.head), &self.tally).row(row.token)
+    }
+
+    /// Reads rows of one head's keys or values in one layer, for one task; what was read where is added to `tally`.
+    /// Tokens that are reserved and not committed may be read as well: by the step that writes them.
+    #[must_use]
+    pub fn reader<'a>(&'a self, sequence: &'a Sequence, head: (usize, Kind, usize), tally: &'a Tally) -> Reader<'a> {
+        Reader::new(self, sequence, head, tally)
     }
 
     /// A second request with the same tokens: full pages are shared, the last one is copied where it is not full.
@@ -205,12 +226,49 @@ impl Store {
         }
     }
 
-    /// What happened so far.
+    /// What happened so far, of reads those of single rows.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        let mut counts = Counts::default();
-        self.layers.iter().flatten().for_each(|region| counts += region.counts());
+        let Reads { hits, misses } = self.tally.reads();
+        let mut counts = Counts { hits, misses, ..Counts::default() };
+        self.layers.iter().flatten().for_each(|region| counts += region.moved());
         counts
+    }
+
+    /// Where the tokens of a request are, the mean over layers.
+    #[must_use]
+    pub fn residence(&self, sequence: &Sequence) -> Placement {
+        let tokens = |kind| {
+            let on_gpu = |layer: usize| {
+                let pool = self.region(layer, kind).pool();
+                let is_on_gpu = |page: &&PageId| pool.home(**page).is_some_and(|home| home.tier == Tier::Gpu);
+                sequence.pages.iter().filter(is_on_gpu).count()
+            };
+            let pages: usize = (0..self.layers.len()).map(on_gpu).sum();
+            let gpu = (pages * self.shape.page / self.layers.len().max(1)).min(sequence.length);
+            Tokens { gpu, host: sequence.length - gpu }
+        };
+        Placement { keys: tokens(Kind::Keys), values: tokens(Kind::Values) }
+    }
+
+    /// From here on, which pages are read is remembered for [`Store::pages_read`], or is not.
+    pub fn record_reads(&mut self, record: bool) {
+        self.regions_mut().for_each(|region| region.record(record));
+    }
+
+    /// Pages of a request whose keys, or values, were read in `layer` since this was last asked, by their numbers in the
+    /// request, ascending; none where nothing is recorded.
+    #[must_use]
+    pub fn pages_read(&self, sequence: &Sequence, layer: usize, kind: Kind) -> Vec<u32> {
+        let region = self.region(layer, kind);
+        let pages = (0_u32..).zip(&sequence.pages);
+        pages.filter(|(_, page)| region.take_read(**page)).map(|(number, _)| number).collect()
+    }
+
+    /// Moves that were begun and have not ended.
+    #[must_use]
+    pub fn moving(&self) -> usize {
+        self.layers.iter().flatten().map(Region::moving).sum()
     }
 
     /// Slots that are taken in a tier.

@@ -35,6 +35,9 @@ pub(in crate::cli) struct Attention {
     /// Rows of the prefill that ends a context
     #[arg(long, value_name = "TOKENS", default_value = "32K", value_parser = arguments::tokens)]
     rows: usize,
+    /// Requests that decode at a time, in branches of one graph: besides one request, and the first context alone
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = arguments::count)]
+    batch: Vec<usize>,
     /// Steps between two renewals of each stage, for the mean [default: those that the pipeline declares]
     #[arg(long, value_name = "STEPS", value_delimiter = ',', value_parser = arguments::count)]
     refresh: Option<Vec<usize>>,
@@ -111,6 +114,7 @@ impl Attention {
         for context in self.contexts() {
             for plan in &plans {
                 self.pipeline(&mut timer, plan, context, &mut rows)?;
+                self.batches(&mut timer, plan, context, &mut rows)?;
             }
         }
         rows.extend(peers);
@@ -158,6 +162,50 @@ impl Attention {
         }
         if self.times(Phase::Prefill, context) {
             self.prefill(timer, &mut layer, plan, context, rows)?;
+            drop(layer);
+            if let Some(mut layer) = timer.dense_path_layer(plan, context, self.rows.min(context))? {
+                let first = rows.len();
+                self.prefill(timer, &mut layer, plan, context, rows)?;
+                for row in &mut rows[first..] {
+                    "ihip, dense path".clone_into(&mut row.method);
+                    // How much is read and multiplied hangs on how far the path goes.
+                    (row.bytes, row.operations) = (0.0, 0.0);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Decoding steps of several requests at a time.
+    fn batches(&self, timer: &mut AttentionTimer, plan: &Plan, context: usize, rows: &mut Vec<Row>) -> Result<()> {
+        if self.batch.is_empty() || self.contexts().first() != Some(&context) {
+            return Ok(());
+        }
+        let kind = plan.decode(0);
+        let reads = kind.reads(plan.geometry(), StepExtent { tokens: context, rows: 1 });
+        let stages = match kind {
+            LayerPlan::Dense => 0,
+            LayerPlan::Pruned(layer) => layer.stages.len(),
+        };
+        let mut layers = Vec::new();
+        let mut batches = self.batch.clone();
+        batches.sort_unstable();
+        for batch in batches {
+            while layers.len() < batch {
+                layers.push(timer.layer(plan, context)?);
+            }
+            for (restart, refresh) in [(Some(0), "all"), (None, "none")] {
+                if restart.is_some() && stages == 0 {
+                    continue;
+                }
+                let samples = timer.decode_together(&mut layers[..batch], restart, self.samples)?;
+                let mut row = Row::new("decode", context, refresh.to_owned(), plan.name(), &samples);
+                row.method = format!("{}, batch {batch}", row.method);
+                let taken = reads.iter().filter(|reads| restart.is_some() || reads.part == Part::Attend);
+                row.bytes = batch as f64 * taken.map(ihip_dsl::cost::Reads::distinct_bytes).sum::<f64>();
+                row.operations = batch as f64 * operations(plan, context, 1);
+                rows.push(row);
+            }
         }
         Ok(())
     }

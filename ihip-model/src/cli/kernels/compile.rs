@@ -36,6 +36,9 @@ pub(super) struct Compile {
     /// The folder that IHIP_CACHE names where the kernels will run [default: the cache of this user]
     #[arg(long, value_name = "FOLDER")]
     cache: Option<PathBuf>,
+    /// For runs with --dense-path
+    #[arg(long)]
+    dense_path: bool,
     /// Print one line of JSON to standard error at the end: kernels compiled and found, seconds
     #[arg(long)]
     stats: bool,
@@ -119,7 +122,8 @@ impl Compile {
         }
         for choice in choices {
             for tunings in &tunings {
-                kernels.extend(shape.program_with(choice, architecture.instructions(), tunings.clone())?.kernels());
+                let program = shape.program_with(choice, architecture.instructions(), tunings.clone())?;
+                kernels.extend(if self.dense_path { program.with_dense_path() } else { program }.kernels());
             }
         }
         let mut texts = BTreeSet::new();

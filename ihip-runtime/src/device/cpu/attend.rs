@@ -10,7 +10,7 @@ use ihip_dsl::{AttendRope, PrunedLayer};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::cache::Store;
+use super::cache::LayerView;
 use super::linear::exp;
 use super::product::{NARROW, Rows, WIDE, product};
 use super::queries::Queries;
@@ -69,7 +69,7 @@ impl Keys {
 pub(super) struct Attention<'a> {
     pub(super) arch: Arch,
     pub(super) queries: &'a Queries<'a>,
-    pub(super) store: &'a Store,
+    pub(super) cached: LayerView<'a>,
 }
 
 impl Attention<'_> {
@@ -79,7 +79,7 @@ impl Attention<'_> {
         let (heads, head_dim) = (self.queries.heads(), self.queries.head_dim());
         let shared = heads / keys.len();
         // Heads that read the same keys of the same key-value head.
-        let together = shared.min(self.store.group(heads));
+        let together = shared.min(self.cached.group(heads));
         let outputs: Vec<Vec<f32>> = (0..heads / together)
             .into_par_iter()
             .map(|unit| {
@@ -102,31 +102,47 @@ impl Attention<'_> {
 
     /// Attends with some heads of a group.
     fn heads<const W: usize>(&self, heads: Range<usize>, rows: &Range<usize>, keys: &Keys) -> Vec<f32> {
-        let kv_head = heads.start / self.store.group(self.queries.heads());
+        let kv_head = heads.start / self.cached.group(self.queries.heads());
         let head_dim = self.queries.head_dim();
         let lanes = heads.len() * rows.len();
         let mut panels: Vec<Panel<W>> =
             (0..lanes).step_by(W).map(|first| self.panel(heads.start, rows, first..(first + W).min(lanes))).collect();
         let mut weights = vec![[0.0; W]; TILE];
+        let (key_reader, value_reader) = (self.cached.keys(kv_head), self.cached.values(kv_head));
+        let mut values = Vec::with_capacity(TILE * head_dim);
         match keys {
             Keys::All => {
                 let positions = self.queries.position(rows.start)..self.queries.position(rows.end);
-                let (keys, values) = (self.store.keys(kv_head), self.store.values(kv_head));
                 for first in (0..positions.end).step_by(TILE) {
                     let tokens = first..(first + TILE).min(positions.end);
                     let seen = tokens.clone().map(|token| token.saturating_sub(positions.start)..rows.len());
-                    let elements = tokens.start * head_dim..tokens.end * head_dim;
-                    let tile = Tile { keys: &keys[elements.clone()], values: &values[elements], head_dim };
+                    // Keys are multiplied row by row where they lie; values column by column, for which they lie together.
+                    let mut keys: [&[f32]; TILE] = [&[]; TILE];
+                    values.clear();
+                    for (key, token) in keys.iter_mut().zip(tokens.clone()) {
+                        *key = key_reader.row(token);
+                        values.extend_from_slice(value_reader.row(token));
+                    }
+                    let tile = Tile { keys: &keys[..tokens.len()], values: &values, head_dim };
                     for panel in &mut panels {
                         panel.attend(self.arch, &tile, seen.clone(), rows.len(), &mut weights);
                     }
                 }
             }
             Keys::Kept(kept) => {
-                let (mut keys, mut values) = (Vec::new(), Vec::new());
+                let mut placed = Vec::with_capacity(TILE * head_dim);
                 for kept in kept.chunks(TILE) {
-                    self.gather(kv_head, kept, &mut keys, &mut values);
-                    let tile = Tile { keys: &keys, values: &values, head_dim };
+                    placed.clear();
+                    values.clear();
+                    for key in kept {
+                        let start = placed.len();
+                        placed.extend_from_slice(key_reader.row(key.token));
+                        values.extend_from_slice(value_reader.row(key.token));
+                        self.queries.rope().place(&mut placed[start..], key.position);
+                    }
+                    let mut keys: [&[f32]; TILE] = [&[]; TILE];
+                    keys.iter_mut().zip(placed.chunks_exact(head_dim)).for_each(|(key, placed)| *key = placed);
+                    let tile = Tile { keys: &keys[..kept.len()], values: &values, head_dim };
                     let seen = kept.iter().map(|key| key.rows.clone());
                     for panel in &mut panels {
                         panel.attend(self.arch, &tile, seen.clone(), rows.len(), &mut weights);
@@ -162,25 +178,12 @@ impl Attention<'_> {
         }
         panel
     }
-
-    fn gather(&self, kv_head: usize, kept: &[Key], keys: &mut Vec<f32>, values: &mut Vec<f32>) {
-        let head_dim = self.queries.head_dim();
-        let (all_keys, all_values) = (self.store.keys(kv_head), self.store.values(kv_head));
-        keys.clear();
-        values.clear();
-        for key in kept {
-            let elements = key.token * head_dim..(key.token + 1) * head_dim;
-            let start = keys.len();
-            keys.extend_from_slice(&all_keys[elements.clone()]);
-            values.extend_from_slice(&all_values[elements]);
-            self.queries.rope().place(&mut keys[start..], key.position);
-        }
-    }
 }
 
-/// Keys and values that are attended to together, `[keys][head_dim]` each.
+/// Keys and values that are attended to together.
 struct Tile<'a> {
-    keys: &'a [f32],
+    keys: &'a [&'a [f32]],
+    /// `[keys][head_dim]`.
     values: &'a [f32],
     head_dim: usize,
 }
@@ -209,10 +212,9 @@ impl<const W: usize> Panel<W> {
         block_rows: usize,
         weights: &mut [[f32; W]],
     ) {
-        let count = tile.keys.len() / tile.head_dim;
+        let count = tile.keys.len();
         let weights = &mut weights[..count];
-        let keys =
-            Rows { data: tile.keys, step: 1, depth: tile.head_dim, range: 0..count, start: |key| key * tile.head_dim };
+        let keys = Rows { step: 1, depth: tile.head_dim, range: 0..count, row: |key| tile.keys[key] };
         product::<W, _, _>(arch, keys, &self.queries, |key, logits| weights[key] = *logits);
         for (logits, seen) in weights.iter_mut().zip(seen) {
             if seen != (0..block_rows) {
@@ -228,13 +230,8 @@ impl<const W: usize> Panel<W> {
         let scale = arch.dispatch(Soften { logits: weights, largest, total });
 
         let sums = &mut self.sums;
-        let values = Rows {
-            data: tile.values,
-            step: tile.head_dim,
-            depth: count,
-            range: 0..tile.head_dim,
-            start: |element| element,
-        };
+        let values =
+            Rows { step: tile.head_dim, depth: count, range: 0..tile.head_dim, row: |element| &tile.values[element..] };
         product::<W, _, _>(arch, values, weights.as_flattened(), |element, added| {
             for ((sum, added), scale) in sums[element].iter_mut().zip(added).zip(&scale) {
                 *sum = *sum * scale + added;

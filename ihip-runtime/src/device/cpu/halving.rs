@@ -82,11 +82,11 @@ impl HeadScan<'_> {
     ) {
         let head_dim = self.scan.queries.head_dim();
         let placing = self.placing(branch);
+        let reader = self.keys();
         let keys = Vectors {
-            data: self.keys(),
             depth: head_dim,
             range: 0..descents.len(),
-            start: |number: usize| position(&descents[number]) * head_dim,
+            vector: |number: usize| reader.row(position(&descents[number])),
             rope: placing.rope(),
             place: |number: usize| placing.of(descents[number].index, position(&descents[number])),
             target: |number| number,

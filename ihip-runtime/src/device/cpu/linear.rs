@@ -81,11 +81,10 @@ impl CpuMatrix {
         let panels = self.panels[first * WIDE * self.inputs..].chunks_exact(WIDE * self.inputs);
         for (panel, column) in panels.zip((0..columns).step_by(WIDE)) {
             let rows = Rows {
-                data: x,
                 step: 1,
                 depth: self.inputs,
                 range: 0..x.len() / self.inputs,
-                start: |row| row * self.inputs,
+                row: |row| &x[row * self.inputs..][..self.inputs],
             };
             product::<WIDE, _, _>(arch, rows, panel, |row, values| {
                 let out = &mut out[row * columns..(row + 1) * columns][column..];

@@ -5,7 +5,7 @@ use ihip_dsl::{Geometry, PrunedLayer};
 use pulp::Arch;
 use rayon::prelude::*;
 
-use super::cache::{Masks, Store};
+use super::cache::{LayerView, Masks};
 use super::queries::Queries;
 use super::scan::Scan;
 use super::select::{BlockList, ChunkList, block_list, cut, first_chunks, parent, split};
@@ -16,7 +16,7 @@ pub(super) struct Stages<'a> {
     pub(super) geometry: &'a Geometry,
     pub(super) layer: &'a PrunedLayer,
     pub(super) queries: &'a Queries<'a>,
-    pub(super) store: &'a Store,
+    pub(super) cached: LayerView<'a>,
 }
 
 impl Stages<'_> {
@@ -63,8 +63,8 @@ impl Stages<'_> {
             }
             let next = self.layer.stages.get(stage.index + 1);
             let keep = next.and_then(|next| next.keep_chunks).unwrap_or(self.layer.keep_blocks);
-            let Self { arch, geometry, layer, queries, store } = *self;
-            let scan = Scan { arch, geometry, layer, stage, queries, store };
+            let Self { arch, geometry, layer, queries, cached } = *self;
+            let scan = Scan { arch, geometry, layer, stage, queries, cached };
             kept = inputs
                 .par_iter()
                 .enumerate()

@@ -39,13 +39,15 @@ use rayon::prelude::*;
 
 use self::attend::{Attention, Keys};
 pub use self::cache::CpuCache;
-use self::cache::LayerCache;
+use self::cache::Limits;
 pub use self::linear::CpuMatrix;
 use self::masks::Stages;
 pub(in crate::device) use self::memory::available_bytes;
 use self::queries::Queries;
 use super::{BlockLists, Device, Sampling};
-use crate::session::Phase;
+use crate::kv::trace::PagesRead;
+use crate::kv::{Allocate, Budget, Placement, Process, Tier, Traffic};
+use crate::session::{Phase, SEGMENT};
 use crate::{Error, Result, Step};
 
 /// Queries of a dense layer that are computed together.
@@ -58,6 +60,8 @@ pub struct CpuDevice {
     threads: rayon::ThreadPool,
     /// Tokens of the step that is being computed.
     tokens: Vec<u32>,
+    /// What keys and values of a request may take.
+    limits: Limits,
 }
 
 /// Activations, `[rows, columns]`.
@@ -95,7 +99,8 @@ impl CpuDevice {
     pub fn new(threads: usize) -> Result<Self> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let threads = pool.map_err(|source| Error::Threads { threads, source })?;
-        Ok(Self { arch: Arch::new(), threads, tokens: Vec::new() })
+        let limits = Limits { budget: Budget::UNLIMITED, rows: SEGMENT, allocator: Arc::new(Process) };
+        Ok(Self { arch: Arch::new(), threads, tokens: Vec::new(), limits })
     }
 
     /// Appends the keys and values of the step that was begun to `layer`, and attends to nothing.
@@ -105,17 +110,13 @@ impl CpuDevice {
     /// # Panics
     /// Where no step was begun.
     pub fn append(&mut self, cache: &mut CpuCache, layer: usize, qkv: &CpuTensor) {
-        let (start, rows) = cache.step_rows();
-        let rope = cache.plan.rotated_cache(layer).then_some(&cache.rope);
-        cache.layers[layer].store.append(qkv.rows(0..rows), qkv.columns, start, rope);
+        let (_, rows) = cache.step_rows();
+        cache.append(layer, qkv.rows(0..rows), qkv.columns);
     }
-}
 
-impl CpuCache {
-    /// First position and tokens of the step.
-    fn step_rows(&self) -> (usize, usize) {
-        let step = self.step.as_ref().expect("begin comes before the operations of a step");
-        (step.start, step.rows)
+    /// From here on, keys and values of requests lie in memory of `allocator`.
+    pub fn allocate_from(&mut self, allocator: Arc<dyn Allocate>) {
+        self.limits.allocator = allocator;
     }
 }
 
@@ -148,16 +149,30 @@ impl Device for CpuDevice {
         Ok(CpuTensor::new(columns, vec![0.0; rows * columns]))
     }
 
-    fn cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
-        CpuCache::bytes(plan, capacity)
+    fn limit_kv(&mut self, budget: Budget, rows: usize) {
+        self.limits.budget = budget;
+        self.limits.rows = rows;
     }
 
-    fn host_cache_bytes(&self, _: &Plan, _: usize) -> u64 {
-        0
+    fn placement(&self, plan: &Plan, capacity: usize) -> Result<Placement> {
+        Ok(CpuCache::placement(plan, capacity, &self.limits)?)
+    }
+
+    fn kv_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
+        CpuCache::kv_bytes(plan, capacity)
+    }
+
+    fn cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
+        CpuCache::other_bytes(plan, capacity) + CpuCache::tier_bytes(plan, capacity, &self.limits, Tier::Gpu)
+    }
+
+    fn host_cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
+        CpuCache::tier_bytes(plan, capacity, &self.limits, Tier::Host)
     }
 
     fn cache(&mut self, plan: &Arc<Plan>, capacity: usize) -> Result<CpuCache> {
-        let needed = self.cache_bytes(plan, capacity);
+        // Both tiers are the process's own memory.
+        let needed = self.cache_bytes(plan, capacity) + self.host_cache_bytes(plan, capacity);
         match available_bytes() {
             Some(available) if needed > available => Err(Error::OutOfMemory {
                 what: format!("the cache of {capacity} tokens"),
@@ -165,8 +180,25 @@ impl Device for CpuDevice {
                 needed,
                 available,
             }),
-            _ => Ok(CpuCache::new(plan, capacity)),
+            _ => Ok(CpuCache::new(plan, capacity, &self.limits)?),
         }
+    }
+
+    fn traffic(&mut self, cache: &CpuCache) -> Result<Traffic> {
+        Ok(cache.traffic())
+    }
+
+    fn residence(&mut self, cache: &CpuCache) -> Result<Placement> {
+        Ok(cache.residence())
+    }
+
+    fn record_pages(&mut self, cache: &mut CpuCache, record: bool) -> bool {
+        cache.record_pages(record);
+        true
+    }
+
+    fn pages_read(&mut self, cache: &CpuCache, layer: usize) -> PagesRead {
+        cache.pages_read(layer)
     }
 
     fn record_masks(&mut self, cache: &mut CpuCache, record: bool) {
@@ -179,8 +211,7 @@ impl Device for CpuDevice {
             let position = step.start.max(cache.capacity);
             return Err(Error::CapacityExceeded { capacity: cache.capacity, position });
         }
-        cache.rope.extend(end);
-        cache.step = Some(step.clone());
+        cache.begin(step)?;
         self.tokens = tokens.to_vec();
         Ok(())
     }
@@ -240,13 +271,12 @@ impl Device for CpuDevice {
 
     fn attention(&mut self, cache: &mut CpuCache, layer: usize, qkv: &CpuTensor, out: &mut CpuTensor) -> Result<()> {
         self.append(cache, layer, qkv);
-        let CpuCache { plan, rope, step: Some(step), record, layers, .. } = cache else {
-            unreachable!("append found a step");
-        };
+        let record = cache.record;
+        let (plan, step) = (Arc::clone(&cache.plan), cache.step.clone().expect("append found a step"));
+        let (cached, rope, masks) = cache.layer(layer);
         let geometry = plan.geometry();
         let trained = geometry.trained as usize;
-        let kind = step.layer(plan, layer);
-        let LayerCache { store, masks } = &mut layers[layer];
+        let kind = step.layer(&plan, layer);
         let queries = Queries::new(
             qkv.rows(0..step.rows),
             qkv.columns,
@@ -257,7 +287,7 @@ impl Device for CpuDevice {
             rope,
         );
         let (arch, columns, out) = (self.arch, out.columns, out.rows_mut(step.rows));
-        let attention = Attention { arch, queries: &queries, store };
+        let attention = Attention { arch, queries: &queries, cached };
         self.threads.install(|| match kind {
             LayerPlan::Dense => {
                 let blocks = out.par_chunks_mut(DENSE_BLOCK * columns).enumerate();
@@ -266,7 +296,7 @@ impl Device for CpuDevice {
                 });
             }
             LayerPlan::Pruned(pruned) => {
-                let stages = Stages { arch, geometry, layer: pruned, queries: &queries, store };
+                let stages = Stages { arch, geometry, layer: pruned, queries: &queries, cached };
                 let lists = match &step.phase {
                     Phase::Prefill => stages.prefill(step.t_max),
                     Phase::Decode { restart } => {
@@ -285,7 +315,7 @@ impl Device for CpuDevice {
                     let keys: Vec<Keys> = lists.par_iter().map(keys).collect();
                     attention.block(&rows, &keys, out);
                 });
-                masks.recorded = if *record { lists } else { Vec::new() };
+                masks.recorded = if record { lists } else { Vec::new() };
             }
         });
         Ok(())

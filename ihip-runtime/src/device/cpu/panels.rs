@@ -115,34 +115,36 @@ impl<const W: usize> Panels<W> {
 
     /// Multiplies `vectors` with the rows of every head. Of the products of several vectors with the same target the
     /// largest stays, for every row or for all of them.
-    pub(super) fn multiply<S, P, T>(&self, arch: Arch, vectors: &Vectors<'_, S, P, T>, products: &mut Products)
+    pub(super) fn multiply<'v, V, P, T>(&self, arch: Arch, vectors: &Vectors<'v, V, P, T>, products: &mut Products)
     where
-        S: Fn(usize) -> usize,
+        V: Fn(usize) -> &'v [f32],
         P: Fn(usize) -> usize,
         T: Fn(usize) -> usize,
     {
-        let Vectors { data, depth, ref range, rope, .. } = *vectors;
+        let Vectors { depth, ref range, rope, .. } = *vectors;
         let Products { count, columns, .. } = *products;
         let mut rotated = Vec::new();
         for first in range.clone().step_by(BATCH) {
             let batch = first..(first + BATCH).min(range.end);
+            // Each is looked up once, however many panels pass by.
+            let mut taken: [&[f32]; BATCH] = [&[]; BATCH];
+            for (taken, vector) in taken.iter_mut().zip(batch.clone()) {
+                *taken = (vectors.vector)(vector);
+            }
             if let Some(rope) = rope {
                 rotated.clear();
-                for vector in batch.clone() {
+                for (vector, taken) in batch.clone().zip(&taken) {
                     let start = rotated.len();
-                    rotated.extend_from_slice(&data[(vectors.start)(vector)..][..depth]);
+                    rotated.extend_from_slice(taken);
                     rope.rotate(&mut rotated[start..], (vectors.place)(vector));
+                }
+                for (taken, rotated) in taken.iter_mut().zip(rotated.chunks_exact(depth)) {
+                    *taken = rotated;
                 }
             }
             for head in 0..self.heads {
                 for (number, panel) in self.head(head).enumerate() {
-                    let rows = Rows {
-                        data: if rope.is_some() { rotated.as_slice() } else { data },
-                        step: 1,
-                        depth,
-                        range: batch.clone(),
-                        start: |row| if rope.is_some() { (row - first) * depth } else { (vectors.start)(row) },
-                    };
+                    let rows = Rows { step: 1, depth, range: batch.clone(), row: |row| taken[row - first] };
                     if columns == 0 {
                         let reduced = &mut products.reduced[head * count..][..count];
                         let merge = |row: usize, score: f32| {
@@ -171,15 +173,13 @@ impl<const W: usize> Panels<W> {
 }
 
 /// Vectors in memory, numbered.
-pub(super) struct Vectors<'a, S, P, T> {
-    /// What they lie in.
-    pub(super) data: &'a [f32],
+pub(super) struct Vectors<'a, V, P, T> {
     /// Elements of one.
     pub(super) depth: usize,
     /// Which ones.
     pub(super) range: Range<usize>,
-    /// Where one starts.
-    pub(super) start: S,
+    /// One of them.
+    pub(super) vector: V,
     /// What turns them, where they are turned.
     pub(super) rope: Option<&'a RopeTable>,
     /// Where one is rotated to.

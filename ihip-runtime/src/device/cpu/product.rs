@@ -14,28 +14,26 @@ pub(super) const WIDE: usize = 32;
 /// Columns of a narrow panel.
 pub(super) const NARROW: usize = 16;
 
-/// The left operand: row `r` is `data[start(r)]`, `data[start(r) + step]`, …, `depth` elements.
-pub(super) struct Rows<'a, F> {
-    /// What the rows lie in.
-    pub(super) data: &'a [f32],
+/// The left operand: row `r` is `row(r)[0]`, `row(r)[step]`, …, `depth` elements.
+pub(super) struct Rows<F> {
     /// Elements between two of a row.
     pub(super) step: usize,
     /// Elements of a row.
     pub(super) depth: usize,
     /// Which rows.
     pub(super) range: Range<usize>,
-    /// Where a row starts.
-    pub(super) start: F,
+    /// What a row lies in, from its first element on.
+    pub(super) row: F,
 }
 
-impl<F: Fn(usize) -> usize> Rows<'_, F> {
-    /// Starts of `R` rows from `first` on, all of which lie within `data`.
+impl<'a, F: Fn(usize) -> &'a [f32]> Rows<F> {
+    /// Starts of `R` rows from `first` on, all of which lie within their slices.
     #[inline(always)]
     fn pointers<const R: usize>(&self, first: usize) -> [*const f32; R] {
         std::array::from_fn(|offset| {
-            let start = (self.start)(first + offset);
-            assert!(start + (self.depth - 1) * self.step < self.data.len());
-            &raw const self.data[start]
+            let row = (self.row)(first + offset);
+            assert!((self.depth - 1) * self.step < row.len());
+            row.as_ptr()
         })
     }
 }
@@ -44,23 +42,23 @@ impl<F: Fn(usize) -> usize> Rows<'_, F> {
 ///
 /// # Panics
 /// Where a row does not lie in its data, or the panel has less than `depth` rows.
-pub(super) fn product<const W: usize, F, G>(arch: Arch, rows: Rows<'_, F>, panel: &[f32], store: G)
+pub(super) fn product<'a, const W: usize, F, G>(arch: Arch, rows: Rows<F>, panel: &[f32], store: G)
 where
-    F: Fn(usize) -> usize,
+    F: Fn(usize) -> &'a [f32],
     G: FnMut(usize, &[f32; W]),
 {
-    arch.dispatch(Product::<W, F, G> { rows, panel, store });
+    arch.dispatch(Product::<'_, W, F, G> { rows, panel, store });
 }
 
 struct Product<'a, const W: usize, F, G> {
-    rows: Rows<'a, F>,
+    rows: Rows<F>,
     panel: &'a [f32],
     store: G,
 }
 
-impl<const W: usize, F, G> WithSimd for Product<'_, W, F, G>
+impl<'a, const W: usize, F, G> WithSimd for Product<'_, W, F, G>
 where
-    F: Fn(usize) -> usize,
+    F: Fn(usize) -> &'a [f32],
     G: FnMut(usize, &[f32; W]),
 {
     type Output = ();
@@ -76,23 +74,23 @@ where
 ///
 /// # Panics
 /// Where a row does not lie in its data, or the panel has less than `depth` rows.
-pub(super) fn row_max<const W: usize, F, G>(arch: Arch, rows: Rows<'_, F>, panel: &[f32], store: G)
+pub(super) fn row_max<'a, const W: usize, F, G>(arch: Arch, rows: Rows<F>, panel: &[f32], store: G)
 where
-    F: Fn(usize) -> usize,
+    F: Fn(usize) -> &'a [f32],
     G: FnMut(usize, f32),
 {
-    arch.dispatch(RowMax::<W, F, G> { rows, panel, store });
+    arch.dispatch(RowMax::<'_, W, F, G> { rows, panel, store });
 }
 
 struct RowMax<'a, const W: usize, F, G> {
-    rows: Rows<'a, F>,
+    rows: Rows<F>,
     panel: &'a [f32],
     store: G,
 }
 
-impl<const W: usize, F, G> WithSimd for RowMax<'_, W, F, G>
+impl<'a, const W: usize, F, G> WithSimd for RowMax<'_, W, F, G>
 where
-    F: Fn(usize) -> usize,
+    F: Fn(usize) -> &'a [f32],
     G: FnMut(usize, f32),
 {
     type Output = ();
@@ -108,23 +106,23 @@ where
 ///
 /// # Panics
 /// Where a row does not lie in its data, its elements do not lie side by side, or the vector has another length.
-pub(super) fn dots<F, G>(arch: Arch, rows: Rows<'_, F>, vector: &[f32], store: G)
+pub(super) fn dots<'a, F, G>(arch: Arch, rows: Rows<F>, vector: &[f32], store: G)
 where
-    F: Fn(usize) -> usize,
+    F: Fn(usize) -> &'a [f32],
     G: FnMut(usize, f32),
 {
     arch.dispatch(Dots { rows, vector, store });
 }
 
 struct Dots<'a, F, G> {
-    rows: Rows<'a, F>,
+    rows: Rows<F>,
     vector: &'a [f32],
     store: G,
 }
 
-impl<F, G> WithSimd for Dots<'_, F, G>
+impl<'a, F, G> WithSimd for Dots<'_, F, G>
 where
-    F: Fn(usize) -> usize,
+    F: Fn(usize) -> &'a [f32],
     G: FnMut(usize, f32),
 {
     type Output = ();
@@ -134,8 +132,7 @@ where
         assert!(self.rows.step == 1 && self.vector.len() == self.rows.depth);
         let (vectors, end) = S::as_simd_f32s(self.vector);
         for index in self.rows.range.clone() {
-            let start = (self.rows.start)(index);
-            let row = &self.rows.data[start..start + self.rows.depth];
+            let row = &(self.rows.row)(index)[..self.rows.depth];
             let (row, row_end) = S::as_simd_f32s(row);
             let mut sum = simd.mul_f32s(simd.partial_load_f32s(row_end), simd.partial_load_f32s(end));
             for (row, vector) in row.iter().zip(vectors) {
@@ -184,9 +181,9 @@ impl<G: FnMut(usize, f32)> Sink for Largest<'_, G> {
 /// Picks the tile that fills the registers: as many rows as leave room for one
 /// vector of each and one row of the panel besides the sums.
 #[inline(always)]
-fn for_each_tile<S: Simd, const W: usize, F: Fn(usize) -> usize, K: Sink>(
+fn for_each_tile<'a, S: Simd, const W: usize, F: Fn(usize) -> &'a [f32], K: Sink>(
     simd: S,
-    rows: &Rows<'_, F>,
+    rows: &Rows<F>,
     panel: &[f32],
     mut sink: K,
 ) {
@@ -209,9 +206,9 @@ fn for_each_tile<S: Simd, const W: usize, F: Fn(usize) -> usize, K: Sink>(
 
 /// Computes all rows in tiles of `R`, and what is left over in smaller ones.
 #[inline(always)]
-fn tiles<S: Simd, const W: usize, const N: usize, const R: usize, F: Fn(usize) -> usize, K: Sink>(
+fn tiles<'a, S: Simd, const W: usize, const N: usize, const R: usize, F: Fn(usize) -> &'a [f32], K: Sink>(
     simd: S,
-    rows: &Rows<'_, F>,
+    rows: &Rows<F>,
     panel: &[f32],
     sink: &mut K,
 ) {
@@ -236,9 +233,9 @@ fn tiles<S: Simd, const W: usize, const N: usize, const R: usize, F: Fn(usize) -
 macro_rules! tiles_of {
     ($name:ident, $rows:literal, $($sums:ident $pointer:ident)*) => {
         #[inline(always)]
-        fn $name<S: Simd, const W: usize, const N: usize, F: Fn(usize) -> usize, K: Sink>(
+        fn $name<'a, S: Simd, const W: usize, const N: usize, F: Fn(usize) -> &'a [f32], K: Sink>(
             simd: S,
-            rows: &Rows<'_, F>,
+            rows: &Rows<F>,
             mut first: usize,
             panel: &[f32],
             sink: &mut K,

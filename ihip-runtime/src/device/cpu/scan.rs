@@ -7,12 +7,13 @@ use ihip_dsl::{Descent, Geometry, Halving, PrunedLayer, QueryReduction, Represen
 use pulp::Arch;
 use rayon::prelude::*;
 
-use super::cache::Store;
+use super::cache::LayerView;
 use super::panels::{Form, Panels, Products};
 use super::product::{NARROW, WIDE};
 use super::queries::Queries;
 use super::select::NEVER_SCORED;
 use super::soft;
+use crate::kv::Reader;
 
 /// One stage of one layer.
 pub(super) struct Scan<'a> {
@@ -21,7 +22,7 @@ pub(super) struct Scan<'a> {
     pub(super) layer: &'a PrunedLayer,
     pub(super) stage: &'a StagePlan,
     pub(super) queries: &'a Queries<'a>,
-    pub(super) store: &'a Store,
+    pub(super) cached: LayerView<'a>,
 }
 
 impl Scan<'_> {
@@ -134,14 +135,14 @@ impl HeadScan<'_> {
         scoring.query_reduction == QueryReduction::Mean && !self.rows_keep_scores() && !turned
     }
 
-    /// Keys of the heads, `[positions][head_dim]`.
-    pub(super) fn keys(&self) -> &[f32] {
-        self.scan.store.keys(self.kv_head())
+    /// Reads keys of the heads.
+    pub(super) fn keys(&self) -> Reader<'_> {
+        self.scan.cached.scanned_keys(self.scan.stage.index, self.kv_head())
     }
 
     /// The key-value head of the heads.
     pub(super) fn kv_head(&self) -> usize {
-        self.heads.start / self.scan.store.group(self.scan.queries.heads())
+        self.heads.start / self.scan.cached.group(self.scan.queries.heads())
     }
 
     /// How far the queries are from the keys of a branch.

@@ -104,27 +104,21 @@ impl Summaries {
         self.width
     }
 
-    /// Where the summary of the chunk that begins at `left` starts in [`Self::head`].
-    pub(super) fn start(&self, left: usize) -> usize {
-        (left - self.layout.sink) / self.layout.chunk * self.width
-    }
-
-    /// Summaries of one head, `[chunks][width]`.
-    pub(super) fn head(&self, kv_head: usize) -> &[f32] {
+    /// The summary of one head of the chunk that begins at `left`.
+    pub(super) fn of_chunk(&self, kv_head: usize, left: usize) -> &[f32] {
         let length = self.values.len() / self.kv_heads;
-        &self.values[kv_head * length..][..length]
+        let number = (left - self.layout.sink) / self.layout.chunk;
+        &self.values[kv_head * length + number * self.width..][..self.width]
     }
 
-    /// Summarises the chunks that the tokens at positions `appended` complete; `keys` are all of a head,
-    /// `[positions][head_dim]`.
-    pub(super) fn append<'a>(&mut self, keys: impl Fn(usize) -> &'a [f32], head_dim: usize, appended: Range<usize>) {
+    /// Summarises the chunks that the tokens at positions `appended` complete; `key` gives that of a head at a position.
+    pub(super) fn append<'a>(&mut self, key: impl Fn(usize, usize) -> &'a [f32], appended: Range<usize>) {
         let Self { layout, kv_heads, width, ref mut values } = *self;
         let length = values.len() / kv_heads;
         for kv_head in 0..kv_heads {
-            let keys = keys(kv_head);
             for number in layout.complete(appended.start)..layout.complete(appended.end) {
                 let left = layout.sink + number * layout.chunk;
-                let keys = keys[left * head_dim..(left + layout.chunk) * head_dim].chunks_exact(head_dim);
+                let keys = (left..left + layout.chunk).map(|position| key(kv_head, position));
                 let summary = &mut values[kv_head * length + number * width..][..width];
                 match layout.kind {
                     Kind::Mean => mean(keys, layout.chunk, summary),
@@ -224,7 +218,7 @@ mod tests {
                 written[elements.clone()].copy_from_slice(&keys[elements.clone()]);
             }
             for summaries in &mut all {
-                summaries.append(|head| &written[head], HEAD_DIM, appended.clone());
+                summaries.append(|head, position| &written[head][position * HEAD_DIM..][..HEAD_DIM], appended.clone());
             }
             start += rows;
             let summarised = start.saturating_sub(SINK) / 12 * 12;
@@ -236,9 +230,9 @@ mod tests {
         for summaries in &all {
             let chunk = summaries.layout.chunk;
             for (head, keys) in keys.iter().enumerate() {
-                for (number, summary) in summaries.head(head).chunks_exact(summaries.width()).enumerate() {
-                    let left = SINK + number * chunk;
-                    assert_eq!(summaries.start(left), number * summaries.width());
+                for left in (SINK..TOKENS).step_by(chunk).take(summaries.layout.complete(TOKENS)) {
+                    let summary = summaries.of_chunk(head, left);
+                    assert_eq!(summary.len(), summaries.width());
                     for element in 0..HEAD_DIM {
                         let of_chunk = || (left..left + chunk).map(|token| keys[token * HEAD_DIM + element]);
                         match summaries.layout.kind {

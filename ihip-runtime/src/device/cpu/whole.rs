@@ -13,13 +13,12 @@ impl HeadScan<'_> {
     /// Products with the mean of the keys of every chunk.
     pub(super) fn means<const W: usize>(&self, visible: &[usize]) -> Products {
         let scan = self.scan;
-        let summaries = scan.store.summaries(scan.layer, scan.stage);
+        let summaries = scan.cached.summaries(scan.layer, scan.stage);
         let placing = self.placing(Branch::Right);
         let means = Vectors {
-            data: summaries.head(self.kv_head()),
             depth: summaries.width(),
             range: 0..visible.len(),
-            start: |chunk: usize| summaries.start(visible[chunk]),
+            vector: |chunk: usize| summaries.of_chunk(self.kv_head(), visible[chunk]),
             rope: placing.rope(),
             place: |chunk: usize| placing.of(chunk, visible[chunk]),
             target: |chunk| chunk,
@@ -36,11 +35,11 @@ impl HeadScan<'_> {
         let (chunk, head_dim) = (self.scan.stage.chunk, self.scan.queries.head_dim());
         let placing = self.placing(Branch::Right);
         let position = |key: usize| visible[key / chunk] + key % chunk;
+        let reader = self.keys();
         let keys = Vectors {
-            data: self.keys(),
             depth: head_dim,
             range: 0..visible.len() * chunk,
-            start: |key: usize| position(key) * head_dim,
+            vector: |key: usize| reader.row(position(key)),
             rope: placing.rope(),
             place: |key: usize| placing.of(key / chunk, position(key)),
             target: |key: usize| key / chunk,
@@ -60,12 +59,11 @@ impl HeadScan<'_> {
         if let Some(rope) = placing.rope() {
             return self.turned_bounds::<W>(visible, rope);
         }
-        let summaries = scan.store.summaries(scan.layer, scan.stage);
+        let summaries = scan.cached.summaries(scan.layer, scan.stage);
         let bounds = Vectors {
-            data: summaries.head(self.kv_head()),
             depth: summaries.width(),
             range: 0..visible.len(),
-            start: |chunk: usize| summaries.start(visible[chunk]),
+            vector: |chunk: usize| summaries.of_chunk(self.kv_head(), visible[chunk]),
             rope: None,
             place: |chunk| chunk,
             target: |chunk| chunk,
@@ -80,7 +78,7 @@ impl HeadScan<'_> {
     /// back instead, once for each chunk.
     fn turned_bounds<const W: usize>(&self, visible: &[usize], rope: &RopeTable) -> Products {
         let Self { scan, .. } = self;
-        let summaries = scan.store.summaries(scan.layer, scan.stage);
+        let summaries = scan.cached.summaries(scan.layer, scan.stage);
         let placing = self.placing(Branch::Right);
         let panels = self.panels::<W>(self.distance(Branch::Right), Form::default());
         let mut products = Products::default();
@@ -91,11 +89,10 @@ impl HeadScan<'_> {
             for (number, panel) in panels.head(0).enumerate() {
                 scan.arch.dispatch(TurnBack::<W> { panel, angles: rope.at(position), parts: &mut turned });
                 let bounds = Rows {
-                    data: summaries.head(self.kv_head()),
                     step: 1,
                     depth: summaries.width(),
                     range: 0..1,
-                    start: |_| summaries.start(*left),
+                    row: |_| summaries.of_chunk(self.kv_head(), *left),
                 };
                 let scores = &mut products.rows[chunk * panels.columns() + number * W..][..W];
                 match W {

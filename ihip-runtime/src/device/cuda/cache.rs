@@ -8,11 +8,13 @@ use cudarc::driver::CudaStream;
 use cudarc::driver::safe::CudaGraph;
 use cudarc::driver::sys::CUdeviceptr;
 use ihip_dsl::LayerPlan;
-use ihip_dsl::emit::{self, Extent, Launch, Program, Value, step};
+use ihip_dsl::emit::{self, Extent, Launch, Paging, Program, Slots, Value, step};
 
 use super::launch::{Function, Operand};
 use super::memory::Buffer;
+use super::tiers::{self, Tiers};
 use crate::device::BlockLists;
+use crate::kv::{Budget, KvError, Placement, Tokens};
 use crate::session::{Phase, SEGMENT};
 use crate::{Error, Result, Step};
 
@@ -28,7 +30,7 @@ pub struct CudaCache {
     pub(super) capacity: usize,
     /// Keys and values of each layer, `[physical page][kv_head][page token][head_dim]`.
     layers: Vec<[Arc<Buffer>; 2]>,
-    /// The physical page of each logical one. Each page has one home for good: the first physical pages lie on the GPU.
+    /// The physical page of each logical one, where all are on the GPU; else each layer has a table of its own.
     page_table: Arc<Buffer>,
     rope_table: Arc<Buffer>,
     frequencies: Arc<Buffer>,
@@ -37,6 +39,8 @@ pub struct CudaCache {
     workspace: HashMap<emit::Buffer, Arc<Buffer>>,
     /// What each layer has of its own: the block lists of the last prefill step, and what decoding keeps.
     states: Vec<HashMap<emit::Buffer, Arc<Buffer>>>,
+    /// Where the GPU holds a part of it.
+    pub(super) tiers: Option<Tiers>,
     /// The step at hand.
     pub(super) step: Step,
     /// Whether block lists are wanted. They are there in any case: every layer has its own.
@@ -116,31 +120,45 @@ struct Sizes {
     states: Vec<Vec<emit::Storage>>,
 }
 
+/// Memory is mapped in multiples of this many bytes, on the GPU as on the host.
+const GRAIN: usize = 2 << 20;
+
 impl Sizes {
-    /// Bytes of a layer's keys and of its values that lie on the GPU, where all layers' together may take `gpu_kv`
-    /// there. Keys come first: a scan reads many of them, and the attention few values.
-    fn on_gpu(&self, layers: usize, gpu_kv: Option<u64>) -> [usize; 2] {
-        let share = gpu_kv.map_or(usize::MAX, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX) / layers);
-        let keys = self.region.min(share);
-        [keys, self.region.min(share - keys)]
+    /// Bytes of a layer's keys and of its values that lie on the GPU, where all layers' together may take the
+    /// budget. Keys come first: a scan reads many of them, and the attention few values. Neither does without a few
+    /// pages, where tokens are written.
+    fn on_gpu(&self, layers: usize, budget: Budget) -> [usize; 2] {
+        let share = usize::try_from(budget.gpu).unwrap_or(usize::MAX) / layers;
+        let least = GRAIN.min(self.region);
+        let within = |share: usize| if share < self.region { (share / GRAIN * GRAIN).max(least) } else { self.region };
+        let keys = within(share.saturating_sub(least));
+        [keys, within(share.saturating_sub(keys)).min(keys)]
     }
 }
 
-/// The physical page of each of `pages` logical ones, of which the first `sinks` hold sinks: sinks first, and then from
-/// the newest page to the oldest. What every step reads has the first claim on the GPU.
-fn homes(pages: usize, sinks: usize) -> Vec<u32> {
-    let sinks = sinks.min(pages);
-    (0..sinks).chain((sinks..pages).rev()).map(|page| page as u32).collect()
+/// What moves pages where the budget does not hold all of them on the GPU.
+pub(super) fn paging(program: &Program, capacity: usize, budget: Budget) -> Option<Paging> {
+    let sizes = sizes(program, extent(capacity), capacity);
+    let slots = |bytes: usize| if bytes == sizes.region { sizes.pages } else { bytes / Paging::page_bytes(program) };
+    let [keys, values] = sizes.on_gpu(program.plan().layers(), budget).map(slots);
+    (values < sizes.pages).then(|| Paging::new(program, Slots { pages: sizes.pages, keys, values }))
 }
 
 /// Bytes of the GPU's memory that a cache of `capacity` tokens allocates.
-pub(super) fn bytes(program: &Program, capacity: usize, gpu_kv: Option<u64>) -> u64 {
+pub(super) fn bytes(program: &Program, capacity: usize, budget: Budget) -> u64 {
     let plan = program.plan();
     let sizes = sizes(program, extent(capacity), capacity);
-    let layer: usize = sizes.on_gpu(plan.layers(), gpu_kv).iter().sum();
+    let on_gpu = sizes.on_gpu(plan.layers(), budget);
+    let tiers = paging(program, capacity, budget).map_or(0, |paging| {
+        let own: usize = paging.layer_state().iter().map(emit::Storage::bytes).sum();
+        let table = sizes.pages * size_of::<u32>();
+        let copies = Tiers::copy_bytes(&paging, plan.layers(), on_gpu.map(|bytes| sizes.region - bytes));
+        plan.layers() * (own + table) + copies
+    });
     let half = plan.geometry().head_dim as usize / 2;
     let states: usize = sizes.states.iter().flatten().map(emit::Storage::bytes).sum();
-    let total = plan.layers() * layer
+    let total = plan.layers() * on_gpu.iter().sum::<usize>()
+        + tiers
         + sizes.pages * size_of::<u32>()
         + sizes.rope_positions * half * size_of::<[f32; 2]>()
         + half * size_of::<f64>()
@@ -150,25 +168,49 @@ pub(super) fn bytes(program: &Program, capacity: usize, gpu_kv: Option<u64>) -> 
     total as u64
 }
 
+/// Bytes of keys and values of a cache of `capacity` tokens.
+pub(super) fn kv_bytes(program: &Program, capacity: usize) -> u64 {
+    (2 * program.plan().layers() * sizes(program, extent(capacity), capacity).region) as u64
+}
+
 /// Bytes of keys and values of a cache of `capacity` tokens that lie with the host.
-pub(super) fn host_bytes(program: &Program, capacity: usize, gpu_kv: Option<u64>) -> u64 {
+pub(super) fn host_bytes(program: &Program, capacity: usize, budget: Budget) -> u64 {
     let layers = program.plan().layers();
     let sizes = sizes(program, extent(capacity), capacity);
-    (layers * (2 * sizes.region - sizes.on_gpu(layers, gpu_kv).iter().sum::<usize>())) as u64
+    (layers * (2 * sizes.region - sizes.on_gpu(layers, budget).iter().sum::<usize>())) as u64
+}
+
+/// Where a cache of `capacity` tokens has room for them; an error where the host's budget does not hold what the GPU's
+/// leaves over.
+pub(super) fn placement(program: &Program, capacity: usize, budget: Budget) -> Result<Placement> {
+    let layers = program.plan().layers();
+    let sizes = sizes(program, extent(capacity), capacity);
+    let on_gpu = sizes.on_gpu(layers, budget);
+    let token = (2 * layers * sizes.region / capacity.max(1)) as u64;
+    if host_bytes(program, capacity, budget) > budget.host {
+        let Budget { gpu, host } = budget;
+        let fit = (gpu.saturating_add(host) / token) as usize;
+        return Err(KvError::TooLong { tokens: capacity, gpu, host, fit, token }.into());
+    }
+    let tokens = |bytes: usize| {
+        let gpu = (capacity as u64 * bytes as u64 / sizes.region.max(1) as u64) as usize;
+        Tokens { gpu, host: capacity - gpu }
+    };
+    Ok(Placement { keys: tokens(on_gpu[0]), values: tokens(on_gpu[1]) })
 }
 
 impl CudaCache {
     pub(super) fn new(
         stream: &Arc<CudaStream>,
-        program: Program,
+        (program, paging): (Program, Option<Paging>),
         kernels: HashMap<String, Arc<Function>>,
         capacity: usize,
-        gpu_kv: Option<u64>,
+        budget: Budget,
     ) -> Result<Self> {
         let plan = program.plan();
         let extent = extent(capacity);
         let sizes = sizes(&program, extent, capacity);
-        let on_gpu = sizes.on_gpu(plan.layers(), gpu_kv);
+        let on_gpu = sizes.on_gpu(plan.layers(), budget);
         let what = "the key-value cache";
         let allocate = |bytes, zeroed| Buffer::new(stream, what, bytes, zeroed);
         let allocate_all = |storage: &[emit::Storage]| {
@@ -177,20 +219,27 @@ impl CudaCache {
                 .map(|storage| Ok((storage.buffer, allocate(storage.bytes(), storage.zeroed)?)))
                 .collect::<Result<HashMap<_, _>>>()
         };
-        let sinks = plan.kinds().iter().map(|kind| match kind {
-            LayerPlan::Dense => 0,
-            LayerPlan::Pruned(layer) => layer.sink.div_ceil(plan.geometry().page as usize),
-        });
-        let table = homes(sizes.pages, sinks.max().unwrap_or(0));
         let region = |bytes| Buffer::tiered(stream, what, bytes, sizes.region);
+        let regions = || Ok([region(on_gpu[0])?, region(on_gpu[1])?]);
+        let layers: Vec<_> = (0..plan.layers()).map(|_| regions()).collect::<Result<_>>()?;
+        let mut states: Vec<_> = sizes.states.iter().map(|storage| allocate_all(storage)).collect::<Result<_>>()?;
+        let table: Vec<u32> = (0..sizes.pages as u32).collect();
+        let sinks = tiers::sink_pages(plan, sizes.pages);
+        let tiers = paging.map(|paging| {
+            for state in &mut states {
+                state.extend(tiers::state(stream, &paging, sinks)?);
+            }
+            Tiers::new(stream, paging, sinks, &layers)
+        });
         Ok(Self {
-            layers: (0..plan.layers()).map(|_| Ok([region(on_gpu[0])?, region(on_gpu[1])?])).collect::<Result<_>>()?,
             page_table: Buffer::with(stream, what, &table)?,
             rope_table: Buffer::with(stream, what, &rope_table(plan.frequencies(), sizes.rope_positions))?,
             frequencies: Buffer::with(stream, what, plan.frequencies())?,
             step_words: allocate(step::WORDS * size_of::<i32>(), true)?,
             workspace: allocate_all(&sizes.workspace)?,
-            states: sizes.states.iter().map(|storage| allocate_all(storage)).collect::<Result<_>>()?,
+            tiers: tiers.transpose()?,
+            layers,
+            states,
             step: Step { start: 0, rows: 0, t_max: 0, phase: Phase::Prefill },
             record: false,
             graphs: HashMap::new(),
@@ -217,6 +266,30 @@ impl CudaCache {
         Ok(())
     }
 
+    /// Where the tokens are that are written, the mean over layers.
+    pub(super) fn residence(&self) -> Result<Placement> {
+        let length = self.step.start + self.step.rows;
+        let Some(tiers) = &self.tiers else {
+            let all = Tokens { gpu: length, host: 0 };
+            return Ok(Placement { keys: all, values: all });
+        };
+        let Slots { pages, keys, values } = tiers.paging.slots();
+        let page = self.program.plan().geometry().page as usize;
+        let written = length.div_ceil(page).min(pages);
+        let mut here = [0; 2];
+        for layer in 0..self.layers.len() {
+            let table: Vec<u32> = self.page_table(layer).read(0, written)?;
+            for (here, slots) in here.iter_mut().zip([keys, values]) {
+                *here += table.iter().filter(|slot| (**slot as usize) < slots).count();
+            }
+        }
+        let [keys, values] = here.map(|pages| {
+            let gpu = (pages * page / self.layers.len()).min(length);
+            Tokens { gpu, host: length - gpu }
+        });
+        Ok(Placement { keys, values })
+    }
+
     /// Keys and values of `layer`.
     pub(super) fn keys_and_values(&self, layer: usize) -> &[Arc<Buffer>; 2] {
         &self.layers[layer]
@@ -229,9 +302,12 @@ impl CudaCache {
 
     /// The launches of a step in `layer`.
     pub(super) fn launches_of(&self, step: &Step, layer: usize) -> Vec<Launch> {
-        match &step.phase {
-            Phase::Prefill => self.program.prefill(layer, self.extent, step.rows, step.t_max),
-            Phase::Decode { restart } => self.program.decode(layer, self.extent, restart[layer]),
+        let (extent, &Step { rows, t_max, .. }) = (self.extent, step);
+        match (&step.phase, &self.tiers) {
+            (Phase::Prefill, None) => self.program.prefill(layer, extent, rows, t_max),
+            (Phase::Prefill, Some(tiers)) => tiers.paging.prefill(layer, extent, rows, t_max),
+            (Phase::Decode { restart }, None) => self.program.decode(layer, extent, restart[layer]),
+            (Phase::Decode { restart }, Some(tiers)) => tiers.paging.decode(layer, extent, restart[layer]),
         }
     }
 
@@ -247,7 +323,12 @@ impl CudaCache {
             emit::Buffer::Out => out,
             emit::Buffer::Keys => self.layers[layer][0].address(),
             emit::Buffer::Values => self.layers[layer][1].address(),
-            emit::Buffer::PageTable => self.page_table.address(),
+            emit::Buffer::PageTable => self.page_table(layer).address(),
+            emit::Buffer::StagedKeys | emit::Buffer::StagedValues => {
+                let copy = self.tiers.as_ref().and_then(|tiers| tiers.copy(layer));
+                let copy = copy.ok_or_else(|| Error::NotInPlan { name: format!("buffer {buffer:?}") })?;
+                copy[usize::from(buffer == emit::Buffer::StagedValues)].address()
+            }
             emit::Buffer::RopeTable => self.rope_table.address(),
             emit::Buffer::Frequencies => self.frequencies.address(),
             other => self.states[layer]
@@ -257,6 +338,31 @@ impl CudaCache {
                 .address(),
         };
         Ok(Operand::Address(address))
+    }
+
+    /// The kernel of a launch, and what it is handed in `layer`; `activations` are projections and output.
+    pub(super) fn call(
+        &self,
+        launch: &Launch,
+        layer: usize,
+        activations: [CUdeviceptr; 2],
+    ) -> Result<(&Function, Vec<Operand>)> {
+        let arguments = launch.arguments.iter();
+        let operands = arguments.map(|value| self.operand(*value, layer, activations)).collect::<Result<_>>()?;
+        let function = self.kernels.get(&launch.kernel);
+        let function = function.ok_or_else(|| Error::NotInPlan { name: format!("kernel {}", launch.kernel) })?;
+        Ok((function, operands))
+    }
+
+    /// The physical page of each logical one in `layer`.
+    pub(super) fn page_table(&self, layer: usize) -> &Buffer {
+        self.states[layer].get(&emit::Buffer::PageTable).unwrap_or(&self.page_table)
+    }
+
+    /// A buffer of which `layer` has its own.
+    pub(super) fn own(&self, layer: usize, buffer: emit::Buffer) -> Result<&Buffer> {
+        let own = self.states[layer].get(&buffer);
+        own.map(Arc::as_ref).ok_or_else(|| Error::NotInPlan { name: format!("buffer {buffer:?}") })
     }
 
     /// Every buffer that a recorded step may name.
@@ -271,10 +377,12 @@ impl CudaCache {
             .collect()
     }
 
-    /// The lists with which the last step attended in `layer`; `None` where the layer keeps none.
+    /// The lists with which the last step attended in `layer`; `None` where the layer keeps none, or
+    /// attended to every key.
     pub(super) fn lists(&self, layer: usize) -> Result<Option<BlockLists>> {
         let LayerPlan::Pruned(pruned) = self.step.layer(self.program.plan(), layer) else { return Ok(None) };
         let (names, blocks) = match &self.step.phase {
+            Phase::Prefill if self.program.begins_densely(layer, self.step.t_max) => return Ok(None),
             Phase::Prefill => {
                 ([emit::Buffer::Blocks, emit::Buffer::Counts], self.step.rows.div_ceil(pruned.query_block))
             }
@@ -284,10 +392,7 @@ impl CudaCache {
         if pruned.stages.is_empty() {
             return Ok(Some(BlockLists { rankings: 1, width: 0, blocks: Vec::new(), counts: vec![0; blocks] }));
         }
-        let read = |name, count| {
-            let buffer = self.states[layer].get(&name);
-            buffer.ok_or_else(|| Error::NotInPlan { name: format!("buffer {name:?}") })?.read::<i32>(0, count)
-        };
+        let read = |name, count| self.own(layer, name)?.read::<i32>(0, count);
         Ok(Some(BlockLists {
             rankings,
             width: pruned.keep_blocks,

@@ -4,6 +4,8 @@
 //! table alone: the kernels' text does not know of it. These are plain allocations behind CUDA's virtual memory
 //! management, no managed memory: nothing moves by itself.
 
+use std::ffi::c_void;
+
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{
     self, CUdeviceptr, CUmemAccess_flags, CUmemAccessDesc, CUmemAllocationGranularity_flags, CUmemAllocationHandleType,
@@ -52,6 +54,40 @@ impl Mapping {
         }
     }
 
+    /// A second range over the GPU's memory of `first`, and behind it that of `second`, which both stay as long as any
+    /// range has them. The context is current.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    pub(super) fn joined(context: &CudaContext, first: &Self, second: &Self) -> Result<Self> {
+        let gpu = first.on_gpu();
+        let mut joined = Self { address: 0, bytes: gpu + second.on_gpu(), parts: Vec::new() };
+        // SAFETY: the result is written to a place that lives until the call returns.
+        unsafe { sys::cuMemAddressReserve(&raw mut joined.address, joined.bytes, 0, 0, 0) }
+            .result()
+            .map_err(failed("cuMemAddressReserve"))?;
+        let mapped = [first, second].into_iter().try_for_each(|mapping| {
+            let mut handle = 0;
+            // SAFETY: something is mapped where the range begins, and the result lives until the call returns.
+            unsafe { sys::cuMemRetainAllocationHandle(&raw mut handle, mapping.address as *mut c_void) }
+                .result()
+                .map_err(failed("cuMemRetainAllocationHandle"))?;
+            joined.map(handle, mapping.on_gpu())
+        });
+        match mapped.and_then(|()| joined.allow(context)) {
+            Ok(()) => Ok(joined),
+            Err(error) => {
+                joined.release(context);
+                Err(error)
+            }
+        }
+    }
+
+    /// Bytes of it that are on the GPU.
+    pub(super) fn on_gpu(&self) -> usize {
+        self.parts.first().map_or(0, |(_, bytes)| *bytes)
+    }
+
     /// Maps bytes of each memory in order, and lets the GPU read and write them.
     fn fill(&mut self, context: &CudaContext, what: &str, memories: [(CUmemLocation, usize); 2]) -> Result<()> {
         let [(gpu, _), _] = memories;
@@ -69,7 +105,14 @@ impl Mapping {
                 error => error,
             })?;
         }
-        let access = CUmemAccessDesc { location: gpu, flags: CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE };
+        self.allow(context)
+    }
+
+    /// Lets the GPU read and write the whole range.
+    fn allow(&self, context: &CudaContext) -> Result<()> {
+        let type_ = CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE;
+        let location = CUmemLocation { type_, id: context.ordinal() as i32 };
+        let access = CUmemAccessDesc { location, flags: CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE };
         // SAFETY: the whole range is mapped.
         unsafe { sys::cuMemSetAccess(self.address, self.bytes, &raw const access, 1) }
             .result()
@@ -83,12 +126,18 @@ impl Mapping {
 
     /// Allocates `bytes` at `location` and maps them behind what is mapped already.
     fn push(&mut self, location: CUmemLocation, bytes: usize) -> Result<()> {
-        let mapped: usize = self.parts.iter().map(|(_, bytes)| bytes).sum();
         let mut handle = 0;
         // SAFETY: `bytes` is a multiple of the granularity, and the result lives until the call returns.
         unsafe { sys::cuMemCreate(&raw mut handle, bytes, &properties(location), 0) }
             .result()
             .map_err(failed("cuMemCreate"))?;
+        self.map(handle, bytes)
+    }
+
+    /// Maps an allocation of `bytes` behind what is mapped already; it is given back with the range, or at once where
+    /// that fails.
+    fn map(&mut self, handle: CUmemGenericAllocationHandle, bytes: usize) -> Result<()> {
+        let mapped: usize = self.parts.iter().map(|(_, bytes)| bytes).sum();
         // SAFETY: the range is reserved and nothing is mapped there yet.
         let outcome = unsafe { sys::cuMemMap(self.address + mapped as CUdeviceptr, bytes, 0, handle, 0) }.result();
         if outcome.is_err() {

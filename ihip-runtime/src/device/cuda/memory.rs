@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytemuck::{Pod, zeroed_vec};
 use cudarc::driver::result;
-use cudarc::driver::sys::{CUdeviceptr, CUresult};
+use cudarc::driver::sys::{self, CUdeviceptr, CUresult};
 use cudarc::driver::{CudaStream, DriverError};
 
 use super::mapping::Mapping;
@@ -58,6 +58,49 @@ impl Buffer {
         context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
         let mapping = Mapping::new(context, what, on_gpu, bytes)?;
         Ok(Arc::new(Self { address: mapping.address(), bytes, mapping: Some(mapping), stream: stream.clone() }))
+    }
+
+    /// Room on the GPU for copies of `bytes`, to be seen through [`Self::joined`]; `None` for nothing.
+    pub(super) fn staging(stream: &Arc<CudaStream>, what: &str, bytes: usize) -> Result<Option<Arc<Self>>> {
+        if bytes == 0 {
+            return Ok(None);
+        }
+        let context = stream.context();
+        context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
+        let mapping = Mapping::new(context, what, bytes, bytes)?;
+        Ok(Some(Arc::new(Self { address: mapping.address(), bytes, mapping: Some(mapping), stream: stream.clone() })))
+    }
+
+    /// The part of `home` on the GPU, and behind it `staging` in place of what the host has.
+    pub(super) fn joined(stream: &Arc<CudaStream>, home: &Self, staging: &Self) -> Result<Arc<Self>> {
+        let context = stream.context();
+        context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
+        let parts = home.mapping.as_ref().zip(staging.mapping.as_ref());
+        let (first, second) = parts.expect("both are ranges of mapped memory");
+        let mapping = Mapping::joined(context, first, second)?;
+        let (address, bytes) = (mapping.address(), home.bytes);
+        Ok(Arc::new(Self { address, bytes, mapping: Some(mapping), stream: stream.clone() }))
+    }
+
+    /// Bytes of it.
+    pub(super) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Its first bytes that are on the GPU: all of them, unless the host has some.
+    pub(super) fn on_gpu(&self) -> usize {
+        self.mapping.as_ref().map_or(self.bytes, |mapping| mapping.on_gpu().min(self.bytes))
+    }
+
+    /// Copies `length` bytes to the same place of `to`, in the order of the stream `on`.
+    pub(super) fn copy_to(&self, to: &Self, offset: usize, length: usize, on: &CudaStream) -> Result<()> {
+        self.check(offset + length, "copied");
+        to.check(offset + length, "written");
+        let at = |buffer: &Self| buffer.address + offset as CUdeviceptr;
+        // SAFETY: both are long enough, and the GPU may read and write either.
+        unsafe { sys::cuMemcpyAsync(at(to), at(self), length, on.cu_stream()) }
+            .result()
+            .map_err(failed("cuMemcpyAsync"))
     }
 
     /// Allocates and fills a buffer.

@@ -1,6 +1,6 @@
-//! The CUDA device: one GPU, one stream.
+//! The CUDA device: one GPU, one stream, and another one where pages move.
 //!
-//! Everything runs in the order of one stream, so that no operation waits for another on the host; only
+//! Everything else runs in the order of one stream, so that no operation waits for another on the host; only
 //! [`CudaDevice::read`], [`CudaDevice::sample`] and [`CudaDevice::block_lists`] do. Decoding steps are recorded into
 //! graphs, one for each pattern of restart stages and only so many of them: whatever differs between two steps of a pattern lies in small
 //! buffers that [`CudaDevice::begin`] fills before the graph runs.
@@ -12,7 +12,9 @@ mod linear;
 mod mapping;
 mod memory;
 mod runner;
+mod tiers;
 mod timing;
+mod together;
 mod trial;
 
 use std::collections::HashMap;
@@ -24,7 +26,7 @@ use cudarc::driver::{CudaContext, CudaStream};
 use half::bf16;
 use ihip_dsl::Plan;
 use ihip_dsl::emit::model::{BLOCK_ELEMENTS, MAX_TOKENS, ModelKernel};
-use ihip_dsl::emit::{Activation, Element, Launch, Program};
+use ihip_dsl::emit::{Activation, Element, Launch, Paging, Program};
 use ihip_dsl::tuning::Tunings;
 use rayon::prelude::*;
 
@@ -40,6 +42,7 @@ use self::memory::{Buffer, failed};
 use super::cpu::available_bytes;
 use super::{BlockLists, Compilation, Device, Sampling};
 use crate::jit::{Architecture, Compiler, Watch};
+use crate::kv::{Budget, Placement, Traffic};
 use crate::session::SEGMENT;
 use crate::tuning::Tables;
 use crate::{Error, Result, Step};
@@ -70,6 +73,8 @@ pub struct CudaDevice {
     precision: Precision,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    /// Where pages of the cache move.
+    copies: Arc<CudaStream>,
     loader: Loader,
     tables: Tables,
     model: HashMap<String, Arc<Function>>,
@@ -81,8 +86,10 @@ pub struct CudaDevice {
     vocabulary: Option<usize>,
     /// The token that was last chosen.
     chosen: Arc<Buffer>,
-    /// Bytes of keys and values that a request may have on the GPU; the rest lies in the host's memory.
-    gpu_kv: Option<u64>,
+    /// What keys and values of a request may take; those beyond the share of the GPU lie with the host.
+    budget: Budget,
+    /// Whether prompts begin densely where that is estimated to take less time.
+    dense_path: bool,
     /// Every tensor and weight named since a recording began.
     recording: Option<Vec<Arc<Buffer>>>,
 }
@@ -145,18 +152,22 @@ impl CudaDevice {
             host_tokens: Vec::new(),
             vocabulary: None,
             chosen: Buffer::new(&stream, "the chosen token", size_of::<u32>(), true)?,
-            gpu_kv: None,
+            budget: Budget::UNLIMITED,
+            dense_path: false,
             recording: None,
+            copies: context.new_stream().map_err(failed("cuStreamCreate"))?,
             context,
             stream,
             loader,
         })
     }
 
-    /// From here on, requests have at most `bytes` of keys and values on the GPU (to 2 MiB a layer), and the rest in
-    /// pinned memory of the host, which kernels read and write in place.
-    pub const fn limit_kv(&mut self, bytes: u64) {
-        self.gpu_kv = Some(bytes);
+    /// From here on, prompts of requests begin densely as long as that is estimated to take less time ([`DensePath`]). What
+    /// comes out is then not what the pipeline declares.
+    ///
+    /// [`DensePath`]: ihip_dsl::emit::DensePath
+    pub const fn take_dense_path(&mut self) {
+        self.dense_path = true;
     }
 
     /// The kernels of a plan as they are tuned for a request of `capacity` tokens.
@@ -166,23 +177,27 @@ impl CudaDevice {
 
     /// The same with `tunings` of the caller's.
     fn program_with(&self, plan: &Plan, tunings: Tunings) -> Result<Program> {
-        Ok(Program::with(plan, Activation::F32, self.loader.instructions(), tunings)?)
+        let program = Program::with(plan, Activation::F32, self.loader.instructions(), tunings)?;
+        Ok(if self.dense_path { program.with_dense_path() } else { program })
     }
 
     /// The cache of a request that runs `program`.
     fn cache_of(&mut self, program: Program, capacity: usize) -> Result<CudaCache> {
-        let needed = cache::bytes(&program, capacity, self.gpu_kv);
+        cache::placement(&program, capacity, self.budget)?;
+        let needed = cache::bytes(&program, capacity, self.budget);
         if let Some(available) = self.available_bytes()?.filter(|available| needed > *available) {
             let what = format!("the key-value cache of {capacity} tokens");
             return Err(Error::OutOfMemory { what, device: self.name(), needed, available });
         }
-        let needed = cache::host_bytes(&program, capacity, self.gpu_kv);
+        let needed = cache::host_bytes(&program, capacity, self.budget);
         if let Some(available) = available_bytes().filter(|available| needed > *available) {
             let what = format!("what lies with the host of the key-value cache of {capacity} tokens");
             return Err(Error::OutOfMemory { what, device: "the host".to_owned(), needed, available });
         }
-        let kernels = self.loader.load(program.kernels())?;
-        CudaCache::new(&self.stream, program, kernels, capacity, self.gpu_kv)
+        let paging = cache::paging(&program, capacity, self.budget);
+        let kernels = program.kernels().into_iter().chain(paging.iter().flat_map(Paging::kernels));
+        let kernels = self.loader.load(kernels.collect())?;
+        CudaCache::new(&self.stream, (program, paging), kernels, capacity, self.budget)
     }
 
     /// The address of a buffer that the launch at hand names.
@@ -201,12 +216,7 @@ impl CudaDevice {
 
     /// One launch of `layer`'s attention; `activations` are projections and output.
     fn launch_in(&self, cache: &CudaCache, launch: &Launch, layer: usize, activations: [CUdeviceptr; 2]) -> Result<()> {
-        let arguments = launch.arguments.iter();
-        let operands = arguments.map(|value| cache.operand(*value, layer, activations)).collect::<Result<Vec<_>>>()?;
-        let function = cache
-            .kernels
-            .get(&launch.kernel)
-            .ok_or_else(|| Error::NotInPlan { name: format!("kernel {}", launch.kernel) })?;
+        let (function, operands) = cache.call(launch, layer, activations)?;
         function.launch(&self.stream, launch.grid, &operands)
     }
 
@@ -266,7 +276,7 @@ impl CudaDevice {
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream.begin_capture(mode).map_err(failed("cuStreamBeginCapture"))?;
         self.recording = Some(cache.buffers());
-        let outcome = operations(self, cache);
+        let outcome = operations(self, cache).and_then(|()| self.end_moves(cache));
         let mut buffers = self.recording.take().unwrap_or_default();
         // A recording that failed must be ended all the same: the stream takes nothing else before.
         let ended = self.stream.end_capture(CUgraphInstantiate_flags(0));
@@ -331,13 +341,34 @@ impl Device for CudaDevice {
         Ok(CudaTensor { rows, columns, held: Element::F32, single: allocate(size_of::<f32>())?, rounded })
     }
 
+    fn limit_kv(&mut self, budget: Budget, _: usize) {
+        self.budget = budget;
+    }
+
+    fn placement(&self, plan: &Plan, capacity: usize) -> Result<Placement> {
+        cache::placement(&self.program(plan, capacity)?, capacity, self.budget)
+    }
+
+    fn traffic(&mut self, cache: &CudaCache) -> Result<Traffic> {
+        self.tally(cache)
+    }
+
+    fn residence(&mut self, cache: &CudaCache) -> Result<Placement> {
+        self.join_moves(cache)?;
+        cache.residence()
+    }
+
+    fn kv_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
+        self.program(plan, capacity).map_or(0, |program| cache::kv_bytes(&program, capacity))
+    }
+
     fn cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
         // A plan without kernels is refused, with its reason, where the cache is allocated.
-        self.program(plan, capacity).map_or(0, |program| cache::bytes(&program, capacity, self.gpu_kv))
+        self.program(plan, capacity).map_or(0, |program| cache::bytes(&program, capacity, self.budget))
     }
 
     fn host_cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
-        self.program(plan, capacity).map_or(0, |program| cache::host_bytes(&program, capacity, self.gpu_kv))
+        self.program(plan, capacity).map_or(0, |program| cache::host_bytes(&program, capacity, self.budget))
     }
 
     fn cache(&mut self, plan: &Arc<Plan>, capacity: usize) -> Result<CudaCache> {
@@ -352,6 +383,8 @@ impl Device for CudaDevice {
     fn begin(&mut self, cache: &mut CudaCache, step: &Step, tokens: &[u32]) -> Result<()> {
         self.host_tokens = tokens.to_vec();
         self.check_tokens()?;
+        // What moves pages reads the step before.
+        self.join_moves(cache)?;
         cache.begin(step)?;
         self.tokens.write(0, tokens)
     }
@@ -430,6 +463,9 @@ impl Device for CudaDevice {
     fn attention(&mut self, cache: &mut CudaCache, layer: usize, qkv: &CudaTensor, out: &mut CudaTensor) -> Result<()> {
         let activations = [self.single(qkv, qkv.columns, "the attention")?, self.named(&out.single)];
         out.held = Element::F32;
+        if cache.tiers.is_some() {
+            return self.attend_over_tiers(cache, layer, activations);
+        }
         cache.launches(layer).iter().try_for_each(|launch| self.launch_in(cache, launch, layer, activations))
     }
 

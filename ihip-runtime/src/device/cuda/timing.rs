@@ -164,6 +164,20 @@ impl AttentionTimer {
         self.layer_of(program, context)
     }
 
+    /// The same where the prompt begins densely as far as that is estimated to take less time; `None` where that is nowhere
+    /// among its last `rows` tokens.
+    ///
+    /// # Errors
+    /// Those of [`AttentionTimer::layer`].
+    ///
+    /// # Panics
+    /// Where the plan has other than one layer.
+    pub fn dense_path_layer(&mut self, plan: &Plan, context: usize, rows: usize) -> Result<Option<TimedLayer>> {
+        let program = self.device.program(plan, context)?.with_dense_path();
+        let taken = program.begins_densely(0, segment_end(context - rows));
+        taken.then(|| self.layer_of(program, context)).transpose()
+    }
+
     /// The same with kernels as they are declared, whatever is tuned.
     ///
     /// # Errors
@@ -293,7 +307,7 @@ impl AttentionTimer {
     }
 
     /// Times `work` after a warm-up, each time with a cold L2.
-    fn samples(&mut self, count: usize, work: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<Vec<f64>> {
+    pub(super) fn samples(&mut self, count: usize, work: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<Vec<f64>> {
         work(self)?;
         (0..count).map(|_| self.sample(work)).collect()
     }

@@ -1,0 +1,143 @@
+//! `ihip kv`: how many tokens of a request fit where, and what a share of the GPU's memory would come to.
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use ihip_runtime::Device;
+use ihip_runtime::kv::trace::{Replay, Trace};
+
+use super::arguments;
+use super::device::{DeviceArguments, Settings, Work};
+use super::error::{Error, Result};
+use super::interrupt;
+use super::model::{self, ModelArguments};
+use super::output;
+use super::pruning::{self, Pruning};
+use super::table::{NOTHING, Table, bytes, grouped};
+use super::tiers::{self, Tiers};
+use crate::generate::Interrupt;
+use crate::stats::Percentiles;
+
+/// Shows how many tokens fit where, and replays page traces
+#[derive(Debug, Args)]
+pub(super) struct Kv {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Plan(PlanArguments),
+    Replay(ReplayArguments),
+}
+
+/// Shows where keys and values of a request have room
+#[derive(Debug, Args)]
+struct PlanArguments {
+    /// Tokens of the request, such as 131072, 128K or 1M
+    #[arg(long, value_name = "N", value_parser = arguments::tokens, allow_negative_numbers = true)]
+    tokens: usize,
+    #[command(flatten)]
+    model: ModelArguments,
+    #[command(flatten)]
+    pruning: Pruning,
+    #[command(flatten)]
+    device: DeviceArguments,
+}
+
+/// Replays a page trace with shares of all keys and values on the GPU
+///
+/// A trace has the pages that every decoding step read: `ihip generate --dump-pages FILE` records one.
+#[derive(Debug, Args)]
+struct ReplayArguments {
+    /// The trace
+    file: PathBuf,
+    /// Shares to try, greater than 0 and at most 1
+    #[arg(long, value_name = "SHARE", default_value = "0.5,0.25,0.1", value_delimiter = ',', value_parser = arguments::share, allow_negative_numbers = true)]
+    share: Vec<f64>,
+    /// Layers of the cache, those of the trace over and over [default: those of the trace]
+    #[arg(long, value_name = "N", value_parser = arguments::count, allow_negative_numbers = true)]
+    layers: Option<usize>,
+}
+
+impl Kv {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// What was refused.
+    pub(super) fn run(&self) -> Result<()> {
+        match &self.command {
+            Command::Plan(arguments) => {
+                let (pruning, interrupt) = (arguments.pruning.choose()?, interrupt::listen()?);
+                arguments.device.run(PlanJob { arguments, pruning, interrupt })
+            }
+            Command::Replay(arguments) => arguments.run(),
+        }
+    }
+}
+
+/// A plan whose arguments have been checked.
+struct PlanJob<'a> {
+    arguments: &'a PlanArguments,
+    pruning: pruning::Choice,
+    interrupt: &'a Interrupt,
+}
+
+impl Work for PlanJob<'_> {
+    type Output = ();
+
+    fn run<D: Device>(self, device: &mut D, settings: Settings) -> Result<()> {
+        let file = self.arguments.model.open(self.interrupt)?;
+        let plan = self.pruning.plan(file.config(), settings.kv_type)?;
+        let tokens = self.arguments.tokens;
+        let tiers = tiers::choose(device, &plan, tokens, model::bytes(file.config(), settings), settings)?;
+        output::write(&table(&tiers, plan.layers()))
+    }
+}
+
+/// Tokens and bytes of every layer by tier.
+fn table(tiers: &Tiers, layers: usize) -> String {
+    let mut table = Table::new(["of a layer", "tokens on GPU", "bytes", "tokens on host", "bytes"]);
+    let half = tiers.token / (2 * layers as u64);
+    for (name, tokens) in [("keys", tiers.placement.keys), ("values", tiers.placement.values)] {
+        let on_gpu = tokens.gpu.min(tiers.tokens);
+        let size = |tokens: usize| bytes((tokens as u64 * half) as f64);
+        let on_host = tiers.tokens - on_gpu;
+        table.row([name.to_owned(), grouped(on_gpu), size(on_gpu), grouped(on_host), size(on_host)]);
+    }
+    format!("{table}\n{layers} layers; {tiers}\n")
+}
+
+impl ReplayArguments {
+    fn run(&self) -> Result<()> {
+        let failed = |error| Error::PageTrace { path: self.file.clone(), error };
+        let trace = Trace::read(&mut File::open(&self.file).map_err(|error| failed(error.into()))?).map_err(failed)?;
+        let layers = self.layers.unwrap_or(trace.header.layers as usize);
+        let mut table = Table::new(["share", "keys", "values", "promotions", "evictions", "misses p50", "p95", "p99"]);
+        for share in &self.share {
+            let Replay { keys, values, promotions, evictions, misses } =
+                trace.replay(*share, layers).map_err(ihip_runtime::Error::from)?;
+            let percent = |ratio: Option<f64>| {
+                ratio.map_or_else(|| NOTHING.to_owned(), |ratio| format!("{:.2} %", 100.0 * ratio))
+            };
+            let misses = Percentiles::of(misses.into_iter().map(|misses| misses as f64).collect()).unwrap_or_default();
+            let [p50, p95, p99] = [misses.p50, misses.p95, misses.p99].map(|pages| grouped(pages as usize));
+            table.row([
+                share.to_string(),
+                percent(keys.hit_ratio()),
+                percent(values.hit_ratio()),
+                grouped(promotions as usize),
+                grouped(evictions as usize),
+                p50,
+                p95,
+                p99,
+            ]);
+        }
+        let steps = grouped(trace.steps.len());
+        let prompt = grouped(trace.header.prompt as usize);
+        output::write(&format!(
+            "{table}\n{steps} steps after {prompt} tokens, {layers} layers; misses are pages a step\n"
+        ))
+    }
+}

@@ -1,0 +1,300 @@
+//! A cache of which the GPU holds a part: what a step of prefill reads, and how pages move.
+//!
+//! While a layer of a prefill step is computed, the keys that the host has of the next one come to the GPU by copies on a
+//! stream of their own, into one of two buffers that the layers take turns with. Kernels read them through a second range
+//! of addresses, whose first part is the memory of the slots on the GPU. After a layer of a decoding step, that stream
+//! lets pages trade slots, beside the layers that follow; a recorded graph has it as a branch.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cudarc::driver::sys::CUdeviceptr;
+use cudarc::driver::{CudaEvent, CudaStream};
+use ihip_dsl::emit::{self, Launch, Paging, tally};
+use ihip_dsl::{LayerPlan, Plan};
+
+use super::CudaDevice;
+use super::cache::CudaCache;
+use super::memory::{Buffer, failed};
+use crate::kv::{Reads, Row, Tier, Traffic};
+use crate::session::Phase;
+use crate::{Result, Step};
+
+/// What a request's cache has besides where the GPU holds a part of it.
+pub(super) struct Tiers {
+    pub(super) paging: Paging,
+    /// Pages that hold sinks: the first ones, in the first slots.
+    sinks: usize,
+    /// Layers of which steps of prefill read a copy, in order. They take turns with two buffers for keys.
+    staged: Vec<usize>,
+    /// Keys and values of each such layer as those steps read them.
+    copies: HashMap<usize, [Arc<Buffer>; 2]>,
+    /// That keys have come to each of the two buffers, and that their readers are done.
+    come: [CudaEvent; 2],
+    read: [CudaEvent; 2],
+    /// Whether decoding steps move pages.
+    promotes: bool,
+    /// Bytes of keys and values that came for steps of prefill.
+    streamed: u64,
+}
+
+impl Tiers {
+    /// For a cache whose regions are `layers`.
+    pub(super) fn new(
+        stream: &Arc<CudaStream>,
+        paging: Paging,
+        sinks: usize,
+        layers: &[[Arc<Buffer>; 2]],
+    ) -> Result<Self> {
+        let staged: Vec<usize> = (0..layers.len()).filter(|layer| paging.stages(*layer)).collect();
+        let what = "copies of the key-value cache";
+        let host = |kind: usize| layers[0][kind].bytes() - layers[0][kind].on_gpu();
+        let buffer = |kind| Buffer::staging(stream, what, if staged.is_empty() { 0 } else { host(kind) });
+        let (keys, values) = ([buffer(0)?, buffer(0)?], buffer(1)?);
+        let join = |layer: usize, kind: usize, staging: &Option<Arc<Buffer>>| match staging {
+            Some(staging) => Buffer::joined(stream, &layers[layer][kind], staging),
+            // All of them are on the GPU: there is nothing to copy.
+            None => Ok(layers[layer][kind].clone()),
+        };
+        let copy = |(turn, layer): (usize, &usize)| {
+            Ok((*layer, [join(*layer, 0, &keys[turn % 2])?, join(*layer, 1, &values)?]))
+        };
+        let event = || stream.context().new_event(None).map_err(failed("cuEventCreate"));
+        let promotes = (0..layers.len()).any(|layer| !paging.promote(layer).is_empty());
+        Ok(Self {
+            copies: staged.iter().enumerate().map(copy).collect::<Result<_>>()?,
+            come: [event()?, event()?],
+            read: [event()?, event()?],
+            sinks,
+            staged,
+            promotes,
+            streamed: 0,
+            paging,
+        })
+    }
+
+    /// Bytes of the GPU's memory that copies take where each of `layers` layers has so many of keys and values with the
+    /// host.
+    pub(super) fn copy_bytes(paging: &Paging, layers: usize, [keys, values]: [usize; 2]) -> usize {
+        if (0..layers).any(|layer| paging.stages(layer)) { 2 * keys + values } else { 0 }
+    }
+
+    /// Keys and values of a layer as a step of prefill reads them.
+    pub(super) fn copy(&self, layer: usize) -> Option<&[Arc<Buffer>; 2]> {
+        self.copies.get(&layer)
+    }
+
+    /// The slot that was first of a page; pages of tokens that a step has written are nowhere else on the host.
+    fn first_slot(&self, page: usize) -> usize {
+        if page < self.sinks { page } else { self.sinks + self.paging.slots().pages - 1 - page }
+    }
+
+    /// Parts of a region of `bytes` bytes, as offset and length, that a step has to have on the GPU and the host has:
+    /// what earlier steps have written, and the slot of the page that was just opened, to which another may have gone.
+    fn parts(&self, step: &Step, page_tokens: usize, page_bytes: usize, [gpu, bytes]: [usize; 2]) -> Vec<[usize; 2]> {
+        if step.start == 0 || gpu >= bytes {
+            return Vec::new();
+        }
+        let pages = self.paging.slots().pages;
+        let slot = |token: usize| self.first_slot((token / page_tokens).min(pages - 1));
+        let (written, opened) = (slot(step.start), slot(step.start + step.rows));
+        let from = (written * page_bytes).max(gpu);
+        let opened = [(opened * page_bytes).max(gpu), ((opened + 1) * page_bytes).min(from)];
+        let parts = [[from, bytes], opened];
+        parts.into_iter().filter(|[from, to]| from < to).map(|[from, to]| [from, to - from]).collect()
+    }
+}
+
+impl CudaDevice {
+    /// The attention of a layer of a cache of two tiers; `activations` are projections and output.
+    pub(super) fn attend_over_tiers(
+        &mut self,
+        cache: &mut CudaCache,
+        layer: usize,
+        activations: [CUdeviceptr; 2],
+    ) -> Result<()> {
+        match cache.step.phase {
+            Phase::Decode { .. } => {
+                self.launch_all(cache, &cache.launches(layer), layer, activations)?;
+                let Some(tiers) = &cache.tiers else { return Ok(()) };
+                let moves = tiers.paging.promote(layer);
+                if moves.is_empty() {
+                    return Ok(());
+                }
+                self.copies.join(&self.stream).map_err(failed("cuStreamWaitEvent"))?;
+                moves.iter().try_for_each(|launch| {
+                    let (function, operands) = cache.call(launch, layer, activations)?;
+                    function.launch(&self.copies, launch.grid, &operands)
+                })
+            }
+            Phase::Prefill => self.prefill_over_tiers(cache, layer, activations),
+        }
+    }
+
+    fn prefill_over_tiers(&mut self, cache: &mut CudaCache, layer: usize, activations: [CUdeviceptr; 2]) -> Result<()> {
+        let Some(tiers) = &cache.tiers else { return Ok(()) };
+        let mut streamed = 0;
+        if layer == 0 {
+            // No page moves once keys are on their way.
+            for layer in 0..cache.program.plan().layers() {
+                self.launch_all(cache, &tiers.paging.claim(), layer, activations)?;
+            }
+            self.copies.join(&self.stream).map_err(failed("cuStreamWaitEvent"))?;
+        }
+        let turn = tiers.staged.iter().position(|staged| *staged == layer);
+        if let Some(turn) = turn {
+            let due = if turn == 0 { 0..2 } else { turn + 1..turn + 2 };
+            for ahead in due {
+                let Some(&layer) = tiers.staged.get(ahead) else { continue };
+                self.copies.wait(&tiers.read[ahead % 2]).map_err(failed("cuStreamWaitEvent"))?;
+                streamed += self.stage(&self.copies, cache, tiers, layer, 0)?;
+                tiers.come[ahead % 2].record(&self.copies).map_err(failed("cuEventRecord"))?;
+            }
+            self.stream.wait(&tiers.come[turn % 2]).map_err(failed("cuStreamWaitEvent"))?;
+            if tiers.paging.stages_values(layer) {
+                streamed += self.stage(&self.stream, cache, tiers, layer, 1)?;
+            }
+        }
+        self.launch_all(cache, &cache.launches(layer), layer, activations)?;
+        if let Some(turn) = turn {
+            tiers.read[turn % 2].record(&self.stream).map_err(failed("cuEventRecord"))?;
+        }
+        if let Some(tiers) = &mut cache.tiers {
+            tiers.streamed += streamed;
+        }
+        Ok(())
+    }
+
+    /// Copies keys (`kind` 0) or values (1) of `layer` that the step at hand reads from the host; how many bytes.
+    fn stage(&self, on: &CudaStream, cache: &CudaCache, tiers: &Tiers, layer: usize, kind: usize) -> Result<u64> {
+        let Some(copy) = tiers.copy(layer) else { return Ok(0) };
+        let (home, copy) = (&cache.keys_and_values(layer)[kind], &copy[kind]);
+        let page_tokens = cache.program.plan().geometry().page as usize;
+        let page_bytes = Paging::page_bytes(&cache.program);
+        let mut bytes = 0;
+        for [from, length] in tiers.parts(&cache.step, page_tokens, page_bytes, [home.on_gpu(), home.bytes()]) {
+            home.copy_to(copy, from, length, on)?;
+            bytes += length as u64;
+        }
+        Ok(bytes)
+    }
+
+    fn launch_all(
+        &self,
+        cache: &CudaCache,
+        launches: &[Launch],
+        layer: usize,
+        activations: [CUdeviceptr; 2],
+    ) -> Result<()> {
+        launches.iter().try_for_each(|launch| self.launch_in(cache, launch, layer, activations))
+    }
+
+    /// Lets what follows come after the moves of pages that were handed over.
+    pub(super) fn join_moves(&self, cache: &CudaCache) -> Result<()> {
+        match &cache.tiers {
+            Some(_) => self.stream.join(&self.copies).map_err(failed("cuStreamWaitEvent")),
+            None => Ok(()),
+        }
+    }
+
+    /// The same at the end of a step that may be recorded: a branch that was not begun cannot be joined there.
+    pub(super) fn end_moves(&self, cache: &CudaCache) -> Result<()> {
+        match (&cache.tiers, &cache.step.phase) {
+            (Some(tiers), Phase::Decode { .. }) if tiers.promotes => self.join_moves(cache),
+            _ => Ok(()),
+        }
+    }
+
+    /// Spoils a row where it is, so that a test can see that it would notice. Says where that was.
+    ///
+    /// # Errors
+    /// A failed transfer.
+    ///
+    /// # Panics
+    /// Where the cache has no such row.
+    pub fn spoil(&mut self, cache: &CudaCache, row: Row) -> Result<Tier> {
+        self.join_moves(cache)?;
+        let geometry = cache.program.plan().geometry();
+        let (page, heads) = (geometry.page as usize, geometry.kv_heads as usize);
+        let slot = cache.page_table(row.layer).read::<u32>(row.token / page * size_of::<u32>(), 1)?[0] as usize;
+        let page_bytes = Paging::page_bytes(&cache.program);
+        let bytes = page_bytes / (page * heads);
+        let at = slot * page_bytes + (row.head * page + row.token % page) * bytes;
+        let region = &cache.keys_and_values(row.layer)[row.kind as usize];
+        let spoilt: Vec<u8> = region.read::<u8>(at, bytes)?.into_iter().map(|byte| byte ^ 1).collect();
+        region.write(at, &spoilt)?;
+        Ok(if at + bytes <= region.on_gpu() { Tier::Gpu } else { Tier::Host })
+    }
+
+    /// What was counted in every layer.
+    pub(super) fn tally(&self, cache: &CudaCache) -> Result<Traffic> {
+        let Some(tiers) = &cache.tiers else { return Ok(Traffic::default()) };
+        self.join_moves(cache)?;
+        let mut counted = [0_u64; tally::WORDS];
+        for layer in 0..cache.program.plan().layers() {
+            let words: Vec<u32> = cache.own(layer, emit::Buffer::Tally)?.read(0, tally::WORDS)?;
+            counted.iter_mut().zip(words).for_each(|(sum, word)| *sum += u64::from(word));
+        }
+        let page = Paging::page_bytes(&cache.program) as u64;
+        let [here, keys_here, there, in_values, in_both, out_values, out_both, gathered, written_keys, written_values] =
+            [
+                tally::READ_HERE,
+                tally::READ_KEYS_HERE,
+                tally::READ_THERE,
+                tally::PROMOTED_VALUES,
+                tally::PROMOTED,
+                tally::EVICTED_VALUES,
+                tally::EVICTED,
+                tally::GATHERED,
+                tally::WRITTEN_KEYS,
+                tally::WRITTEN_VALUES,
+            ]
+            .map(|word| counted[word]);
+        Ok(Traffic {
+            stages: Vec::new(),
+            // A page of keys and one of values.
+            attend: Reads { hits: 2 * here + keys_here, misses: keys_here + 2 * there },
+            promotions: in_values + in_both,
+            evictions: out_values + out_both,
+            promoted_bytes: (in_values + 2 * in_both + gathered) * page + tiers.streamed,
+            evicted_bytes: (out_values + 2 * out_both + written_keys + written_values) * page,
+            missed_bytes: (keys_here + 2 * there) * page,
+        })
+    }
+}
+
+/// What a layer has of its own besides: its page table, and what its clock remembers.
+pub(super) fn state(
+    stream: &Arc<CudaStream>,
+    paging: &Paging,
+    sinks: usize,
+) -> Result<HashMap<emit::Buffer, Arc<Buffer>>> {
+    let what = "the page tables";
+    let residents = paging.residents(sinks);
+    let mut table = vec![0_u32; residents.len()];
+    for (slot, page) in residents.iter().enumerate() {
+        table[*page as usize] = slot as u32;
+    }
+    let mut state = HashMap::new();
+    for storage in paging.layer_state() {
+        state.insert(storage.buffer, Buffer::new(stream, what, storage.bytes(), storage.zeroed)?);
+    }
+    let values = paging.slots().values;
+    state.insert(emit::Buffer::Residents, Buffer::with(stream, what, &residents[..values])?);
+    state.insert(emit::Buffer::PageTable, Buffer::with(stream, what, &table)?);
+    // Sinks are no victims of the first round.
+    let sinks = vec![1_u32; sinks.min(values)];
+    if let Some(reads) = state.get(&emit::Buffer::Reads) {
+        reads.write(0, &sinks)?;
+    }
+    Ok(state)
+}
+
+/// Pages of sinks in the layer that has most of them, at least one and at most `pages`.
+pub(super) fn sink_pages(plan: &Plan, pages: usize) -> usize {
+    let sinks = plan.kinds().iter().map(|kind| match kind {
+        LayerPlan::Dense => 0,
+        LayerPlan::Pruned(layer) => layer.sink.div_ceil(plan.geometry().page as usize),
+    });
+    sinks.max().unwrap_or(0).max(1).min(pages)
+}

@@ -1,0 +1,112 @@
+//! What a cache of two tiers did, and where the tokens of a request are.
+
+use std::ops::AddAssign;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::budget::Room;
+
+/// Rows of keys or values that were read, by where they were.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reads {
+    /// On the GPU.
+    pub hits: u64,
+    /// In place on the host.
+    pub misses: u64,
+}
+
+impl Reads {
+    /// The share that was on the GPU; `None` where nothing was read.
+    #[must_use]
+    pub fn hit_ratio(self) -> Option<f64> {
+        let all = self.hits + self.misses;
+        (all > 0).then(|| self.hits as f64 / all as f64)
+    }
+}
+
+impl AddAssign for Reads {
+    fn add_assign(&mut self, other: Self) {
+        self.hits += other.hits;
+        self.misses += other.misses;
+    }
+}
+
+/// Reads as they are counted: many tasks add what they read.
+#[derive(Debug, Default)]
+pub struct Tally {
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+impl Tally {
+    pub(super) fn add(&self, reads: Reads) {
+        self.hits.fetch_add(reads.hits, Ordering::Relaxed);
+        if reads.misses > 0 {
+            self.misses.fetch_add(reads.misses, Ordering::Relaxed);
+        }
+    }
+
+    /// What was counted so far.
+    #[must_use]
+    pub fn reads(&self) -> Reads {
+        Reads { hits: self.hits.load(Ordering::Relaxed), misses: self.misses.load(Ordering::Relaxed) }
+    }
+}
+
+/// What a cache did since it was allocated.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Keys that each stage of the scan read, by the number of the stage; over all layers.
+    pub stages: Vec<Reads>,
+    /// Keys and values that the attention read.
+    pub attend: Reads,
+    /// Pages brought to the GPU.
+    pub promotions: u64,
+    /// Pages taken from it.
+    pub evictions: u64,
+    /// Bytes copied to the GPU.
+    pub promoted_bytes: u64,
+    /// Bytes copied from it.
+    pub evicted_bytes: u64,
+    /// Bytes read in place on the host.
+    pub missed_bytes: u64,
+}
+
+impl Traffic {
+    /// What all stages and the attention read.
+    #[must_use]
+    pub fn reads(&self) -> Reads {
+        let mut reads = self.attend;
+        self.stages.iter().for_each(|stage| reads += *stage);
+        reads
+    }
+}
+
+/// Tokens by the tier that their keys, or their values, are in; the same in every layer, or the mean over layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tokens {
+    /// On the GPU.
+    pub gpu: usize,
+    /// On the host.
+    pub host: usize,
+}
+
+/// Where the tokens of a request are, or have room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// Of their keys.
+    pub keys: Tokens,
+    /// Of their values.
+    pub values: Tokens,
+}
+
+impl Placement {
+    /// The tokens that slots have room for, `page` in each.
+    #[must_use]
+    pub const fn of_room(room: &Room, page: usize) -> Self {
+        let Room { keys, values } = room;
+        Self {
+            keys: Tokens { gpu: keys.gpu * page, host: keys.host * page },
+            values: Tokens { gpu: values.gpu * page, host: values.host * page },
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The model with its keys and values in two tiers writes, bit for bit, what it writes with all of them in one.
+//!
+//! `IHIP_OFFLOAD_TOKENS` sets how many tokens are written; from 2,000 on every run has to move more than 1,000 pages each
+//! way. `IHIP_OFFLOAD_MINUTES` sets how long requests are served one after the other.
+
+use std::time::{Duration, Instant};
+
+use ihip_dsl::{Pipeline, parse_str};
+use ihip_model::{Generation, Sampler, Special};
+use ihip_runtime::Device;
+use ihip_runtime::device::Sampling;
+use ihip_runtime::device::cpu::CpuDevice;
+use ihip_runtime::kv::{Budget, Kind, Row, Traffic};
+use ihip_tests::support::generation::Loaded;
+use ihip_tests::support::model::{book, smollm2};
+
+use super::MODEL;
+
+/// Tokens that are written where nobody asks for more.
+const TOKENS: usize = 24;
+const PROMPT: usize = 640;
+const CHUNK: usize = 64;
+/// Bytes of a token in f32: keys and values of 3 heads of 64 in 30 layers.
+const TOKEN: u64 = 2 * 30 * 3 * 64 * 4;
+/// Pages of keys and of values that a layer cannot do without on the GPU: a step's tokens and two more.
+const LEAST: u64 = (CHUNK as u64 / 16 + 2) * 16 * TOKEN;
+
+/// Prunes what is longer than 160 tokens.
+const PIPELINE: &str = "
+    pub Short {
+        sink 32; window 128;
+        stage { chunk 64, query_stride 4, refresh 8 }
+        stage { keep 256, chunk 8, query_stride 1, refresh 2 }
+        attend { keep 128 }
+        rope { scan relative, attend streaming }
+    }";
+
+fn variable(name: &str, default: usize) -> usize {
+    match std::env::var(name) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} is a whole number, not {text:?}")),
+        Err(_) => default,
+    }
+}
+
+/// What a request wrote: tokens, and a digest of the bits of all logits after each.
+#[derive(Debug, PartialEq, Eq)]
+struct Written {
+    tokens: Vec<u32>,
+    logits: Vec<u64>,
+}
+
+fn digest(generation: &mut Generation<'_, CpuDevice>) -> u64 {
+    let mut digest = 0xcbf2_9ce4_8422_2325_u64;
+    let last = generation.last_step().rows - 1;
+    let mut add = |_, logits: &[f32]| {
+        for logit in logits {
+            digest = (digest ^ u64::from(logit.to_bits())).wrapping_mul(0x100_0000_01b3);
+        }
+    };
+    generation.logits(last..last + 1, &mut add).expect("the product runs");
+    digest
+}
+
+/// Reads a prompt and writes `count` most likely tokens with at most `gpu` bytes of keys and values on the GPU; spoils a
+/// page after the prompt where asked.
+fn write(
+    model: &mut Loaded<CpuDevice>,
+    pipeline: &Pipeline,
+    count: usize,
+    gpu: u64,
+    spoil: bool,
+) -> (Written, Traffic) {
+    let prompt =
+        &smollm2().tokenizer().expect("it has one").encode(&book()[..8 * PROMPT], Special::Parse).unwrap()[..PROMPT];
+    model.device_mut().limit_kv(Budget { gpu, ..Budget::UNLIMITED }, CHUNK);
+    let mut request = model.request(Some(pipeline), PROMPT + count, CHUNK);
+    for step in request.prefill_steps(PROMPT).expect("a valid chunk") {
+        request.prefill(step, prompt).expect("the step runs");
+    }
+    if spoil {
+        request.cache_mut().spoil(Row { layer: 7, kind: Kind::Keys, head: 1, token: 5 });
+    }
+    let mut sampler = Sampler::new(Sampling { temperature: 0.0, top_p: 1.0 }, 0);
+    let mut written = Written { tokens: Vec::new(), logits: Vec::new() };
+    for _ in 0..count {
+        let token = request.sample(&mut sampler).expect("a token is drawn");
+        request.decode(token).expect("the step runs");
+        written.tokens.push(token);
+        written.logits.push(digest(&mut request));
+    }
+    let traffic = request.traffic().expect("the CPU does not fail");
+    drop(request);
+    model.device_mut().limit_kv(Budget::UNLIMITED, 8192);
+    (written, traffic)
+}
+
+#[test]
+#[expect(clippy::print_stdout, reason = "what moved is what a long run is for")]
+fn offloaded_is_resident_bit_for_bit_and_a_wrong_page_is_found() {
+    let count = variable("IHIP_OFFLOAD_TOKENS", TOKENS);
+    let pipeline = parse_str(PIPELINE).expect("a valid pipeline").remove(0);
+    let mut model = MODEL.lock().unwrap();
+    let (expected, _) = write(&mut model, &pipeline, count, u64::MAX, false);
+    let half = (PROMPT + count) as u64 * TOKEN / 2;
+    for gpu in [2 * half + 32 * TOKEN, half, LEAST] {
+        let (written, traffic) = write(&mut model, &pipeline, count, gpu, false);
+        println!("{gpu} bytes on the GPU, {count} tokens: {traffic:?}");
+        assert!(written == expected, "{gpu} bytes on the GPU give other tokens or logits");
+        let moved = [traffic.reads().misses, traffic.promotions, traffic.evictions];
+        if gpu > 2 * half {
+            assert_eq!(moved, [0; 3], "all is on the GPU");
+        } else {
+            let least = if count >= 2000 { 1000 } else { count as u64 };
+            assert!(moved.iter().all(|moved| *moved > least), "{gpu} bytes on the GPU: {traffic:?}");
+        }
+    }
+    let (spoilt, _) = write(&mut model, &pipeline, count.min(TOKENS), LEAST, true);
+    assert_ne!(spoilt.logits, expected.logits[..count.min(TOKENS)], "a key of a sink was spoilt");
+}
+
+/// Bytes that the process has in memory.
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux tells");
+    let pages: u64 = statm.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).expect("it is a number");
+    pages * 4096
+}
+
+#[test]
+#[ignore = "takes minutes: IHIP_OFFLOAD_MINUTES says how many"]
+#[expect(clippy::print_stdout, reason = "the figures are what it is run for")]
+fn memory_stays_flat_under_load() {
+    let minutes = variable("IHIP_OFFLOAD_MINUTES", 15) as u64;
+    let pipeline = parse_str(PIPELINE).expect("a valid pipeline").remove(0);
+    let mut model = MODEL.lock().unwrap();
+    let (expected, traffic) = write(&mut model, &pipeline, TOKENS, LEAST, false);
+    // What allocators and threads keep for themselves is there after a few requests.
+    (0..5).for_each(|_| drop(write(&mut model, &pipeline, TOKENS, LEAST, false)));
+    let (start, first) = (Instant::now(), resident_bytes());
+    let (mut requests, mut least, mut most) = (0, first, first);
+    while start.elapsed() < Duration::from_secs(60 * minutes) {
+        let (written, moved) = write(&mut model, &pipeline, TOKENS, LEAST, false);
+        assert!(written == expected, "request {requests} wrote something else");
+        assert_eq!(moved.promotions.min(1), traffic.promotions.min(1));
+        requests += 1;
+        let bytes = resident_bytes();
+        (least, most) = (least.min(bytes), most.max(bytes));
+    }
+    println!("{requests} requests in {minutes} minutes: {first} bytes at first, {least} to {most} after");
+    assert!(most - least <= first / 100, "{least} to {most} bytes: more than 1 % of {first}");
+}
