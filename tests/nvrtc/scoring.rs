@@ -25,7 +25,7 @@ pub Summaries {
 pub Indexed {
     query_block 64; sink 256; window 1024;
     stage { chunk 128, query_stride 8 }
-    stage { keep 8_192, chunk 16, query_stride 2, representative exact }
+    stage { keep 8_192, chunk 16, query_stride 2, representative mean }
     attend { keep 2_048 }
     rope { scan chunk_indexed, attend streaming }
 }
@@ -119,7 +119,7 @@ fn texts_of_kernels_that_score_otherwise() {
             "ihip_summaries_append_bounds_c16_d128_bf16",
             "ihip_summaries_s1_scan_min_max_relative_c16_k8192_d128_bf16",
             "ihip_indexed_s0_scan_chunk_indexed_c128_d128_bf16",
-            "ihip_indexed_s1_scan_exact_chunk_indexed_c16_k8192_d128_bf16",
+            "ihip_indexed_s1_scan_mean_chunk_indexed_c16_k8192_d128_bf16",
             "ihip_dynamically_extended_s1_scan_group_descent_mean_rows_dynamic_extend_c32_k32768_d128_bf16",
             "ihip_distributions_s0_normalise_mean_rows_each_c256_h32",
             "ihip_dynamically_extended_s0_scan_decode_dynamic_extend_c256_d128_bf16",
