@@ -83,7 +83,7 @@ impl LayerPlan {
     #[must_use]
     pub fn reads(&self, geometry: &Geometry, step: StepExtent) -> Vec<Reads> {
         assert!((1..=step.tokens).contains(&step.rows), "{step:?}");
-        let key = geometry.head_dim as usize * geometry.kv_type.bytes();
+        let key = geometry.kv_type.row_bytes(geometry.head_dim as usize);
         let kv_heads = geometry.kv_heads as usize;
         match self {
             Self::Dense => {
@@ -143,11 +143,12 @@ impl PrunedLayer {
         let key = geometry.head_dim as usize;
         let (there_are, entry_bytes) = {
             let tokens = self.chunks(0, step.tokens) * self.stages[0].chunk;
-            let own = key * geometry.kv_type.bytes();
+            let own = geometry.kv_type.row_bytes(key);
+            let bound = key * geometry.kv_type.bound_bytes();
             match stage.scoring.representative {
                 Representative::Halving(_) | Representative::Exact => (tokens, own),
                 Representative::Mean => (tokens.div_ceil(stage.chunk), key * size_of::<f32>()),
-                Representative::MinMax => (2 * tokens.div_ceil(stage.chunk), own),
+                Representative::MinMax => (2 * tokens.div_ceil(stage.chunk), bound),
             }
         };
         Reads {
@@ -179,7 +180,7 @@ impl PrunedLayer {
             chunks: blocks.iter().map(selected).max().unwrap_or(0),
             loaded,
             distinct: loaded.min(step.tokens as f64),
-            entry_bytes: 2 * geometry.head_dim as usize * geometry.kv_type.bytes(),
+            entry_bytes: 2 * geometry.kv_type.row_bytes(geometry.head_dim as usize),
             kv_heads: geometry.kv_heads as usize,
         }
     }

@@ -45,9 +45,17 @@ impl Geometry {
     pub const fn rankings(&self, ranking: Ranking) -> u32 {
         self.query_heads / self.ranking_heads(ranking)
     }
+
+    /// Bytes of the keys, or of the values, of one page: [`Geometry::page`] rows of every key-value head.
+    #[must_use]
+    pub const fn page_bytes(&self) -> usize {
+        self.kv_heads as usize * self.kv_type.page_bytes(self.page as usize, self.head_dim as usize)
+    }
 }
 
 /// Element type of cached keys and values. Scores and sums are f32 whatever it is.
+///
+/// A number is rounded to nearest, ties to even, when it is written; what is read is exact: [`KvType::round`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KvType {
@@ -57,19 +65,92 @@ pub enum KvType {
     F16,
     /// bfloat16.
     Bf16,
+    /// Eight bits: a sign, 4 of exponent, 3 of mantissa. Up to 448, where it saturates; NaN, but no infinity.
+    E4m3,
+    /// Eight bits: a sign, 5 of exponent, 2 of mantissa. Up to 57,344, where it saturates; infinity is never written.
+    E5m2,
+    /// Whole numbers from −127 to 127 times a scale that a group of 64 neighbours shares, without a zero point. NaN
+    /// becomes 0.
+    Int8,
+    /// Whole numbers from −7 to 7 times such a scale.
+    Int4,
 }
 
 impl KvType {
     /// Every type, for tables and tests.
-    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Bf16];
+    pub const ALL: [Self; 7] = [Self::F32, Self::F16, Self::Bf16, Self::E4m3, Self::E5m2, Self::Int8, Self::Int4];
 
-    /// Bytes of one element.
+    /// Bits of one element.
     #[must_use]
-    pub const fn bytes(self) -> usize {
+    pub const fn bits(self) -> usize {
         match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
+            Self::F32 => 32,
+            Self::F16 | Self::Bf16 => 16,
+            Self::E4m3 | Self::E5m2 | Self::Int8 => 8,
+            Self::Int4 => 4,
         }
+    }
+
+    /// The largest whole number of a type that has scales.
+    #[must_use]
+    pub const fn most(self) -> Option<i32> {
+        match self {
+            Self::Int8 => Some(127),
+            Self::Int4 => Some(7),
+            _ => None,
+        }
+    }
+
+    /// Neighbours of a row that share a scale, where the type has scales: 64, or as many as divide a row that 64 do not.
+    #[must_use]
+    pub const fn group(self, head_dim: usize) -> Option<usize> {
+        match self.most() {
+            None => None,
+            Some(_) if head_dim.is_multiple_of(64) => Some(64),
+            Some(_) if head_dim.is_multiple_of(32) => Some(32),
+            Some(_) => Some(head_dim),
+        }
+    }
+
+    /// Scales of a row, each a bf16: it reaches as far as an f32, and what its rounding does to a group the numbers of
+    /// the group make good.
+    #[must_use]
+    pub const fn scales(self, head_dim: usize) -> usize {
+        match self.group(head_dim) {
+            None => 0,
+            Some(group) => head_dim / group,
+        }
+    }
+
+    /// Bytes of the numbers of a row, a key or a value of one head, without its scales.
+    #[must_use]
+    pub const fn number_bytes(self, head_dim: usize) -> usize {
+        head_dim * self.bits() / 8
+    }
+
+    /// Bytes of a row with its scales.
+    #[must_use]
+    pub const fn row_bytes(self, head_dim: usize) -> usize {
+        self.number_bytes(head_dim) + 2 * self.scales(head_dim)
+    }
+
+    /// Bytes of `page` rows: their numbers, then their scales, up to a multiple of what one copy moves.
+    #[must_use]
+    pub const fn page_bytes(self, page: usize, head_dim: usize) -> usize {
+        let bytes = page * self.row_bytes(head_dim);
+        if self.scales(head_dim) > 0 { bytes.next_multiple_of(16) } else { bytes }
+    }
+
+    /// Bytes of an element of a chunk's bounds: those of keys with scales are kept as f32.
+    #[must_use]
+    pub const fn bound_bytes(self) -> usize {
+        if self.most().is_some() { 4 } else { self.bits() / 8 }
+    }
+
+    /// Whether tensor cores multiply keys and values as they lie in the cache.
+    #[must_use]
+    pub const fn is_factor(self) -> bool {
+        matches!(self, Self::F16 | Self::Bf16)
     }
 
     /// The word used in kernel names and on the command line.
@@ -79,6 +160,10 @@ impl KvType {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
+            Self::E4m3 => "e4m3",
+            Self::E5m2 => "e5m2",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
         }
     }
 }

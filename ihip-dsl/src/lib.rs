@@ -14,7 +14,7 @@
 //! | check | [`check`] and [`clash`] hold the rules, [`warning`] what is legal and unwise; [`error`], [`text`] and `message` word them, [`report`] shows them in a file |
 //! | resolve | `resolve` fills in defaults; a [`pipeline`] comes out, which `write` and `print` say in words again |
 //! | expand | [`macro_support`]: what the macro leaves in a crate |
-//! | plan | [`geometry`] is the model's; [`plan`], [`rope`] and [`cost`] are constants, positions and bytes |
+//! | plan | [`geometry`] is the model's, `cached` how it is kept; [`plan`], [`rope`] and [`cost`] are constants, positions and bytes |
 //! | emit | [`emit`] writes CUDA text; [`mod@reference`] computes the same in plain loops |
 //!
 //! One direction, no way back: a [`Pipeline`] exists only once every rule of [`check`] has passed, and
@@ -22,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 pub mod ast;
+mod cached;
 pub mod check;
 pub mod clash;
 pub mod config;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ihip_dsl::reference::Problem;
-use ihip_dsl::{LayerPruning, Plan, parse_str};
+use ihip_dsl::{KvType, LayerPruning, Plan, parse_str};
 use ihip_runtime::Session;
 use ihip_runtime::device::Device;
 use ihip_runtime::device::cpu::{CpuDevice, CpuTensor};
@@ -84,6 +84,7 @@ impl Tensors {
             query_heads: HEADS,
             kv_heads: KV_HEADS,
             head_dim: HEAD_DIM,
+            kv_type: KvType::F32,
             query_scale: 0.125,
             frequencies: &self.frequencies,
             queries: &self.queries[first * width..(first + rows) * width],

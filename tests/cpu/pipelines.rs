@@ -65,6 +65,7 @@ impl Layer {
             query_heads: HEADS,
             kv_heads: KV_HEADS,
             head_dim: HEAD_DIM,
+            kv_type: KvType::F32,
             query_scale: geometry.query_scale,
             frequencies: plan.frequencies(),
             queries: &self.queries[step.start * width..(step.start + step.rows) * width],

@@ -125,6 +125,7 @@ fn the_last_of_three_million_tokens_is_attended_as_the_reference_says() {
         query_heads: 2,
         kv_heads: 1,
         head_dim,
+        kv_type: KvType::F32,
         query_scale: layer.geometry().query_scale,
         frequencies: &frequencies,
         queries: &queries,

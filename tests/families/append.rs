@@ -1,18 +1,18 @@
 //! `append`: what the cache holds afterwards, page by page.
 
-use ihip_dsl::emit::{Buffer, Element};
-use ihip_dsl::reference::rope;
-use ihip_tests::support::attention::decode;
+use ihip_dsl::emit::Buffer;
+use ihip_dsl::reference::{cache, rope};
 use ihip_tests::support::tolerance;
 use proptest::prelude::*;
 
+use super::quantised::quantised_layers;
 use super::{Data, Layer, TOKENS, call, check, difference, layers};
 
 /// Everything cached before position `end`, `[keys, kv_heads, head_dim]`; pages lie in reverse.
 fn cached(layer: &Layer, bytes: &[u8], end: usize) -> Vec<f32> {
     let (_, kv_heads, head_dim) = layer.heads;
     let (kv_heads, head_dim, page) = (kv_heads as usize, head_dim as usize, layer.page as usize);
-    let values = decode(Element::from(layer.kv_type), bytes);
+    let values = layer.kv_type.decode(bytes, page, head_dim);
     let pages = TOKENS.div_ceil(page);
     let mut tokens = Vec::new();
     for position in 0..end {
@@ -25,18 +25,27 @@ fn cached(layer: &Layer, bytes: &[u8], end: usize) -> Vec<f32> {
     tokens
 }
 
+/// What the cache holds of rows.
+fn held(layer: &Layer, rows: &[f32]) -> Vec<f32> {
+    let mut rows: Vec<f64> = rows.iter().map(|&x| f64::from(x)).collect();
+    rows.chunks_mut(layer.heads.2 as usize).for_each(|row| cache::hold(layer.kv_type, row));
+    rows.into_iter().map(|x| x as f32).collect()
+}
+
 #[test]
 fn rows_end_up_at_their_positions() {
-    check(&layers(), 3, &(call(), any::<u64>()), |layer, attention, ((first, rows, _), seed)| {
+    let quantised = quantised_layers().into_iter().filter(|layer| !layer.pruning.rope.rotated_cache());
+    let layers: Vec<Layer> = layers().into_iter().chain(quantised).collect();
+    check(&layers, 3, &(call(), any::<u64>()), |layer, attention, ((first, rows, _), seed)| {
         let data = Data::new(layer, first, rows, seed);
         let qkv = data.cache(layer, attention);
         let launches = attention.begin_prefill(first, first + rows, &qkv);
         attention.launch(&launches[..1]);
         let values = cached(layer, &attention.read(Buffer::Values), first + rows);
-        prop_assert_eq!(&values, &data.values);
+        prop_assert_eq!(&values, &held(layer, &data.values));
         let keys = cached(layer, &attention.read(Buffer::Keys), first + rows);
         if !layer.pruning.rope.rotated_cache() {
-            prop_assert_eq!(&keys, &data.keys);
+            prop_assert_eq!(&keys, &held(layer, &data.keys));
             return Ok(());
         }
         let head_dim = layer.heads.2 as usize;

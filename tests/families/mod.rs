@@ -4,7 +4,6 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 
-use half::{bf16, f16};
 use ihip_dsl::emit::{Activation, Extent};
 use ihip_dsl::reference::Problem;
 use ihip_dsl::{
@@ -24,6 +23,7 @@ mod extended;
 mod hopper;
 mod methods;
 mod paging;
+mod quantised;
 mod scan;
 mod scoring;
 mod select;
@@ -125,6 +125,11 @@ pub(crate) fn all_layers() -> Vec<Layer> {
     layers().into_iter().chain(scoring::scored_layers()).chain(extended::extended_layers()).collect()
 }
 
+/// Layers of every word and of every type.
+pub(crate) fn every_layer() -> Vec<Layer> {
+    all_layers().into_iter().chain(quantised::quantised_layers()).collect()
+}
+
 /// Sampled descriptions of every word, on geometries that take turns: the same ones every time.
 fn sampled_layers() -> Vec<Layer> {
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
@@ -197,19 +202,13 @@ impl Data {
     /// Keys and values are of the cache's type already, so that storing them changes nothing.
     pub(crate) fn new(layer: &Layer, first: usize, rows: usize, seed: u64) -> Self {
         let mut noise = Noise(seed);
-        let round = |x: f32| match layer.kv_type {
-            KvType::F32 => x,
-            KvType::F16 => f16::from_f32(x).to_f32(),
-            KvType::Bf16 => bf16::from_f32(x).to_f32(),
-        };
-        let keys = (first + rows) * layer.key_row();
-        Self {
-            first,
-            rows,
-            queries: (0..rows * layer.query_row()).map(|_| 2.0 * noise.next()).collect(),
-            keys: (0..keys).map(|_| round(2.0 * noise.next())).collect(),
-            values: (0..keys).map(|_| round(noise.next())).collect(),
-        }
+        let count = (first + rows) * layer.key_row();
+        let queries = (0..rows * layer.query_row()).map(|_| 2.0 * noise.next()).collect();
+        let mut keys: Vec<f32> = (0..count).map(|_| 2.0 * noise.next()).collect();
+        let mut values: Vec<f32> = (0..count).map(|_| noise.next()).collect();
+        let heads = keys.chunks_mut(layer.heads.2 as usize).chain(values.chunks_mut(layer.heads.2 as usize));
+        heads.for_each(|row| layer.kv_type.round(row));
+        Self { first, rows, queries, keys, values }
     }
 
     pub(crate) fn problem<'a>(&'a self, layer: &'a Layer, frequencies: &'a [f64], t_max: usize) -> Problem<'a> {
@@ -218,6 +217,7 @@ impl Data {
             query_heads: layer.heads.0 as usize,
             kv_heads: layer.heads.1 as usize,
             head_dim: layer.heads.2 as usize,
+            kv_type: layer.kv_type,
             query_scale: layer.geometry().query_scale,
             frequencies,
             queries: &self.queries,

@@ -10,13 +10,13 @@ use ihip_dsl::emit::{
 use ihip_dsl::{AttendRope, Geometry, KvType, LayerRange, Pipeline, Plan, Pruning as _, Refresh, ScanRope, Stage};
 use ihip_model::presets::Paper3k;
 
-use super::{Layer, all_layers, layer, layers, stage};
+use super::{Layer, every_layer, layer, layers, stage};
 
 const EXTENT: Extent = Extent { rows: 4096, tokens: 3 << 20 };
 
 /// Every layer pruned and dense, with activations of either type.
 fn programs() -> Vec<Program> {
-    let plans = all_layers().into_iter().flat_map(|layer| {
+    let plans = every_layer().into_iter().flat_map(|layer| {
         let dense = Plan::dense(layer.geometry(), layer.frequencies(), 1);
         [layer.plan(), dense]
     });
@@ -194,7 +194,7 @@ fn layers_that_differ_where_no_name_tells_have_kernels_of_their_own() {
 #[test]
 fn where_the_scores_of_a_query_block_begin_is_calculated_in_64_bits() {
     let mut places = 0;
-    for layer in all_layers() {
+    for layer in every_layer() {
         let program = Program::new(&layer.plan(), Activation::F32).expect("a usual head");
         for kernel in program.kernels().iter().filter(|kernel| !kernel.name.contains("_decode_")) {
             for line in kernel.text.lines().filter(|line| line.contains("* score_stride")) {

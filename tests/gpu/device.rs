@@ -195,6 +195,7 @@ impl Check for Attention {
             query_heads: HEADS,
             kv_heads: KV_HEADS,
             head_dim: HEAD_DIM,
+            kv_type: KvType::F32,
             query_scale: geometry().query_scale,
             frequencies: &frequencies,
             queries: &queries[first * width..last * width],

@@ -63,7 +63,7 @@ fn pairs(count: usize) -> Vec<Pair> {
             query_heads,
             kv_heads,
             head_dim,
-            kv_type: if exact { KvType::F32 } else { KvType::ALL[number % 3] },
+            kv_type: if exact { KvType::F32 } else { KvType::ALL[number % KvType::ALL.len()] },
             page: [16, 4][number / 2 % 2],
             query_scale: (head_dim as f32).sqrt().recip(),
             trained: [8192, 40, 96, 150][number / 4 % 4],
@@ -101,7 +101,7 @@ impl Pair {
 
     /// What the reference says of a layer; `None` where rounding may have decided otherwise.
     fn expected(&self, layer: usize) -> Option<Computed> {
-        let Geometry { query_heads, kv_heads, head_dim, query_scale, trained, .. } = self.geometry;
+        let Geometry { query_heads, kv_heads, head_dim, kv_type, query_scale, trained, .. } = self.geometry;
         let queries = self.column(layer, 0..query_heads);
         let keys = self.column(layer, query_heads..query_heads + kv_heads);
         let values = self.column(layer, query_heads + kv_heads..query_heads + 2 * kv_heads);
@@ -112,6 +112,7 @@ impl Pair {
             query_heads: query_heads as usize,
             kv_heads: kv_heads as usize,
             head_dim: head_dim as usize,
+            kv_type,
             query_scale,
             frequencies: &frequencies,
             queries: &queries[first * width..last * width],

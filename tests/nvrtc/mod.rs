@@ -4,6 +4,7 @@ mod compiler;
 mod export;
 mod gallery;
 mod hopper;
+mod kv_types;
 mod library;
 mod model;
 mod scoring;

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
-use half::{bf16, f16};
+use half::bf16;
 use ihip_dsl::emit::{Activation, Buffer, Extent, Instructions, Program};
 use ihip_dsl::tuning::Tunings;
 use ihip_dsl::{AttendRope, Geometry, KvType, LayerPruning, Pipeline, Plan, Refresh, ScanRope};
@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use crate::families::{Data, Layer, all_layers, layer};
+use crate::families::{Data, Layer, every_layer, layer};
 
 /// Rows of the largest call.
 const ROWS: usize = 48;
@@ -45,14 +45,18 @@ pub(super) struct Drawn {
 pub(super) fn layers(count: usize, exact: bool) -> Vec<Drawn> {
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    // Where nothing is rounded, no number has a scale. Elsewhere the chosen layers are of every type that is left out.
+    let types = if exact { &KvType::ALL[..5] } else { &KvType::ALL[..3] };
     let mut draw = |number: usize| {
         let pruning: LayerPruning = prunings().new_tree(&mut runner).expect("nothing is rejected").current();
         let (query_heads, kv_heads) = HEADS[number % HEADS.len()];
         // Each turn of the types goes through all head dimensions, and each turn of those through all types.
         let head_dim = HEAD_DIMS[(number + number / 3) % HEAD_DIMS.len()];
+        let turn = if exact { number + number / HEADS.len() } else { number };
+        let kv_type = types[turn % types.len()];
         let layer = Layer {
             heads: (query_heads, kv_heads, head_dim),
-            kv_type: KvType::ALL[number % KvType::ALL.len()],
+            kv_type,
             page: [16, 4, 8][number / 2 % 3],
             trained: [8192, 96, 40, 300][number % 4],
             pruning,
@@ -65,7 +69,8 @@ pub(super) fn layers(count: usize, exact: bool) -> Vec<Drawn> {
 
 /// A dense layer of every type and head.
 pub(super) fn dense(exact: bool) -> Vec<Drawn> {
-    let every = KvType::ALL.into_iter().flat_map(|kv_type| HEAD_DIMS.map(|head_dim| (kv_type, head_dim)));
+    let types = KvType::ALL.into_iter().filter(|kv_type| !exact || kv_type.most().is_none());
+    let every = types.flat_map(|kv_type| HEAD_DIMS.map(|head_dim| (kv_type, head_dim)));
     let draw = |(number, (kv_type, head_dim)): (usize, (KvType, u32))| {
         let (query_heads, kv_heads) = HEADS[number % HEADS.len()];
         let all = (0, TOKENS as u32 + 1);
@@ -79,7 +84,7 @@ pub(super) fn dense(exact: bool) -> Vec<Drawn> {
 
 /// Layers that were chosen so that every kernel is among theirs, for every type that it takes.
 pub(super) fn chosen() -> Vec<Drawn> {
-    all_layers()
+    every_layer()
         .into_iter()
         .map(|layer| Drawn {
             layer,
@@ -341,12 +346,14 @@ impl Asked {
                 }
             }
         }
-        // As an activation has them and as the cache does: both hold them as they are.
-        let held = |x: &mut f32| {
-            let x16 = bf16::from_f32(*x).to_f32();
-            *x = if layer.kv_type == KvType::F16 { f16::from_f32(x16).to_f32() } else { x16 };
-        };
-        queries.iter_mut().chain(&mut keys).chain(&mut values).for_each(held);
+        // As an activation has them and, but for scales, as the cache does: both hold them as they are.
+        for x in queries.iter_mut().chain(&mut keys).chain(&mut values) {
+            *x = bf16::from_f32(*x).to_f32();
+        }
+        if layer.kv_type.most().is_none() {
+            let heads = [&mut queries, &mut keys, &mut values].into_iter().flat_map(|x| x.chunks_mut(head_dim));
+            heads.for_each(|row| layer.kv_type.round(row));
+        }
         Data { first: self.first, rows, queries, keys, values }
     }
 }

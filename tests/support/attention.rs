@@ -7,7 +7,7 @@ use ihip_dsl::emit::{
     Activation, Buffer, Element, Extent, Family, Kernel, Launch, Paging, Program, Slots, Value, step,
 };
 use ihip_dsl::tuning::Tunings;
-use ihip_dsl::{LayerPlan, Plan};
+use ihip_dsl::{KvType, LayerPlan, Plan};
 
 use super::descents::recorded;
 use super::host::{Handle, Host, HostValue};
@@ -109,7 +109,7 @@ impl Attention {
         let qkv_row = (geometry.query_heads + 2 * geometry.kv_heads) as usize * head_dim;
         let out_row = geometry.query_heads as usize * head_dim;
         let pages = extent.tokens.div_ceil(geometry.page as usize);
-        let cached = held * (geometry.page * geometry.kv_heads) as usize * head_dim * geometry.kv_type.bytes();
+        let cached = held * geometry.page_bytes();
 
         let positions = program.rope_positions(extent);
         let activation = activation.element().bytes();
@@ -448,6 +448,8 @@ pub fn striding(launch: &Launch, stride: i32) -> Launch {
 #[must_use]
 pub fn encode(element: Element, values: &[f32]) -> Vec<u8> {
     match element {
+        Element::E4m3 => KvType::E4m3.encode(values, 1),
+        Element::E5m2 => KvType::E5m2.encode(values, 1),
         Element::Bf16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_ne_bytes()).collect(),
         Element::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_ne_bytes()).collect(),
         _ => values.iter().flat_map(|x| x.to_ne_bytes()).collect(),
@@ -458,6 +460,8 @@ pub fn encode(element: Element, values: &[f32]) -> Vec<u8> {
 #[must_use]
 pub fn decode(element: Element, bytes: &[u8]) -> Vec<f32> {
     match element {
+        Element::E4m3 => KvType::E4m3.decode(bytes, 1, 1),
+        Element::E5m2 => KvType::E5m2.decode(bytes, 1, 1),
         Element::Bf16 => bytes.as_chunks().0.iter().map(|&x| bf16::from_ne_bytes(x).to_f32()).collect(),
         Element::F16 => bytes.as_chunks().0.iter().map(|&x| f16::from_ne_bytes(x).to_f32()).collect(),
         _ => bytes.as_chunks().0.iter().map(|&x| f32::from_ne_bytes(x)).collect(),

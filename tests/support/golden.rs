@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use ihip_dsl::reference::{Problem, rope};
-use ihip_dsl::{AttendRope, LayerPruning, Pipeline, Ranking, Rope, ScanRope, Scoring, Stage};
+use ihip_dsl::{AttendRope, KvType, LayerPruning, Pipeline, Ranking, Rope, ScanRope, Scoring, Stage};
 use safetensors::{Dtype, SafeTensors};
 
 use super::declaration::declare;
@@ -239,6 +239,7 @@ impl Case {
             query_heads: self.query_heads,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
+            kv_type: KvType::F32,
             query_scale: 1.0,
             frequencies: &self.frequencies,
             queries: &self.queries,

@@ -2,7 +2,7 @@
 
 use ihip_dsl::reference::Problem;
 use ihip_dsl::{
-    AttendRope, Attention, ChunkScore, Descent, Halving, LayerPruning, LayerRange, Phases, Pipeline, Probe,
+    AttendRope, Attention, ChunkScore, Descent, Halving, KvType, LayerPruning, LayerRange, Phases, Pipeline, Probe,
     QueryReduction, Ranking, Refresh, Representative, Rope, ScanRope, Scores, Scoring, Stage,
 };
 use proptest::prelude::*;
@@ -83,6 +83,7 @@ impl Sample {
             query_heads: self.query_heads,
             kv_heads: self.kv_heads,
             head_dim: HEAD_DIM,
+            kv_type: KvType::F32,
             query_scale: 1.0 / (HEAD_DIM as f32).sqrt(),
             frequencies: &self.frequencies,
             queries: &self.queries,

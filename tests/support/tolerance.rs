@@ -15,32 +15,50 @@ const F32: f64 = 1.0 / (1 << 24) as f64;
 const ONCE: usize = 24;
 
 /// The share that is lost of a number that tensor cores take as two of the cache's type: what the first rounds away, the
-/// second rounds again.
+/// second rounds again. Types that they do not take lose nothing.
 #[must_use]
 pub const fn split(kv_type: KvType) -> f64 {
     match kv_type {
-        KvType::F32 => 0.0,
+        KvType::F32 | KvType::E4m3 | KvType::E5m2 | KvType::Int8 | KvType::Int4 => 0.0,
         KvType::F16 => 1.0 / (1 << 22) as f64,
         KvType::Bf16 => 1.0 / (1 << 17) as f64,
     }
 }
 
-/// The share that is lost of a number that is taken as one of the cache's type.
+/// The share that is lost of a number that they take as one of the cache's type.
 #[must_use]
 pub const fn rounded(kv_type: KvType) -> f64 {
+    if kv_type.is_factor() { held(kv_type) } else { 0.0 }
+}
+
+/// What is lost of it at most, whatever its size: an f16 knows no smaller steps.
+#[must_use]
+pub const fn least(kv_type: KvType) -> f64 {
+    if kv_type.is_factor() { least_held(kv_type) } else { 0.0 }
+}
+
+/// The share that is lost of a number that is cached: of its own size, or of the largest of its group where those share
+/// a scale, which loses one part in 256 itself.
+const fn held(kv_type: KvType) -> f64 {
     match kv_type {
         KvType::F32 => 0.0,
         KvType::F16 => 1.0 / (1 << 11) as f64,
         KvType::Bf16 => 1.0 / (1 << 8) as f64,
+        KvType::E4m3 => 1.0 / (1 << 4) as f64,
+        KvType::E5m2 => 1.0 / (1 << 3) as f64,
+        KvType::Int8 => 0.502 / 127.0,
+        KvType::Int4 => 0.502 / 7.0,
     }
 }
 
-/// What is lost at most, whatever the size: an f16 knows no smaller steps.
+/// What is lost of it at most, whatever its size: half of the smallest step.
 #[must_use]
-pub const fn least(kv_type: KvType) -> f64 {
+pub const fn least_held(kv_type: KvType) -> f64 {
     match kv_type {
+        KvType::F32 | KvType::Bf16 | KvType::Int8 | KvType::Int4 => 0.0,
         KvType::F16 => 1.0 / (1 << 24) as f64,
-        KvType::F32 | KvType::Bf16 => 0.0,
+        KvType::E4m3 => 1.0 / (1 << 10) as f64,
+        KvType::E5m2 => 1.0 / (1 << 17) as f64,
     }
 }
 
@@ -72,10 +90,11 @@ pub fn average(kv_type: KvType, keys: usize, logit: f64, rotated_cache: bool) ->
     (2.0 * logit).exp_m1() + weight + F32 * (keys + ONCE) as f64
 }
 
-/// An element of a key that is rotated before it is cached: a share of the size of its pair.
+/// An element of a key that is rotated before it is cached: a share of the size of its pair, or of the largest of its
+/// group.
 #[must_use]
 pub const fn cached(kv_type: KvType) -> f64 {
-    rounded(kv_type) + F32 * 16.0
+    held(kv_type) + F32 * 16.0
 }
 
 /// A number that leaves a kernel as an activation.
@@ -99,6 +118,8 @@ pub const ELEMENT: f32 = 1e-5;
 pub const fn output(kv_type: KvType, rotated_cache: bool) -> f32 {
     match kv_type {
         KvType::F16 | KvType::Bf16 if rotated_cache => 2e-2,
+        // A key that is off by an f32's rounding may be held as its neighbour.
+        KvType::E4m3 | KvType::E5m2 | KvType::Int8 | KvType::Int4 if rotated_cache => 1e-1,
         _ => 2e-5,
     }
 }
@@ -107,7 +128,8 @@ pub const fn output(kv_type: KvType, rotated_cache: bool) -> f32 {
 #[must_use]
 pub const fn undecided(kv_type: KvType, rotated_cache: bool) -> f32 {
     match kv_type {
-        KvType::F16 | KvType::Bf16 if rotated_cache => 1e-1,
+        KvType::F32 => 1e-5,
+        _ if rotated_cache => 1e-1,
         _ => 1e-5,
     }
 }

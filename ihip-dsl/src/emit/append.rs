@@ -1,6 +1,7 @@
 //! Puts a step's keys and values into the cache.
 
-use super::functions::{CACHE_ROW, QUADS, ROTATE, Shape};
+use super::cached;
+use super::functions::{QUADS, ROTATE, Shape};
 use super::launch::Element;
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel};
@@ -32,18 +33,30 @@ impl Append {
             "Copies a step's keys and values to the cache, not rotated. One block a row."
         };
         let mut writer = Writer::new(heading, &format!("{pipeline}, append"));
+        let scaled = cached::scaled(self.shape);
+        let projected = |head: &str| format!("qkv[projected + ({head}) * HEAD_DIM + element]");
         self.shape.constants(&mut writer);
         writer.constant("THREADS", THREADS, "threads of a block");
-        writer.text(QUADS).text(CACHE_ROW);
+        writer.text(QUADS);
+        cached::rows(&mut writer, self.shape);
+        cached::store(&mut writer, self.shape);
         if self.rotated {
             writer.text(ROTATE);
             writer.text(&format!("KERNEL(THREADS) {name}({ROTATED_ARGUMENTS}) {{"));
-            writer.more(ROW).more(ROTATED_KEYS);
+            writer.more(ROW).more(&self.rotated_keys());
         } else {
             writer.text(&format!("KERNEL(THREADS) {name}({PLAIN_ARGUMENTS}) {{"));
-            writer.more(ROW).more(PLAIN_KEYS);
+            writer.more(ROW).more(&if scaled {
+                scaled_rows("keys", &projected("QUERY_HEADS + head"))
+            } else {
+                PLAIN_KEYS.to_owned()
+            });
         }
-        writer.more(VALUES);
+        writer.more(&if scaled {
+            scaled_rows("values", &projected("QUERY_HEADS + KV_HEADS + head")) + "}"
+        } else {
+            VALUES.to_owned()
+        });
         let cached = Element::from(self.shape.kv());
         let activation = self.shape.activation.element();
         let qkv = if self.rotated { ArgumentKind::Output(activation) } else { ArgumentKind::Input(activation) };
@@ -66,6 +79,24 @@ impl Append {
             shared_bytes: 0,
         }
     }
+
+    /// Rotates queries in place and keys into the cache; where those have scales, in shared memory first.
+    fn rotated_keys(&self) -> String {
+        let text = ROTATED_KEYS;
+        if cached::scaled(self.shape) {
+            text.replace("$TURNED", "    SHARED(float, turned, KV_HEADS * HEAD_DIM);\n")
+                .replace("$STORE\n", TURN_SHARED.trim_start_matches('\n'))
+                + "    sync_block();\n"
+                + &scaled_rows("keys", "turned[head * HEAD_DIM + element]")
+        } else {
+            text.replace("$TURNED", "").replace("$STORE\n", STORE_PAIR.trim_start_matches('\n'))
+        }
+    }
+}
+
+/// Writes a row of every key-value head to `to`, from where `from` stands.
+fn scaled_rows(to: &str, from: &str) -> String {
+    SCALED.replace("$TO", to).replace("$FROM", from)
 }
 
 const PLAIN_ARGUMENTS: &str =
@@ -94,7 +125,7 @@ const ROTATED_KEYS: &str = r"
     // All heads turn by the same angles. A position times a frequency reaches millions of radians: it is reduced to
     // one turn in f64, and only the rest is rounded.
     SHARED(float2, angles, HALF);
-    for (int element = thread; element < HALF; element += THREADS) {
+$TURNED    for (int element = thread; element < HALF; element += THREADS) {
         const double turns = position * frequencies[element] * 0.15915494309189535;
         const float angle = static_cast<float>((turns - floor(turns + 0.5)) * 6.283185307179586);
         angles[element] = make_float2(cosf(angle), sinf(angle));
@@ -109,10 +140,28 @@ const ROTATED_KEYS: &str = r"
             pair[0] = from_float<Activation>(x);
             pair[HALF] = from_float<Activation>(y);
         } else {
+$STORE
+        }
+    }
+";
+
+const STORE_PAIR: &str = r"
             const unsigned long long cached = cache_row(page_table, position, head - QUERY_HEADS);
             keys[cached * HEAD_DIM + element] = from_float<Cached>(x);
             keys[cached * HEAD_DIM + element + HALF] = from_float<Cached>(y);
-        }
+";
+
+const TURN_SHARED: &str = r"
+            turned[(head - QUERY_HEADS) * HEAD_DIM + element] = x;
+            turned[(head - QUERY_HEADS) * HEAD_DIM + element + HALF] = y;
+";
+
+const SCALED: &str = r"
+    for (int first = 0; first < KV_HEADS * HEAD_DIM / 4; first += THREADS) {
+        const int item = min(first + thread, KV_HEADS * HEAD_DIM / 4 - 1);
+        const int head = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
+        const Quad<float> quad = load_quad(&$FROM);
+        store_cached($TO, cache_row(page_table, position, head), element, quad, item == first + thread);
     }
 ";
 

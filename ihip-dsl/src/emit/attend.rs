@@ -1,6 +1,7 @@
 //! Prefill: attention of a tile of query rows, in f32 from shared memory, with an online softmax in base 2.
 
-use super::functions::{CACHE_ROW, QUADS, Shape};
+use super::cached;
+use super::functions::{QUADS, Shape};
 use super::tile::Tile;
 use super::visible::{Phase, Visible};
 use super::writer::Writer;
@@ -113,7 +114,9 @@ impl Attend {
                 "factor of every query, times log2(e)",
             )
             .float("LOWEST", f32::MIN, "below every score");
-        writer.text(QUADS).text(CACHE_ROW);
+        writer.text(QUADS);
+        cached::rows(&mut writer, self.shape);
+        cached::quads(&mut writer, self.shape);
         self.visible.functions(&mut writer);
         writer.text(&format!(
             "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const Cached* __restrict__ values, const unsigned* __restrict__ page_table,\n   {} Activation* out) {{",
@@ -136,7 +139,7 @@ impl Attend {
             to: "tile",
             rows: ("TILE_KEYS", self.tile_keys()),
             threads: self.threads(),
-            head_dim: self.shape.head_dim(),
+            shape: self.shape,
             loads: 8,
             indent: 8,
         };

@@ -9,7 +9,7 @@ use super::functions::{CACHE_ROW, Shape};
 use super::visible::{Phase, Visible};
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel, hopper, slots};
-use crate::{KvType, LayerPlan, Ranking};
+use crate::{LayerPlan, Ranking};
 
 /// Rows of a product.
 const GROUP_ROWS: usize = 64;
@@ -30,7 +30,7 @@ impl AttendGroups {
     /// The kernel, where tensor cores take caches as they are, and keys have one position at most.
     pub(crate) fn new(shape: Shape, kind: &LayerPlan) -> Option<Self> {
         let attend = Self { shape, visible: Visible::new(kind) };
-        let fits = shape.kv() != KvType::F32 && shape.head_dim() >= 64 && !attend.visible.blends();
+        let fits = shape.kv().is_factor() && shape.head_dim() >= 64 && !attend.visible.blends();
         fits.then_some(attend)
     }
 

@@ -4,7 +4,8 @@
 //! A step at this size is a chain of loads that wait for each other: list, page table, keys, partial results. So a block
 //! starts the loads of everything that it reads before it uses the first, and no second launch joins the splits.
 
-use super::functions::{CACHE_ROW, QUADS, Shape};
+use super::cached;
+use super::functions::{QUADS, Shape};
 use super::launch::{Activation, Element};
 use super::tune::Tune;
 use super::visible::{Phase, Visible};
@@ -119,7 +120,7 @@ impl AttendRow {
             .constant("TEAM", team, "lanes that take a key together")
             .constant("TEAMS", threads / team, "such teams in a block")
             .constant("KEYS_EACH", keys * team / threads, "keys of a team")
-            .constant("PIECE", 16 / self.shape.kv().bytes(), "elements of a 16-byte copy")
+            .constant("PIECE", 16 * 8 / self.shape.kv().bits(), "elements of a 16-byte copy")
             .constant("QUADS", quads, "quads of output")
             .constant("PARTS", threads / quads, "threads that share the keys of a quad")
             .constant("BATCH", 8, "splits that are joined at a time")
@@ -130,7 +131,12 @@ impl AttendRow {
                 "factor of every query, times log2(e)",
             )
             .float("LOWEST", f32::MIN, "below every score");
-        writer.text(QUADS).text(CACHE_ROW);
+        writer.text(QUADS);
+        cached::rows(&mut writer, self.shape);
+        cached::quads(&mut writer, self.shape);
+        if self.appends {
+            cached::store(&mut writer, self.shape);
+        }
         self.visible.functions(&mut writer);
         let cache = if self.appends {
             "Cached* keys,\n    Cached* values"
@@ -141,7 +147,9 @@ impl AttendRow {
             "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, {cache}, const unsigned* __restrict__ page_table,\n   {} float* partials, float* partial_sums,\n    unsigned* arrivals, Activation* out) {{",
             self.visible.parameters()
         ));
-        writer.more(&PLACE.replace("$POSITIONS", self.visible.position_array()));
+        let values = if cached::scaled(self.shape) { SCALED_VALUES } else { VALUES };
+        let place = PLACE.replace("$POSITIONS", self.visible.position_array());
+        writer.more(&place.replace("$VALUES", values.trim_start_matches('\n')));
         writer.more(&self.visible.origin(Phase::Decode));
         writer.text(&self.slots());
         let turn = if self.visible.rotates() {
@@ -149,8 +157,19 @@ impl AttendRow {
         } else {
             ""
         };
-        let append = if self.appends { APPEND.trim_start_matches('\n') } else { "" };
-        writer.text(&LOAD.replace("$TURN\n", turn).replace("$APPEND\n", append));
+        let append = match (self.appends, cached::scaled(self.shape)) {
+            (false, _) => "",
+            (true, false) => APPEND.trim_start_matches('\n'),
+            (true, true) => SCALED_APPEND.trim_start_matches('\n'),
+        };
+        let copy = if cached::scaled(self.shape) { SCALED_COPY } else { COPY };
+        let load = LOAD
+            .replace("$TURN\n", turn)
+            .replace("$APPEND\n", append)
+            .replace("$COPY\n", copy.trim_start_matches('\n'))
+            .replace("$LOW", &cached::quad(self.shape, "keys", "row", "element"))
+            .replace("$HIGH", &cached::quad(self.shape, "keys", "row", "element + HALF"));
+        writer.text(&load);
         let [first, next, turn] = self.visible.follow_angles();
         writer.more(
             &SCORES
@@ -160,7 +179,12 @@ impl AttendRow {
                 // Keys in registers have no index: left to itself the compiler keeps a loop with two angles as it is.
                 .replace("$UNROLL\n", if self.visible.blends() { "#pragma unroll\n" } else { "" }),
         );
-        writer.text(OUTPUT).text(JOIN);
+        let value = if cached::scaled(self.shape) {
+            "load_numbers(&value_tile[slot * ROW_BYTES + at * BITS / 8], value_scales[slot * SCALES + at / SCALE_GROUP])"
+        } else {
+            "load_quad(&value_tile[slot * HEAD_DIM + at])"
+        };
+        writer.text(&OUTPUT.replace("$VALUE", value)).text(JOIN);
         let mut arguments = self.visible.arguments(self.shape);
         if self.appends {
             let cached = Element::from(self.shape.kv());
@@ -175,7 +199,7 @@ impl AttendRow {
             text: writer.finish(),
             arguments,
             threads: threads as u32,
-            shared_bytes: (keys * self.shape.head_dim() * self.shape.kv().bytes()) as u32,
+            shared_bytes: (keys * self.shape.kv().number_bytes(self.shape.head_dim())) as u32,
         }
     }
 
@@ -257,6 +281,45 @@ const APPEND: &str = r"
         }
 ";
 
+const SCALED_APPEND: &str = r"
+    if (split == SPLITS - 1)
+        // The step's own key and value are the last of the window: only this block reads them.
+        for (int first = 0; first < HEAD_DIM / 2; first += THREADS) {
+            const int item = min(first + thread, HEAD_DIM / 2 - 1);
+            const int what = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
+            const int projected = (QUERY_HEADS + what * KV_HEADS + kv_head) * HEAD_DIM + element;
+            const Quad<float> quad = load_quad(&qkv[static_cast<unsigned long long>(first_row) * QKV_ROW + projected]);
+            store_cached(what == 0 ? keys : values, cache_row(page_table, position, kv_head), element, quad, item == first + thread);
+        }
+";
+
+const VALUES: &str = r"
+    SHARED_DYNAMIC(Cached, value_tile);  // [TILE_KEYS][HEAD_DIM]
+";
+
+const SCALED_VALUES: &str = r"
+    SHARED_DYNAMIC(Cached, value_tile);  // [TILE_KEYS][ROW_BYTES]: numbers
+    SHARED(float, value_scales, TILE_KEYS * SCALES);
+";
+
+const COPY: &str = r"
+    for (int item = thread; item < TILE_KEYS * HEAD_DIM / PIECE; item += THREADS) {
+        const int slot = item / (HEAD_DIM / PIECE), element = item % (HEAD_DIM / PIECE) * PIECE;
+        const unsigned long long row = slot_row[slot];
+        copy_async_16(&value_tile[slot * HEAD_DIM + element], &values[row * HEAD_DIM + element], slot_token[slot] != NOWHERE);
+    }
+";
+
+const SCALED_COPY: &str = r"
+    for (int item = thread; item < TILE_KEYS * HEAD_DIM / PIECE; item += THREADS) {
+        const int slot = item / (HEAD_DIM / PIECE), byte = item % (HEAD_DIM / PIECE) * 16;
+        const Cached* const numbers = cached_numbers(values, slot_row[slot]);
+        copy_async_16(&value_tile[slot * ROW_BYTES + byte], numbers + byte, slot_token[slot] != NOWHERE);
+    }
+    for (int item = thread; item < TILE_KEYS * SCALES; item += THREADS)
+        value_scales[item] = to_float(*cached_scale(values, slot_row[item / SCALES], item % SCALES * SCALE_GROUP));
+";
+
 /// What a kernel writes whose last block joins the splits.
 pub(super) fn split_outputs(activation: Activation) -> [Argument; 4] {
     let output = |name, element| Argument { name, kind: ArgumentKind::Output(element) };
@@ -269,8 +332,7 @@ pub(super) fn split_outputs(activation: Activation) -> [Argument; 4] {
 }
 
 const PLACE: &str = r"
-    SHARED_DYNAMIC(Cached, value_tile);  // [TILE_KEYS][HEAD_DIM]
-    SHARED(float, queries, HEADS * HEAD_DIM);
+$VALUES    SHARED(float, queries, HEADS * HEAD_DIM);
     SHARED(float, weights, HEADS * TILE_KEYS);
     SHARED(float, shares, PARTS * HEADS * HEAD_DIM);
     SHARED(int, slot_token, TILE_KEYS);
@@ -297,19 +359,15 @@ $TURN
 $APPEND
     sync_block();
     // All that the block reads of the cache is under way before the first of it is used.
-    for (int item = thread; item < TILE_KEYS * HEAD_DIM / PIECE; item += THREADS) {
-        const int slot = item / (HEAD_DIM / PIECE), element = item % (HEAD_DIM / PIECE) * PIECE;
-        const unsigned long long row = slot_row[slot];
-        copy_async_16(&value_tile[slot * HEAD_DIM + element], &values[row * HEAD_DIM + element], slot_token[slot] != NOWHERE);
-    }
+$COPY
     copy_async_commit();
     // A lane of a team has four elements of a key and the four that they turn with.
     const int element = lane % TEAM * 4, team = thread / TEAM;
     Quad<float> x[KEYS_EACH], y[KEYS_EACH];
     for (int i = 0; i < KEYS_EACH; ++i) {
         const unsigned long long row = slot_row[team + i * TEAMS];
-        x[i] = load_quad(&keys[row * HEAD_DIM + element]);
-        y[i] = load_quad(&keys[row * HEAD_DIM + element + HALF]);
+        x[i] = $LOW;
+        y[i] = $HIGH;
     }
 ";
 
@@ -377,7 +435,7 @@ const OUTPUT: &str = r"
 #pragma unroll 8
         for (int slot = part; slot < TILE_KEYS; slot += PARTS) {
             const float weight = weights[head * TILE_KEYS + slot];
-            const Quad<float> value = load_quad(&value_tile[slot * HEAD_DIM + at]);
+            const Quad<float> value = $VALUE;
             for (int e = 0; e < 4; ++e) output.at[e] += weight * value.at[e];
         }
         store_quad(&shares[thread * 4], output);

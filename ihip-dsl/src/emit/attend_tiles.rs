@@ -15,7 +15,7 @@ use super::visible::{Phase, Visible};
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel};
 use crate::tuning::{AttendPrefill, Tuning};
-use crate::{KvType, LayerPlan, Ranking};
+use crate::{LayerPlan, Ranking};
 
 /// Rows of a product.
 const BAND: usize = 16;
@@ -46,7 +46,7 @@ impl AttendTiles {
             false => 64,
         };
         let tuning = AttendPrefill { rows: MOST_ROWS, keys };
-        (shape.kv() != KvType::F32).then_some(Self { shape, visible, tuning })
+        (shape.kv().is_factor()).then_some(Self { shape, visible, tuning })
     }
 
     fn query_block(&self) -> usize {

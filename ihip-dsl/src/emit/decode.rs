@@ -1,7 +1,8 @@
 //! Decoding in a dense layer without tensor cores, for caches of f32: attention of one query, split over the chip by
 //! keys, and the merge of the splits.
 
-use super::functions::{CACHE_ROW, QUADS, Shape, step_words};
+use super::cached;
+use super::functions::{QUADS, Shape, step_words};
 use super::launch::Element;
 use super::tile::Tile;
 use super::visible::{Phase, Visible};
@@ -81,7 +82,9 @@ impl SplitDense {
                 "factor of every query, times log2(e)",
             )
             .float("LOWEST", f32::MIN, "below every score");
-        writer.text(QUADS).text(CACHE_ROW);
+        writer.text(QUADS);
+        cached::rows(&mut writer, self.shape);
+        cached::quads(&mut writer, self.shape);
         writer.text(&format!(
             "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const Cached* __restrict__ values, const unsigned* __restrict__ page_table, float* partials, float* partial_sums) {{"
         ));
@@ -91,7 +94,7 @@ impl SplitDense {
             to,
             rows: ("TILE_KEYS", TILE_KEYS),
             threads: THREADS,
-            head_dim: self.shape.head_dim(),
+            shape: self.shape,
             loads: 16,
             indent: 8,
         };

@@ -11,7 +11,6 @@ use super::tune::Tune;
 use super::visible::{Phase, Visible};
 use super::writer::Writer;
 use super::{Family, Kernel};
-use crate::KvType;
 use crate::tuning::{DenseDecode, Tuning};
 
 /// Keys of a warp's tile: those of one product.
@@ -41,7 +40,7 @@ impl DenseRow {
         let fits = shape.group() <= ROWS && shape.group() * shape.head_dim() / 4 <= 32 * WARPS;
         let stages = (MOST_SHARED / (WARPS * stage_bytes(shape))).min(MOST_STAGES);
         let tuning = DenseDecode { warps: WARPS, stages, blocks: BLOCKS };
-        (shape.kv() != KvType::F32 && fits).then_some(Self { shape, tuning })
+        (shape.kv().is_factor() && fits).then_some(Self { shape, tuning })
     }
 
     /// Pieces that the keys are split into: fixed, so that a result never depends on the chip.
@@ -100,7 +99,7 @@ impl DenseRow {
 
 /// Bytes of one tile of keys and one of values.
 fn stage_bytes(shape: Shape) -> usize {
-    2 * TILE_KEYS * shape.head_dim() * shape.kv().bytes()
+    2 * TILE_KEYS * shape.kv().row_bytes(shape.head_dim())
 }
 
 impl Tune for DenseRow {

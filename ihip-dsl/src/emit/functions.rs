@@ -1,5 +1,6 @@
 //! Device functions that several families share, and the constants they read.
 
+use super::cached;
 use super::launch::{Activation, step};
 use super::writer::Writer;
 use crate::{Geometry, KvType, PrunedLayer, Ranking};
@@ -39,7 +40,7 @@ impl Shape {
 
     /// Bytes of a page of keys, or of values, of one layer: a multiple of 16.
     pub(crate) const fn page_bytes(&self) -> usize {
-        self.geometry.page as usize * self.kv_heads() * self.head_dim() * self.kv().bytes()
+        self.geometry.page_bytes()
     }
 
     /// The end of every kernel's name: head dimension, KV type, and the activations' type where it is not f32.
@@ -56,6 +57,7 @@ impl Shape {
         let kv = super::Element::from(self.kv()).word();
         let activation = self.activation.element().word();
         writer.text(&step_words());
+        cached::define(writer, self.kv());
         writer.text(&format!(
             "using Cached = {kv};  // element of the key-value cache\nusing Activation = {activation};"
         ));

@@ -84,6 +84,12 @@ pub enum Element {
     F16,
     /// `bf16` of the prelude.
     Bf16,
+    /// `e4m3`, which kernels that read or write it define.
+    E4m3,
+    /// `e5m2`, likewise.
+    E5m2,
+    /// `unsigned char`: whole numbers of eight or four bits, and their scales.
+    Byte,
     /// `double`.
     F64,
     /// `float2`, 8-byte aligned.
@@ -99,6 +105,7 @@ impl Element {
     #[must_use]
     pub const fn bytes(self) -> usize {
         match self {
+            Self::E4m3 | Self::E5m2 | Self::Byte => 1,
             Self::F16 | Self::Bf16 => 2,
             Self::F32 | Self::I32 | Self::U32 => 4,
             Self::F64 | Self::Float2 => 8,
@@ -112,6 +119,9 @@ impl Element {
             Self::F32 => "float",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
+            Self::E4m3 => "e4m3",
+            Self::E5m2 => "e5m2",
+            Self::Byte => "unsigned char",
             Self::F64 => "double",
             Self::Float2 => "float2",
             Self::I32 => "int",
@@ -126,6 +136,9 @@ impl From<KvType> for Element {
             KvType::F32 => Self::F32,
             KvType::F16 => Self::F16,
             KvType::Bf16 => Self::Bf16,
+            KvType::E4m3 => Self::E4m3,
+            KvType::E5m2 => Self::E5m2,
+            KvType::Int8 | KvType::Int4 => Self::Byte,
         }
     }
 }
@@ -140,7 +153,8 @@ pub enum Buffer {
     Qkv,
     /// Activations `[rows, query_heads · head_dim]`.
     Out,
-    /// The layer's keys, KV type, `[physical page][kv_head][page token][head_dim]`.
+    /// The layer's keys, KV type, `[physical page][kv_head][page token][head_dim]`. Where that has scales, a page of a
+    /// head is bytes: the numbers of its tokens, then their scales.
     Keys,
     /// The layer's values, laid out like the keys.
     Values,
@@ -167,7 +181,7 @@ pub enum Buffer {
         /// Tokens of a chunk.
         chunk: usize,
     },
-    /// KV type `[chunks][kv_heads][2][head_dim]`, one a layer: the least and the greatest elements of the keys of every
+    /// KV type, or f32 where that has scales, `[chunks][kv_heads][2][head_dim]`, one a layer: the least and the greatest elements of the keys of every
     /// complete chunk after the sinks.
     Bounds {
         /// Sinks, after which chunks begin.

@@ -1,5 +1,6 @@
 //! Kernels that measurements need besides those of a plan: data that looks random, and a reader of memory.
 
+use super::cached;
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Element, Family, Kernel};
 use crate::KvType;
@@ -36,7 +37,8 @@ impl MeasureKernel {
         let (heading, origin, body, arguments) = match self {
             Self::Noise(element) => {
                 let arguments = vec![output("out", element.into()), i32("count"), i32("seed")];
-                (NOISE_HEADING, "noise", NOISE, arguments)
+                let body = if element.most().is_some() { NOISE_BYTES } else { NOISE_FLOATS };
+                (NOISE_HEADING, "noise", body, arguments)
             }
             Self::Read => {
                 let input = Argument { name: "from", kind: ArgumentKind::Input(Element::U32) };
@@ -45,9 +47,11 @@ impl MeasureKernel {
         };
         let mut writer = Writer::new(heading, &format!("measure, {origin}"));
         if let Self::Noise(element) = self {
+            cached::define(&mut writer, element);
             writer.text(&format!("using Element = {};", Element::from(element).word()));
         }
         writer.constant("THREADS", THREADS, "threads of a block");
+        let body = body.replace("$MIX\n", MIX.trim_start_matches('\n'));
         writer.text(&body.replace("NAME", &name));
         let text = writer.finish();
         Kernel { name, family: Family::Measure, text, arguments, threads: THREADS, shared_bytes: 0 }
@@ -56,13 +60,28 @@ impl MeasureKernel {
 
 const NOISE_HEADING: &str = "Noise of mean 0 and variance 1: the sum of four uniform numbers, within ±3.5.";
 
-const NOISE: &str = r"
+const MIX: &str = r"
 // A permutation of the 32-bit integers under which neighbours have nothing in common.
 inline unsigned mix(unsigned x) {
     x = (x ^ x >> 16) * 0x7feb352du;
     x = (x ^ x >> 15) * 0x846ca68bu;
     return x ^ x >> 16;
 }
+";
+
+/// Bytes that are numbers somewhere and parts of scales elsewhere: a bf16 that two of them make is less than 2.
+const NOISE_BYTES: &str = r"
+$MIX
+
+KERNEL(THREADS) NAME(Element* out, int count, int seed) {
+    const unsigned threads = gridDim.x * THREADS;
+    for (unsigned i = blockIdx.x * THREADS + threadIdx.x; i < static_cast<unsigned>(count); i += threads)
+        out[i] = static_cast<unsigned char>(mix(i ^ mix(seed)) & 0xbfu);
+}
+";
+
+const NOISE_FLOATS: &str = r"
+$MIX
 
 KERNEL(THREADS) NAME(Element* out, int count, int seed) {
     const unsigned threads = gridDim.x * THREADS;

@@ -5,6 +5,7 @@ mod attend;
 mod attend_groups;
 mod attend_row;
 mod attend_tiles;
+mod cached;
 mod decode;
 mod dense_path;
 mod dense_row;

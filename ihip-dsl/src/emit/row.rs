@@ -37,9 +37,17 @@ impl Row<'_> {
         &self.layer.stages[self.stage]
     }
 
-    /// Elements of a 16-byte load.
+    /// Elements of a key that a lane loads at once: 16 bytes of them, and no more than have partners in another lane.
     pub(super) fn vector(&self) -> usize {
-        16 / self.shape.kv().bytes()
+        (16 * 8 / self.shape.kv().bits()).min(16)
+    }
+
+    /// What they are.
+    pub(super) fn loads(&self) -> &'static str {
+        match self.vector() * self.shape.kv().bits() {
+            128 => "elements of a 16-byte load",
+            _ => "elements of an 8-byte load",
+        }
     }
 
     /// Lanes that read one key together.

@@ -3,8 +3,9 @@
 //! A block of threads takes one query head of one query block. It keeps the averaged queries in shared memory, gathers
 //! the two probes of each chunk of a group beside them, and multiplies both as a register-tiled product.
 
+use super::cached;
 use super::extend;
-use super::functions::{self, CACHE_ROW, ORDERED, QUADS, ROTATE, Shape};
+use super::functions::{self, ORDERED, QUADS, ROTATE, Shape};
 use super::rows::{Heads, Product, Rotation, Rows, THREADS};
 use super::scoring::{self, BLOCK_SCORES, Output, Source, scan_constants, scoring_words, stem};
 use super::tile::Tile;
@@ -178,7 +179,9 @@ impl Scan {
         let copies = if rotation == Rotation::QueriesTwice { 2 } else { 1 };
         let mut writer = Writer::new(&self.heading(), &format!("{pipeline}, stage {}", self.stage));
         self.constants(&mut writer);
-        writer.text(QUADS).text(CACHE_ROW);
+        writer.text(QUADS);
+        cached::rows(&mut writer, self.shape);
+        cached::quads(&mut writer, self.shape);
         if !self.soft() {
             writer.text(ORDERED);
         }
@@ -207,7 +210,7 @@ impl Scan {
             to: "probes",
             rows: ("PROBES", self.probes()),
             threads: THREADS,
-            head_dim: self.shape.head_dim(),
+            shape: self.shape,
             loads: 16,
             indent: 12,
         };

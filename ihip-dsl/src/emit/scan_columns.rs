@@ -13,7 +13,7 @@ use super::tune::Tune;
 use super::writer::Writer;
 use super::{Buffer, Family, Kernel};
 use crate::tuning::{ScanDecode, Tuning};
-use crate::{ChunkScore, Descent, Halving, KvType, PrunedLayer, Ranking, ScanRope, StagePlan};
+use crate::{ChunkScore, Descent, Halving, PrunedLayer, Ranking, ScanRope, StagePlan};
 
 /// As many warps over all key-value heads as a large chip runs at a time.
 const DEFAULT: ScanDecode = ScanDecode { threads: 128, warps: 3168 };
@@ -38,7 +38,7 @@ impl ScanColumns {
         let scan = Self { shape, layer: row_constants(layer, stage), stage, halving, tuning: DEFAULT };
         let rope =
             matches!(scan.plan().rope, ScanRope::Relative | ScanRope::Infllm | ScanRope::ChunkIndexed | ScanRope::None);
-        let fits = shape.kv() != KvType::F32 && scan.copies() * shape.group() <= ROWS && scan.probes() <= COLUMNS;
+        let fits = shape.kv().is_factor() && scan.copies() * shape.group() <= ROWS && scan.probes() <= COLUMNS;
         (rope && fits && layer.ranking != Ranking::Each && !scoring::soft(scan.plan())).then_some(scan)
     }
 

@@ -4,8 +4,9 @@
 //! A block of threads takes one query head of one query block. One key of each chunk of a group is in shared memory at
 //! a time, beside the averaged queries, and is multiplied with all of them.
 
+use super::cached;
 use super::extend;
-use super::functions::{self, CACHE_ROW, ORDERED, QUADS, ROTATE, Shape};
+use super::functions::{self, ORDERED, QUADS, ROTATE, Shape};
 use super::rows::{Heads, Product, Rotation, Rows, THREADS};
 use super::scan::{BLOCKS, chunks_here, heads_of, ranking_here};
 use super::scoring::{self, BLOCK_SCORES, Output, Source, path_length, scan_constants, scoring_words, stem};
@@ -171,6 +172,7 @@ impl ScanKeys {
                 "const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,"
             }
             Source::Means => "const float* __restrict__ means,\n   ",
+            Source::Bounds if cached::scaled(self.shape) => "const float* __restrict__ bounds,\n   ",
             Source::Bounds => "const Cached* __restrict__ bounds,\n   ",
         };
         let rope = if self.rotation() == Rotation::None { "" } else { " const float2* __restrict__ rope_table," };
@@ -189,7 +191,8 @@ impl ScanKeys {
         self.constants(&mut writer);
         writer.text(QUADS);
         if matches!(source, Source::Keys | Source::Paths) {
-            writer.text(CACHE_ROW);
+            cached::rows(&mut writer, self.shape);
+            cached::quads(&mut writer, self.shape);
         }
         if !self.soft() {
             writer.text(ORDERED);
@@ -234,9 +237,9 @@ impl ScanKeys {
     /// Where this block of threads works.
     fn place(&self, writer: &mut Writer) {
         let (shape, greatest) = if self.source() == Source::Bounds {
-            ("[CHUNKS][STRIDE]: least elements", GREATEST)
+            ("[CHUNKS][STRIDE]: least elements", GREATEST.replace("$BOUND", cached::bound_word(self.shape)))
         } else {
-            ("[CHUNKS][STRIDE]", "")
+            ("[CHUNKS][STRIDE]", String::new())
         };
         let mut arrays = String::new();
         if self.positions() {
@@ -247,7 +250,7 @@ impl ScanKeys {
         } else {
             arrays.push_str("    SHARED(float, largest, ROW_WARPS * CHUNKS);\n");
         }
-        writer.more(&PLACE.replace("$SHAPE", shape).replace("$ARRAYS", &arrays).replace("$GREATEST", greatest));
+        writer.more(&PLACE.replace("$SHAPE", shape).replace("$ARRAYS", &arrays).replace("$GREATEST", &greatest));
         if self.rotation() == Rotation::Extended {
             writer.more(extend::BLOCK);
         }
@@ -310,7 +313,7 @@ impl ScanKeys {
             to,
             rows: ("CHUNKS", self.rows().columns()),
             threads: THREADS,
-            head_dim: self.shape.head_dim(),
+            shape: self.shape,
             loads: 16,
             indent: 12,
         };
@@ -396,7 +399,7 @@ impl ScanKeys {
 }
 
 const GREATEST: &str = "    float* const greatest_slots = slots + CHUNKS * STRIDE;  // [CHUNKS][STRIDE]
-    const Cached* const greatest = bounds + HEAD_DIM;       // of the same rows
+    const $BOUND* const greatest = bounds + HEAD_DIM;       // of the same rows
 ";
 
 const KEEP_SCORE: &str = r"

@@ -3,8 +3,9 @@
 //!
 //! A few lanes read one key together, so that every load is 16 bytes a lane, and multiply it with all heads of the group.
 
-use super::functions::{self, CACHE_ROW, ORDERED, Shape};
-use super::row::{DEFAULT, Row, VECTORS, WARPS, scan_space};
+use super::cached;
+use super::functions::{self, ORDERED, Shape};
+use super::row::{DEFAULT, Row, WARPS, scan_space};
 use super::scoring::{self, Output, Source, row_constants, scoring_words, stem};
 use super::tune::Tune;
 use super::writer::Writer;
@@ -97,7 +98,7 @@ impl ScanKeysRow {
         }
         writer
             .constant("THREADS", self.tuning.threads, "threads of a block")
-            .constant("VECTOR", row.vector(), "elements of a 16-byte load")
+            .constant("VECTOR", row.vector(), row.loads())
             .constant("LANES", row.lanes(), "lanes that read one key together")
             .constant("TEAMS", 32 / row.lanes(), "such teams in a warp");
         if row.alone() {
@@ -105,10 +106,12 @@ impl ScanKeysRow {
         }
         row.rotation_constants(&mut writer);
         match self.source() {
-            Source::Means => writer.text(SUMMARY),
-            Source::Bounds => writer.text(VECTORS),
-            Source::Keys | Source::Paths => writer.text(VECTORS).text(CACHE_ROW),
-        };
+            Source::Means => {
+                writer.text(SUMMARY);
+            }
+            Source::Bounds => cached::bound_vectors(&mut writer, self.shape),
+            Source::Keys | Source::Paths => cached::vectors(&mut writer, self.shape),
+        }
         if !soft {
             writer.text(ORDERED);
         }
@@ -119,6 +122,7 @@ impl ScanKeysRow {
                 "const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,"
             }
             Source::Means => "const float* __restrict__ means,\n   ",
+            Source::Bounds if cached::scaled(self.shape) => "const float* __restrict__ bounds,\n   ",
             Source::Bounds => "const Cached* __restrict__ bounds,\n   ",
         };
         let table = if rope == ScanRope::None { "" } else { " const float2* __restrict__ rope_table," };
@@ -146,6 +150,7 @@ impl ScanKeysRow {
             .replace("$LOAD\n", load.trim_start_matches('\n'))
             .replace("$TURN\n", turn.trim_start_matches('\n'))
             .replace("$KEY", key)
+            .replace("$VECTOR", &cached::vector(self.shape, "row"))
             .replace("$QUERY\n", &row.query())
             .replace("$WRITE\n", &row.write());
         writer.text(&row.text(&scan));
@@ -243,7 +248,7 @@ const KEYS: &str = r"
             for (int i = 0; i < AT_ONCE; ++i) {
                 const int token = scored ? first_token + min(key + i, CHUNK - 1) : 0;
                 const unsigned long long row = cache_row(page_table, token, kv_head);
-                held[i] = *reinterpret_cast<const Vector*>(&keys[row * HEAD_DIM + lane * VECTOR]);
+                held[i] = $VECTOR;
             }
 $TURN
 #pragma unroll

@@ -4,8 +4,9 @@
 //! costs two loads a halving. Heads of a group descend the same chunk side by side: their first probes are the same.
 //! Where they take the same halves, all probes are, and each is loaded once for the group.
 
-use super::functions::{self, CACHE_ROW, ORDERED, Shape};
-use super::row::{DEFAULT, Row, VECTORS, WARPS, scan_space};
+use super::cached;
+use super::functions::{self, ORDERED, Shape};
+use super::row::{DEFAULT, Row, WARPS, scan_space};
 use super::scan::probe_texts;
 use super::scoring::{self, Output, Source, row_constants, scoring_words, stem};
 use super::tune::Tune;
@@ -102,7 +103,7 @@ impl ScanRow {
         writer
             .float("LOWEST", f32::MIN, "below every product")
             .constant("THREADS", self.tuning.threads, "threads of a block")
-            .constant("VECTOR", row.vector(), "elements of a 16-byte load")
+            .constant("VECTOR", row.vector(), row.loads())
             .constant("LANES", row.lanes(), "lanes that read one probe together")
             .constant("TEAMS", 32 / row.lanes(), "such teams in a warp");
         if !self.together() {
@@ -112,7 +113,7 @@ impl ScanRow {
             }
         }
         row.rotation_constants(&mut writer);
-        writer.text(VECTORS).text(CACHE_ROW);
+        cached::vectors(&mut writer, self.shape);
         if !self.soft() {
             writer.text(ORDERED);
         }
@@ -160,6 +161,7 @@ impl ScanRow {
             .replace("$TURN\n", turn.trim_start_matches('\n'))
             .replace("$LEFT_KEY", left_key)
             .replace("$RIGHT_KEY", right_key);
+        let descend = self.vectors(&descend);
         let write = if self.soft() {
             "row_scores[static_cast<unsigned long long>($FIRST_HEAD + (base + i * TEAMS + team) % $HEADS) * SCORE_ROWS * row_stride +\n                           (base + i * TEAMS + team) / $HEADS] = best[i];".to_owned()
         } else {
@@ -188,11 +190,17 @@ impl ScanRow {
             .replace("$TURN\n", turn.trim_start_matches('\n'))
             .replace("$LEFT_KEY", left_key)
             .replace("$RIGHT_KEY", right_key);
-        self.halve(&together, "", "best[head], ", clamp)
+        self.halve(&self.vectors(&together), "", "best[head], ", clamp)
             .replace("$ANGLES\n", row.angles())
             .replace("$QUERY\n", &row.query())
             .replace("$FOR_RIGHT", if row.twice { "right_query" } else { "query" })
             .replace("$WRITE\n", &row.write())
+    }
+
+    /// `text` with the loads of probes.
+    fn vectors(&self, text: &str) -> String {
+        text.replace("$LEFT_VECTOR", &cached::vector(self.shape, "left_row"))
+            .replace("$RIGHT_VECTOR", &cached::vector(self.shape, "right_row"))
     }
 
     /// What of the loops the words of the halving say.
@@ -313,8 +321,8 @@ $LOAD
                 const int middle = (left[i] + right[i]) / 2;
                 const unsigned long long left_row = cache_row(page_table, active ? $LEFT : 0, kv_head);
                 const unsigned long long right_row = cache_row(page_table, active ? $RIGHT : 0, kv_head);
-                left_probe[i] = *reinterpret_cast<const Vector*>(&keys[left_row * HEAD_DIM + lane * VECTOR]);
-                right_probe[i] = *reinterpret_cast<const Vector*>(&keys[right_row * HEAD_DIM + lane * VECTOR]);
+                left_probe[i] = $LEFT_VECTOR;
+                right_probe[i] = $RIGHT_VECTOR;
             }
 $TURN
             for (int i = 0; i < DESCENTS; ++i) {
@@ -366,8 +374,8 @@ $ANGLES
             const int middle = (left + right) / 2;
             const unsigned long long left_row = cache_row(page_table, active ? $LEFT : 0, kv_head);
             const unsigned long long right_row = cache_row(page_table, active ? $RIGHT : 0, kv_head);
-            const Vector left_probe = *reinterpret_cast<const Vector*>(&keys[left_row * HEAD_DIM + lane * VECTOR]);
-            const Vector right_probe = *reinterpret_cast<const Vector*>(&keys[right_row * HEAD_DIM + lane * VECTOR]);
+            const Vector left_probe = $LEFT_VECTOR;
+            const Vector right_probe = $RIGHT_VECTOR;
 $TURN
             float left_score = LOWEST, right_score = LOWEST, own_left[GROUP], own_right[GROUP];
 #pragma unroll

@@ -13,7 +13,7 @@ use super::tune::Tune;
 use super::writer::Writer;
 use super::{Buffer, Family, Kernel};
 use crate::tuning::{ScanPrefill, Tuning};
-use crate::{ChunkScore, Descent, Halving, KvType, PrunedLayer, QueryReduction, Ranking, ScanRope, StagePlan};
+use crate::{ChunkScore, Descent, Halving, PrunedLayer, QueryReduction, Ranking, ScanRope, StagePlan};
 
 /// Two products beside each other take the same queries. More blocks of threads would load the same queries more often.
 const DEFAULT: ScanPrefill = ScanPrefill { warps: 8, chunks: 16, blocks: 1024 };
@@ -39,7 +39,7 @@ impl ScanTiles {
     pub(crate) fn new(shape: Shape, layer: &PrunedLayer, stage: usize, halving: Halving) -> Option<Self> {
         let scan = Self { shape, layer: scan_constants(layer, stage), stage, halving, tuning: DEFAULT };
         let rope = matches!(scan.plan().rope, ScanRope::Relative | ScanRope::Infllm | ScanRope::None);
-        let fits = shape.kv() != KvType::F32 && scan.head_bytes() <= SHARED && scan.pages() <= MOST_PAGES;
+        let fits = shape.kv().is_factor() && scan.head_bytes() <= SHARED && scan.pages() <= MOST_PAGES;
         (rope && fits && halving.descent == Descent::Each && !scoring::soft(scan.plan())).then_some(scan)
     }
 

@@ -1,5 +1,6 @@
 //! What the scoring of a stage means for its kernels: which they are, what they read and write, and their names.
 
+use super::cached;
 use super::functions::{Shape, ranking_word};
 use super::launch::{Buffer, Element};
 use super::{Argument, ArgumentKind};
@@ -163,7 +164,7 @@ pub(super) fn operands(
 ) -> Vec<Operand> {
     let mut operands = Vec::new();
     let mut push = |name, kind, buffer| operands.push(Operand { argument: Argument { name, kind }, buffer });
-    let cached = Element::from(shape.kv());
+    let (cached, bound) = (Element::from(shape.kv()), cached::bound(shape));
     let input = ArgumentKind::Input;
     push("step", input(Element::I32), Buffer::Step);
     push("qkv", input(shape.activation.element()), Buffer::Qkv);
@@ -175,7 +176,7 @@ pub(super) fn operands(
             push("page_table", input(Element::U32), Buffer::PageTable);
         }
         Source::Means => push("means", input(Element::F32), Buffer::Means { sink, chunk }),
-        Source::Bounds => push("bounds", input(cached), Buffer::Bounds { sink, chunk }),
+        Source::Bounds => push("bounds", input(bound), Buffer::Bounds { sink, chunk }),
     }
     if stage.rope != ScanRope::None {
         push("rope_table", input(Element::Float2), Buffer::RopeTable);

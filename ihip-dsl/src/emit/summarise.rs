@@ -1,6 +1,7 @@
 //! What stands for the keys of a chunk once its last one is cached: their mean or their bounds.
 
-use super::functions::{self, CACHE_ROW, QUADS, Shape};
+use super::cached;
+use super::functions::{self, QUADS, Shape};
 use super::launch::{Buffer, Element};
 use super::scoring::{Operand, Source, source};
 use super::writer::Writer;
@@ -56,7 +57,7 @@ impl Summarise {
         let elements = chunks * self.shape.kv_heads() * self.shape.head_dim();
         match self.summary {
             Summary::Mean => (self.buffer(), Element::F32, elements),
-            Summary::Bounds => (self.buffer(), Element::from(self.shape.kv()), 2 * elements),
+            Summary::Bounds => (self.buffer(), cached::bound(self.shape), 2 * elements),
         }
     }
 
@@ -95,6 +96,7 @@ impl Summarise {
     pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
         let (what, output) = match self.summary {
             Summary::Mean => ("means", "float* means"),
+            Summary::Bounds if cached::scaled(self.shape) => ("least and greatest elements", "float* bounds"),
             Summary::Bounds => ("least and greatest elements", "Cached* bounds"),
         };
         let heading = format!(
@@ -105,8 +107,9 @@ impl Summarise {
         );
         let mut writer = Writer::new(&heading, &format!("{pipeline}, append"));
         writer.text(&functions::step_words());
-        let cached = Element::from(self.shape.kv()).word();
-        writer.text(&format!("using Cached = {cached};  // element of the key-value cache"));
+        cached::define(&mut writer, self.shape.kv());
+        let element = Element::from(self.shape.kv()).word();
+        writer.text(&format!("using Cached = {element};  // element of the key-value cache"));
         writer
             .constant("KV_HEADS", self.shape.kv_heads(), "key-value heads")
             .constant("HEAD_DIM", self.shape.head_dim(), "elements of a head")
@@ -116,15 +119,19 @@ impl Summarise {
             .constant("THREADS", THREADS, "threads of a block")
             .constant("LANES", self.lanes(), "threads that take four elements each of a head")
             .constant("TEAMS", self.teams(), "such teams in a block");
-        writer.text(QUADS).text(CACHE_ROW);
+        writer.text(QUADS);
+        cached::rows(&mut writer, self.shape);
+        cached::quads(&mut writer, self.shape);
         writer.text(&format!(
             "KERNEL(THREADS) {name}(\n    const int* step, const Cached* __restrict__ keys, const unsigned* __restrict__ page_table, {output}) {{"
         ));
         writer.more(PLACE);
-        writer.more(match self.summary {
+        let text = match self.summary {
             Summary::Mean => MEAN,
             Summary::Bounds => BOUNDS,
-        });
+        };
+        let quad = |row| cached::quad(self.shape, "keys", row, "element");
+        writer.more(&text.replace("$FIRST_QUAD", &quad("first_row")).replace("$QUAD", &quad("row")));
         Kernel {
             name: name.to_owned(),
             family: Family::Append,
@@ -150,7 +157,7 @@ const MEAN: &str = r"
 #pragma unroll 8
     for (int key = 0; key < CHUNK; ++key) {
         const unsigned long long row = cache_row(page_table, first_token + key, kv_head);
-        const Quad<float> quad = load_quad(&keys[row * HEAD_DIM + element]);
+        const Quad<float> quad = $QUAD;
         for (int e = 0; e < 4; ++e) sum.at[e] += quad.at[e];
     }
     for (int e = 0; e < 4; ++e) sum.at[e] /= static_cast<float>(CHUNK);
@@ -160,11 +167,11 @@ const MEAN: &str = r"
 
 const BOUNDS: &str = r"
     const unsigned long long first_row = cache_row(page_table, first_token, kv_head);
-    Quad<float> least = load_quad(&keys[first_row * HEAD_DIM + element]), greatest = least;
+    Quad<float> least = $FIRST_QUAD, greatest = least;
 #pragma unroll 8
     for (int key = 1; key < CHUNK; ++key) {
         const unsigned long long row = cache_row(page_table, first_token + key, kv_head);
-        const Quad<float> quad = load_quad(&keys[row * HEAD_DIM + element]);
+        const Quad<float> quad = $QUAD;
         for (int e = 0; e < 4; ++e) {
             least.at[e] = min(least.at[e], quad.at[e]);
             greatest.at[e] = max(greatest.at[e], quad.at[e]);

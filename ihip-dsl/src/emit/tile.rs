@@ -1,5 +1,8 @@
 //! Rows of the cache on their way into shared memory.
 
+use super::cached;
+use super::functions::Shape;
+
 /// A tile of rows of the cache, on its way into shared memory as f32.
 pub(crate) struct Tile {
     /// The cached array.
@@ -10,8 +13,8 @@ pub(crate) struct Tile {
     pub(crate) rows: (&'static str, usize),
     /// Threads of a block.
     pub(crate) threads: usize,
-    /// Elements of a row.
-    pub(crate) head_dim: usize,
+    /// What the rows are of.
+    pub(crate) shape: Shape,
     /// Loads of a thread that are under way together, at most.
     pub(crate) loads: usize,
     /// Spaces in front of the text.
@@ -22,16 +25,16 @@ impl Tile {
     /// Copies the rows as they are.
     pub(crate) fn load_plain(&self) -> String {
         let (rows, _) = self.rows;
-        let (from, to) = (self.from, self.to);
+        let (load, to) = (self.quad("element"), self.to);
         self.batches(
             &format!("{rows} * HEAD_DIM / 4"),
-            self.head_dim / 4,
+            self.shape.head_dim() / 4,
             self.loads,
             "Quad<float> batch",
             &format!(
                 "const int slot = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
 const unsigned long long row = slot_row[slot];
-batch[i] = load_quad(&{from}[row * HEAD_DIM + element]);"
+batch[i] = {load};"
             ),
             &format!(
                 "const int slot = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
@@ -60,17 +63,17 @@ for (int e = 0; e < 4; ++e) rotate(x[i].at[e], y[i].at[e], blend(angles[e], exte
     /// Copies the rows; `turn` turns four pairs of one.
     fn load_rotated(&self, turn: &str) -> String {
         let (rows, _) = self.rows;
-        let (from, to) = (self.from, self.to);
+        let (low, high, to) = (self.quad("element"), self.quad("element + HALF"), self.to);
         self.batches(
             &format!("{rows} * HALF / 4"),
-            self.head_dim / 8,
+            self.shape.head_dim() / 8,
             self.loads / 2,
             "Quad<float> x[$BATCH], y",
             &format!(
                 "const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
 const unsigned long long row = slot_row[slot];
-x[i] = load_quad(&{from}[row * HEAD_DIM + element]);
-y[i] = load_quad(&{from}[row * HEAD_DIM + element + HALF]);"
+x[i] = {low};
+y[i] = {high};"
             ),
             &format!(
                 "const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
@@ -79,6 +82,15 @@ store_quad(&{to}[slot * STRIDE + element], x[i]);
 store_quad(&{to}[slot * STRIDE + element + HALF], y[i]);"
             ),
         )
+    }
+
+    /// Four elements of a row: of keys and values as they are cached, of anything else as it is.
+    fn quad(&self, element: &str) -> String {
+        if matches!(self.from, "keys" | "values") {
+            cached::quad(self.shape, self.from, "row", element)
+        } else {
+            format!("load_quad(&{}[row * HEAD_DIM + {element}])", self.from)
+        }
     }
 
     /// A loop over `items`, `of_row` of them a row, whose loads of up to `most` turns are all under way before the

@@ -107,6 +107,7 @@ fn candidates(tensors: &Tensors<'_>, rows: Range<usize>, list: &BlockList) -> Ve
 pub fn dense(problem: &Problem<'_>) -> Vec<f32> {
     let mut tensors = Tensors::unrotated(problem);
     tensors.rotate_at_true_positions();
+    tensors.hold_in_cache(problem.kv_type);
     let mut out = Vec::new();
     for row in 0..tensors.query_count() {
         let visible = 0..=tensors.position(row);

@@ -15,6 +15,7 @@
 //! | [`rope`] | rotation, positions of every mode | §3.3, appendix D |
 //! | [`attend`] | block sparse attention, dense attention | §3.2 |
 //! | [`decode`] | renewing the mask while decoding | §3.2, appendix F |
+//! | [`cache`] | what is left of a key or value once it is cached | none |
 //! | [`Tensors`] | queries, keys and values as they are cached | §3.3 |
 //!
 //! # Rankings
@@ -22,13 +23,14 @@
 //! and cuts exist once for each query block and ranking, in this order: row `block · rankings + ranking`.
 //!
 //! # Precision
-//! Everything is f64 but for two roundings. Cosines and sines are rounded to f32, because every device reads them from
+//! Everything is f64 but for three roundings. Keys and values are what the cache holds of them ([`cache`]). Cosines and sines are rounded to f32, because every device reads them from
 //! an f32 table. A score is rounded to f32, because scores are f32 in every kernel and "equal scores" has to mean the
 //! same thing everywhere; it is accumulated in f64 so that no decision hangs on the order of the reference's own sums.
 //! Where two scores are closer than the rounding of an f32 sum, a kernel may still decide otherwise: the margins
 //! ([`select::Cut::margin`], [`scan::Scores::closest`]) tell those cases apart from mistakes.
 
 pub mod attend;
+pub mod cache;
 pub mod decode;
 pub mod halving;
 pub mod rope;
@@ -40,7 +42,7 @@ pub mod whole;
 
 use std::ops::Range;
 
-use crate::{LayerPruning, Ranking};
+use crate::{KvType, LayerPruning, Ranking};
 
 pub use attend::dense;
 pub use decode::{Decode, DecodeStep};
@@ -60,6 +62,8 @@ pub struct Problem<'a> {
     pub kv_heads: usize,
     /// Elements of one head, even.
     pub head_dim: usize,
+    /// Element type of the cache, to which keys, once rotated where they are cached so, and values are rounded.
+    pub kv_type: KvType,
     /// Factor on every query, usually 1/√head_dim.
     pub query_scale: f32,
     /// Rotary inverse frequencies in radians a position, `head_dim / 2` of them.

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::{Problem, rope};
-use crate::LayerPruning;
+use super::{Problem, cache, rope};
+use crate::{KvType, LayerPruning};
 
 /// A problem's tensors as the kernels see them: in f64, queries scaled, and everything rotated at true positions if
 /// that is how the layer caches its keys.
@@ -37,6 +37,7 @@ impl<'a> Tensors<'a> {
         if problem.pruning.rope.rotated_cache() {
             tensors.rotate_at_true_positions();
         }
+        tensors.hold_in_cache(problem.kv_type);
         tensors
     }
 
@@ -80,6 +81,12 @@ impl<'a> Tensors<'a> {
                 head.copy_from_slice(&rotated);
             }
         }
+    }
+
+    /// Leaves of keys and values what the cache holds of them.
+    pub(super) fn hold_in_cache(&mut self, kv_type: KvType) {
+        let rows = self.keys.chunks_mut(self.head_dim).chain(self.values.chunks_mut(self.head_dim));
+        rows.for_each(|row| cache::hold(kv_type, row));
     }
 
     /// Queries of the call.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ihip_dsl::KvType;
 use ihip_runtime::session::SEGMENT;
 use thiserror::Error;
 
@@ -19,6 +20,9 @@ pub(super) enum ArgumentError {
     /// Not a number at all.
     #[error("it is not a number")]
     NotANumber,
+    /// A type that caches do not have.
+    #[error("there is no such type: give f32, f16, bf16, e4m3, e5m2, int8 or int4")]
+    KvType,
     /// A temperature that divides by nothing sensible.
     #[error("it must be 0 (the most likely token) or a positive finite number")]
     Temperature,
@@ -109,6 +113,11 @@ pub(super) fn bytes(text: &str) -> Result<u64, ArgumentError> {
     // Whole bytes are exact up to 2^53, more than any machine has.
     let fits = bytes.fract() == 0.0 && (0.0..=f64::from(53).exp2()).contains(&bytes);
     if fits { Ok(bytes as u64) } else { Err(ArgumentError::Bytes) }
+}
+
+/// The element type of a cache.
+pub(super) fn kv_type(text: &str) -> Result<KvType, ArgumentError> {
+    KvType::ALL.into_iter().find(|kv_type| kv_type.word() == text).ok_or(ArgumentError::KvType)
 }
 
 /// Minutes: `5`, `0.5`; at most a week.

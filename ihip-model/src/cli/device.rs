@@ -17,9 +17,13 @@ pub(super) struct DeviceArguments {
     /// Where the model runs: `auto` (a GPU where there is one), `cpu`, or `cuda`, `cuda:1` and so on
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = Choice::parse)]
     device: Choice,
-    /// Type of weights, matrix products' inputs and cache on a GPU; the CPU computes in f32
+    /// Type of weights and matrix products' inputs on a GPU; the CPU computes in f32
     #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = parse_precision)]
     precision: Precision,
+    /// Type that keys and values are rounded to when they are cached: f32, f16, bf16, e4m3, e5m2, int8 or int4 [default:
+    /// that of the weights]
+    #[arg(long, value_name = "TYPE", value_parser = arguments::kv_type)]
+    kv_type: Option<KvType>,
     /// Threads of the CPU device [default: one for each core]
     #[arg(long, value_name = "N", value_parser = arguments::count, allow_negative_numbers = true)]
     threads: Option<usize>,
@@ -94,6 +98,8 @@ fn parse_precision(text: &str) -> std::result::Result<Precision, UnknownPrecisio
 pub(super) struct Settings {
     /// Element type of the cache.
     pub(super) kv_type: KvType,
+    /// Bytes of a weight.
+    pub(super) weight_bytes: usize,
     /// Prompt tokens of one step.
     pub(super) chunk: usize,
     /// Whether the device has memory of its own.
@@ -137,8 +143,13 @@ impl DeviceArguments {
         if self.dense_path {
             return Err(Error::NoDensePath);
         }
-        let chunk = self.prefill_chunk.unwrap_or(512);
-        let settings = Settings { kv_type: KvType::F32, chunk, own_memory: false, kv: self.kv };
+        let settings = Settings {
+            kv_type: self.kv_type.unwrap_or(KvType::F32),
+            weight_bytes: size_of::<f32>(),
+            chunk: self.prefill_chunk.unwrap_or(512),
+            own_memory: false,
+            kv: self.kv,
+        };
         work.run(&mut CpuDevice::new(self.threads.unwrap_or(0))?, settings)
     }
 
@@ -146,11 +157,17 @@ impl DeviceArguments {
         if self.dense_path {
             device.take_dense_path();
         }
-        let kv_type = match self.precision {
+        let weights = match self.precision {
             Precision::F32 => KvType::F32,
             Precision::Bf16 => KvType::Bf16,
         };
-        let settings = Settings { kv_type, chunk: self.prefill_chunk.unwrap_or(2048), own_memory: true, kv: self.kv };
+        let settings = Settings {
+            kv_type: self.kv_type.unwrap_or(weights),
+            weight_bytes: weights.bits() / 8,
+            chunk: self.prefill_chunk.unwrap_or(2048),
+            own_memory: true,
+            kv: self.kv,
+        };
         work.run(&mut device, settings)
     }
 }

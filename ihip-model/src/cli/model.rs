@@ -52,8 +52,7 @@ pub(super) struct Reserve {
 
 /// Bytes of weights and activations.
 pub(super) fn bytes(config: &Config, settings: Settings) -> u64 {
-    // Every device keeps its weights in the type of its cache.
-    config.parameters() * settings.kv_type.bytes() as u64 + config.workspace_bytes(settings.chunk)
+    config.parameters() * settings.weight_bytes as u64 + config.workspace_bytes(settings.chunk)
 }
 
 /// Plans the pipeline for the model, checks that the request fits the device, and loads the weights.

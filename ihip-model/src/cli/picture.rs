@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use ihip_dsl::reference::{self, Outcome, Problem};
-use ihip_dsl::{Attention, LayerPruning, Phases, Pipeline, Ranking};
+use ihip_dsl::{Attention, KvType, LayerPruning, Phases, Pipeline, Ranking};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -122,6 +122,7 @@ fn outcome(pruning: &LayerPruning, Scene { context, seed, .. }: Scene, queries: 
         query_heads: QUERY_HEADS,
         kv_heads: KV_HEADS,
         head_dim: HEAD_DIM,
+        kv_type: KvType::F32,
         query_scale: (HEAD_DIM as f32).sqrt().recip(),
         frequencies: &frequencies,
         queries: &queries,

@@ -300,7 +300,6 @@ pub(super) fn buffers(program: &Program, extent: Extent) -> BTreeMap<String, Mem
     let head_dim = geometry.head_dim as usize;
     let (queries, keys) = (geometry.query_heads as usize * head_dim, geometry.kv_heads as usize * head_dim);
     let pages = extent.tokens.div_ceil(geometry.page as usize);
-    let cached = pages * geometry.page as usize * keys;
     let storage = |buffer, element, count, zeroed| Storage { buffer, element, count, zeroed };
     let shared = [
         storage(B::Step, E::I32, step::WORDS, true),
@@ -311,6 +310,7 @@ pub(super) fn buffers(program: &Program, extent: Extent) -> BTreeMap<String, Mem
         storage(B::Frequencies, E::F64, head_dim / 2, false),
     ];
     let kv = E::from(geometry.kv_type);
+    let cached = pages * geometry.page_bytes() / kv.bytes();
     let mut own = vec![storage(B::Keys, kv, cached, false), storage(B::Values, kv, cached, false)];
     for layer in 0..program.plan().layers() {
         for state in program.layer_state(layer, extent) {
@@ -324,7 +324,12 @@ pub(super) fn buffers(program: &Program, extent: Extent) -> BTreeMap<String, Mem
     let workspace = program.workspace(extent);
     let memory = |storage: &Storage, per_layer| {
         let Storage { buffer, element, count, zeroed } = *storage;
-        let (element, shape) = (element.word().to_owned(), buffer.shape().to_owned());
+        let shape = match buffer {
+            // Numbers of a page's tokens, then their scales.
+            B::Keys | B::Values if geometry.kv_type.most().is_some() => "[physical page, kv_heads, bytes of a page]",
+            _ => buffer.shape(),
+        };
+        let (element, shape) = (element.word().to_owned(), shape.to_owned());
         (buffer.word(), Memory { element, shape, count, bytes: storage.bytes(), zeroed, per_layer })
     };
     let of_request = shared.iter().chain(&workspace).map(|storage| memory(storage, false));

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use half::{bf16, f16};
+use half::bf16;
 use ihip_dsl::emit::{Activation, Buffer, Extent, Family, Program, Value, step};
 use ihip_dsl::reference::{self, BlockList, Decode, Problem, StageOutcome};
 use ihip_dsl::{AttendRope, Attention, KvType, LayerPlan, LayerPruning, Pipeline, Ranking, Rope, ScanRope};
@@ -185,6 +185,7 @@ impl<'a> Subject<'a> {
             query_heads: geometry.query_heads as usize,
             kv_heads: geometry.kv_heads as usize,
             head_dim: geometry.head_dim as usize,
+            kv_type: geometry.kv_type,
             query_scale: geometry.query_scale,
             frequencies: plan.frequencies(),
             queries: &inputs.queries[rows.start * self.query_width()..rows.end * self.query_width()],
@@ -334,11 +335,7 @@ impl<'a> Subject<'a> {
                 }
             }
         }
-        match geometry.kv_type {
-            KvType::F32 => floats(&cache),
-            KvType::F16 => cache.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
-            KvType::Bf16 => cache.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
-        }
+        cache.chunks_exact(page * head_dim).flat_map(|rows| geometry.kv_type.encode(rows, head_dim)).collect()
     }
 }
 
@@ -349,13 +346,11 @@ impl Inputs {
         let mut draw = |count: usize, scale: f32| -> Vec<f32> {
             (0..count).map(|_| scale * ((random.next_u32() >> 8) as f32 / (1 << 23) as f32 - 1.0)).collect()
         };
-        let kv_type = subject.program.plan().geometry().kv_type;
-        let round = |values: Vec<f32>| -> Vec<f32> {
-            match kv_type {
-                KvType::F32 => values,
-                KvType::F16 => values.iter().map(|&x| f16::from_f32(x).to_f32()).collect(),
-                KvType::Bf16 => values.iter().map(|&x| bf16::from_f32(x).to_f32()).collect(),
-            }
+        let geometry = subject.program.plan().geometry();
+        let (kv_type, head_dim) = (geometry.kv_type, geometry.head_dim as usize);
+        let round = |mut values: Vec<f32>| -> Vec<f32> {
+            values.chunks_exact_mut(head_dim).for_each(|row| kv_type.round(row));
+            values
         };
         let (rows, tokens) = (subject.rows + 1, subject.start + subject.rows + 1);
         Self {

@@ -13,7 +13,7 @@ const TOKENS: usize = 4096;
 /// Queries of the prefill call: a ragged end of a query block.
 const ROWS: usize = 8;
 
-/// Queries, keys and values of one call, row-major, of values that every cache type holds as they are.
+/// Queries, keys and values of one call, row-major, of values that a cache of 16 bits holds as they are.
 #[derive(Clone, Debug)]
 pub struct Case {
     /// Position of the first query.
@@ -176,6 +176,7 @@ fn expected(
         query_heads: geometry.query_heads as usize,
         kv_heads: geometry.kv_heads as usize,
         head_dim: geometry.head_dim as usize,
+        kv_type: geometry.kv_type,
         query_scale: geometry.query_scale,
         frequencies,
         queries: &case.queries,

@@ -110,7 +110,7 @@ impl Compile {
         };
         let weights = match shape.geometry.kv_type {
             KvType::F32 => Activation::F32,
-            KvType::F16 | KvType::Bf16 => Activation::Bf16,
+            _ => Activation::Bf16,
         };
         let mut kernels: Vec<Kernel> =
             ModelKernel::all(weights).into_iter().map(|kernel| kernel.emit(weights)).collect();

@@ -231,10 +231,10 @@ fn buffers(program: &Program, extent: Extent, geometry: &Geometry) -> String {
         table.row([buffer, of, grouped(elements), bytes(size as f64)]);
     };
     let every = "each layer".to_owned();
-    let cached =
-        extent.tokens.next_multiple_of(geometry.page as usize) * (geometry.kv_heads * geometry.head_dim) as usize;
+    let pages = extent.tokens.div_ceil(geometry.page as usize);
+    let cached = pages * (geometry.page * geometry.kv_heads * geometry.head_dim) as usize;
     for what in ["Keys", "Values"] {
-        push(what.to_owned(), every.clone(), cached, cached * geometry.kv_type.bytes());
+        push(what.to_owned(), every.clone(), cached, pages * geometry.page_bytes());
     }
     let named = |storage: &Storage| (format!("{:?}", storage.buffer), storage.count, storage.bytes());
     for index in 0..plan.kinds().len() {

@@ -5,8 +5,8 @@ use ihip_dsl::emit::{Activation, Instructions, Kernel, Program};
 use ihip_dsl::tuning::Tunings;
 use ihip_dsl::{Geometry, KvType};
 use ihip_runtime::jit::{Architecture, Dump, JitError};
-use thiserror::Error as ThisError;
 
+use crate::cli::arguments;
 use crate::cli::error::{Error, Result};
 use crate::cli::pruning::Choice;
 use crate::shapes::{KNOWN_SHAPES, KnownShape};
@@ -19,17 +19,8 @@ pub(super) struct Target {
     #[arg(long, value_name = "NAME|PATH", default_value = KNOWN_SHAPES[0].word)]
     model: String,
     /// Element type of the cache
-    #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = parse_kv_type)]
+    #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = arguments::kv_type)]
     kv_type: KvType,
-}
-
-/// A type that caches do not have.
-#[derive(Clone, Debug, PartialEq, Eq, ThisError)]
-#[error("there is no such type: give f32, f16 or bf16")]
-pub(super) struct UnknownKvType;
-
-fn parse_kv_type(text: &str) -> std::result::Result<KvType, UnknownKvType> {
-    KvType::ALL.into_iter().find(|kv_type| kv_type.word() == text).ok_or(UnknownKvType)
 }
 
 /// Reads an architecture: what `clap` calls a value parser.

@@ -188,6 +188,8 @@ impl CpuCache {
     pub(super) fn append(&mut self, layer: usize, qkv: &[f32], columns: usize) {
         let (first, _) = self.step_rows();
         let rope = self.plan.rotated_cache(layer).then_some(&self.rope);
+        // Rows are rounded to the type and kept as f32.
+        let kv_type = self.plan.geometry().kv_type;
         let Self { store, sequence, tallies, layers, .. } = self;
         let Shape { kv_heads, head_dim, .. } = *store.shape();
         let width = kv_heads * head_dim;
@@ -196,12 +198,15 @@ impl CpuCache {
             let heads = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
             for (head, (key, value)) in heads.enumerate() {
                 let row = |kind| Row { layer, kind, head, token };
-                store.row_mut(sequence, row(Kind::Values)).copy_from_slice(value);
+                let cached = store.row_mut(sequence, row(Kind::Values));
+                cached.copy_from_slice(value);
+                kv_type.round(cached);
                 let cached = store.row_mut(sequence, row(Kind::Keys));
                 cached.copy_from_slice(key);
                 if let Some(rope) = rope {
                     rope.rotate(cached, token);
                 }
+                kv_type.round(cached);
             }
         }
         let appended = first..first + qkv.len() / columns;

@@ -82,10 +82,9 @@ fn sizes(program: &Program, extent: Extent, capacity: usize) -> Sizes {
     let plan = program.plan();
     let geometry = plan.geometry();
     let pages = capacity.div_ceil(geometry.page as usize);
-    let page = geometry.kv_heads as usize * geometry.page as usize * geometry.head_dim as usize;
     Sizes {
         pages,
-        region: pages * page * geometry.kv_type.bytes(),
+        region: pages * geometry.page_bytes(),
         rope_positions: program.rope_positions(extent),
         workspace: program.workspace(extent).into_iter().filter(|storage| !is_list(storage.buffer)).collect(),
         states: (0..plan.layers()).map(|layer| state(program, extent, layer)).collect(),

@@ -9,7 +9,7 @@ use cudarc::driver::result;
 use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaEvent, sys};
 use ihip_dsl::emit::measure::MeasureKernel;
-use ihip_dsl::emit::{Activation, Program};
+use ihip_dsl::emit::{Activation, Element, Program};
 use ihip_dsl::tuning::Tunings;
 use ihip_dsl::{KvType, Plan};
 
@@ -202,10 +202,10 @@ impl AttentionTimer {
         let geometry = *program.plan().geometry();
         let cache = self.device.cache_of(program, context)?;
         let noise = self.device.one(MeasureKernel::Noise(geometry.kv_type))?;
-        let elements =
-            context.next_multiple_of(geometry.page as usize) * (geometry.kv_heads * geometry.head_dim) as usize;
+        let bytes = context.div_ceil(geometry.page as usize) * geometry.page_bytes();
+        let element = Element::from(geometry.kv_type).bytes();
         for (seed, buffer) in cache.keys_and_values(0).iter().enumerate() {
-            self.noise(&noise, buffer, elements, geometry.kv_type.bytes(), seed)?;
+            self.noise(&noise, buffer, bytes / element, element, seed)?;
         }
         let columns = ((geometry.query_heads + 2 * geometry.kv_heads) * geometry.head_dim) as usize;
         let rows = context.min(SEGMENT);
