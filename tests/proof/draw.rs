@@ -45,8 +45,8 @@ pub(super) struct Drawn {
 pub(super) fn layers(count: usize, exact: bool) -> Vec<Drawn> {
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
-    // Where nothing is rounded, no number has a scale. Elsewhere the chosen layers are of every type that is left out.
-    let types = if exact { &KvType::ALL[..5] } else { &KvType::ALL[..3] };
+    // Where something is rounded, the chosen layers are of every type that is left out.
+    let types = if exact { KvType::ALL.as_slice() } else { &KvType::ALL[..3] };
     let mut draw = |number: usize| {
         let pruning: LayerPruning = prunings().new_tree(&mut runner).expect("nothing is rejected").current();
         let (query_heads, kv_heads) = HEADS[number % HEADS.len()];
@@ -68,8 +68,7 @@ pub(super) fn layers(count: usize, exact: bool) -> Vec<Drawn> {
 
 /// A dense layer of every type and head.
 pub(super) fn dense(exact: bool) -> Vec<Drawn> {
-    let types = KvType::ALL.into_iter().filter(|kv_type| !exact || kv_type.most().is_none());
-    let every = types.flat_map(|kv_type| HEAD_DIMS.map(|head_dim| (kv_type, head_dim)));
+    let every = KvType::ALL.into_iter().flat_map(|kv_type| HEAD_DIMS.map(|head_dim| (kv_type, head_dim)));
     let draw = |(number, (kv_type, head_dim)): (usize, (KvType, u32))| {
         let (query_heads, kv_heads) = HEADS[number % HEADS.len()];
         let all = (0, TOKENS as u32 + 1);
@@ -344,6 +343,14 @@ impl Asked {
                     let at = (random.next() % keys.len() as u64) as usize;
                     keys[at] = wild;
                 }
+            }
+        }
+        if let Some(most) = layer.kv_type.most().filter(|_| drawn.exact) {
+            // Every scale is 1: each group has the largest whole number, or its opposite.
+            let size = layer.kv_type.group(head_dim).expect("the type has scales");
+            for group in keys.chunks_mut(size).chain(values.chunks_mut(size)) {
+                let sign = if random.next().is_multiple_of(2) { 1 } else { -1 };
+                group[(random.next() % size as u64) as usize] = (sign * most) as f32;
             }
         }
         // As an activation has them and, but for scales, as the cache does: both hold them as they are.
