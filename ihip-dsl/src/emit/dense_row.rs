@@ -5,8 +5,8 @@
 //! split into what the cache's type holds of them and the rest, which are further rows of the same product and cost
 //! nothing.
 
-use super::attend_row::{JOIN, split_outputs};
 use super::functions::{CACHE_ROW, QUADS, Shape};
+use super::splits::{JOIN, split_outputs};
 use super::tune::Tune;
 use super::visible::{Phase, Visible};
 use super::writer::Writer;

@@ -33,6 +33,7 @@ mod score;
 mod scoring;
 mod select;
 mod slots;
+mod splits;
 mod summarise;
 mod tile;
 mod tune;
