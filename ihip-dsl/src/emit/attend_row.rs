@@ -122,6 +122,7 @@ impl AttendRow {
             .constant("HEADS", self.heads(), "query heads of a block of threads: they share the keys")
             .constant("FOURS", self.heads().div_ceil(4), "fours of heads")
             .constant("TILE_KEYS", keys, "keys of a split")
+            .constant("WEIGHT_ROW", keys + 8, "weights of a head, and a gap: heads lie in other banks of shared memory")
             .constant("THREADS", threads, "threads of a block")
             .constant("WARPS", threads / 32, "warps of a block")
             .constant("TEAM", team, "lanes that take a key together")
@@ -178,7 +179,9 @@ impl AttendRow {
         };
         let copy = if cached::scaled(self.shape) { SCALED_COPY } else { COPY };
         let value_at = if self.multiplies() { "piece_at(slot, element / PIECE)" } else { "slot * HEAD_DIM + element" };
+        let [onward, first, next, turn_key] = self.visible.follow_angles();
         let load = LOAD
+            .replace("$ONWARD\n", onward.trim_start_matches('\n'))
             .replace("$TURN\n", turn)
             .replace("$APPEND\n", append)
             .replace("$COPY\n", copy.trim_start_matches('\n'))
@@ -186,12 +189,11 @@ impl AttendRow {
             .replace("$LOW", &cached::quad(self.shape, "keys", "row", "element"))
             .replace("$HIGH", &cached::quad(self.shape, "keys", "row", "element + HALF"));
         writer.text(&load);
-        let [first, next, turn] = self.visible.follow_angles();
         writer.more(
             &SCORES
                 .replace("$FIRST\n", first.trim_start_matches('\n'))
                 .replace("$NEXT\n", next.trim_start_matches('\n'))
-                .replace("$TURN\n", turn.trim_start_matches('\n'))
+                .replace("$TURN\n", turn_key.trim_start_matches('\n'))
                 // Keys in registers have no index: left to itself the compiler keeps a loop with two angles as it is.
                 .replace("$UNROLL\n", if self.visible.blends() { "#pragma unroll\n" } else { "" }),
         );
@@ -343,7 +345,7 @@ const SCALED_COPY: &str = r"
 
 const PLACE: &str = r"
 $VALUES    SHARED(float, queries, HEADS * HEAD_DIM);
-    SHARED(float, weights, HEADS * TILE_KEYS);
+    SHARED(float, weights, HEADS * WEIGHT_ROW);
     SHARED(float, shares, PARTS * HEADS * HEAD_DIM);
     SHARED(int, slot_token, TILE_KEYS);
 $POSITIONS    SHARED(unsigned, slot_row, TILE_KEYS);
@@ -357,6 +359,7 @@ $POSITIONS    SHARED(unsigned, slot_row, TILE_KEYS);
 ";
 
 const LOAD: &str = r"
+$ONWARD
     for (int item = thread; item < HEADS * HALF; item += THREADS) {
         const int head = item / HALF, element = item % HALF;
         const Activation* const from =
@@ -408,7 +411,7 @@ $TURN
             float sum = (upper ? other : one) + shuffle_xor(upper ? one : other, 2);
             for (int mask = 4; mask < TEAM; mask *= 2) sum += shuffle_xor(sum, mask);
             const int head = four * 4 + lane % 4;
-            if (lane % TEAM < 4 && head < HEADS) weights[head * TILE_KEYS + slot] = slot_token[slot] == NOWHERE ? LOWEST : sum;
+            if (lane % TEAM < 4 && head < HEADS) weights[head * WEIGHT_ROW + slot] = slot_token[slot] == NOWHERE ? LOWEST : sum;
         }
     }
     sync_block();
@@ -416,13 +419,13 @@ $TURN
     for (int head = warp; head < HEADS; head += WARPS) {
         float own[TILE_KEYS / 32], top = LOWEST, sum = 0.0f;
         for (int i = 0; i < TILE_KEYS / 32; ++i) {
-            own[i] = weights[head * TILE_KEYS + lane + 32 * i];
+            own[i] = weights[head * WEIGHT_ROW + lane + 32 * i];
             top = max(top, own[i]);
         }
         for (int mask = 16; mask > 0; mask /= 2) top = max(top, shuffle_xor(top, mask));
         for (int i = 0; i < TILE_KEYS / 32; ++i) {
             own[i] = own[i] > LOWEST ? exp2_fast(own[i] - top) : 0.0f;
-            weights[head * TILE_KEYS + lane + 32 * i] = own[i];
+            weights[head * WEIGHT_ROW + lane + 32 * i] = own[i];
             sum += own[i];
         }
         for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);

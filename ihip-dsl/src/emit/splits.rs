@@ -33,7 +33,7 @@ pub(super) const OUTPUT: &str = r"
     if (part < PARTS) {
 #pragma unroll 8
         for (int slot = part; slot < TILE_KEYS; slot += PARTS) {
-            const float weight = weights[head * TILE_KEYS + slot];
+            const float weight = weights[head * WEIGHT_ROW + slot];
             const Quad<float> value = $VALUE;
             for (int e = 0; e < 4; ++e) output.at[e] += weight * value.at[e];
         }
@@ -64,15 +64,13 @@ pub(super) const OUTPUT_PRODUCTS: &str = r"
         for (int k = 0; k < TILE_KEYS / 16; ++k) {
             unsigned factor[4], value[4];
             for (int half = 0; half < 2; ++half) {
-                float whole[2] = {}, rest[2] = {};
-                for (int e = 0; e < 2; ++e) {
-                    if (down >= HEADS) continue;
-                    const float weight = weights[down * TILE_KEYS + k * 16 + half * 8 + across * 2 + e];
-                    whole[e] = to_float(from_float<Cached>(weight));
-                    rest[e] = weight - whole[e];
-                }
-                factor[2 * half] = pack<Cached>(whole[0], whole[1]);
-                factor[2 * half + 1] = pack<Cached>(rest[0], rest[1]);
+                const float2* const pairs = reinterpret_cast<const float2*>(&weights[min(down, HEADS - 1) * WEIGHT_ROW]);
+                const float2 pair = pairs[k * 8 + half * 4 + across];
+                const unsigned whole = pack<Cached>(pair.x, pair.y);
+                const Cached low = {static_cast<unsigned short>(whole)}, high = {static_cast<unsigned short>(whole >> 16)};
+                const unsigned rest = pack<Cached>(pair.x - to_float(low), pair.y - to_float(high));
+                factor[2 * half] = down < HEADS ? whole : 0;
+                factor[2 * half + 1] = down < HEADS ? rest : 0;
             }
             load_matrix_x4_transposed(value, &value_tile[piece_at(k * 16 + lane % 16, 2 * step + lane / 16)]);
             // Two sums of each: products that wait for each other's sums are half as many.
