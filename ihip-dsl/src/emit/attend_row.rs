@@ -18,6 +18,8 @@ use crate::{PrunedLayer, Ranking};
 
 /// What suits a large chip.
 const DEFAULT: AttendDecode = AttendDecode { threads: 256, keys: 128 };
+/// Keys where a head has more than 128 elements: as many bytes of values, and registers for keys.
+const KEYS_OF_LONG_ROWS: usize = 64;
 
 /// Constants of the kernel.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,7 +35,8 @@ impl AttendRow {
     pub(crate) fn new(shape: Shape, layer: &PrunedLayer) -> Self {
         // A list is read as it stands: how many queries share it in prefill does not matter here.
         let visible = Visible::pruned(&PrunedLayer { query_block: 1, ..layer.clone() });
-        Self { shape, visible, tuning: DEFAULT, appends: false }
+        let keys = if shape.head_dim() > 128 { KEYS_OF_LONG_ROWS } else { DEFAULT.keys };
+        Self { shape, visible, tuning: AttendDecode { keys, ..DEFAULT }, appends: false }
     }
 
     /// The same for steps that do nothing else: one launch that caches the step's key and value and attends. `None`
@@ -44,12 +47,13 @@ impl AttendRow {
     }
 
     /// Query heads of a group that one block of threads serves with the same keys: one where each has a list of its
-    /// own.
+    /// own, and no more than have a thread for each quad of output.
     fn heads(&self) -> usize {
         if self.visible.ranking() == Ranking::Each {
             return 1;
         }
-        (1..=8).rev().find(|heads| self.shape.group().is_multiple_of(*heads)).unwrap_or(1)
+        let most = (4 * DEFAULT.threads / self.shape.head_dim()).min(8);
+        (1..=most).rev().find(|heads| self.shape.group().is_multiple_of(*heads)).unwrap_or(1)
     }
 
     /// Pieces that the keys are split into: fixed, so that a result never depends on the chip.
@@ -67,9 +71,14 @@ impl AttendRow {
         }
     }
 
-    /// Lanes that take a key together.
+    /// Lanes that take a key together: those beyond a half of it have no part.
     fn team(&self) -> usize {
-        self.shape.head_dim() / 8
+        (self.shape.head_dim() / 8).next_power_of_two()
+    }
+
+    /// Whether every lane of a team has a part of a key.
+    fn full(&self) -> bool {
+        self.team() * 8 == self.shape.head_dim()
     }
 
     /// Quads of output.
@@ -180,14 +189,19 @@ impl AttendRow {
         let copy = if cached::scaled(self.shape) { SCALED_COPY } else { COPY };
         let value_at = if self.multiplies() { "piece_at(slot, element / PIECE)" } else { "slot * HEAD_DIM + element" };
         let [onward, first, next, turn_key] = self.visible.follow_angles();
+        let quad = |element| {
+            let quad = cached::quad(self.shape, "keys", "row", element);
+            if self.full() { quad } else { format!("has_part ? {quad} : Quad<float>{{}}") }
+        };
         let load = LOAD
             .replace("$ONWARD\n", onward.trim_start_matches('\n'))
             .replace("$TURN\n", turn)
             .replace("$APPEND\n", append)
             .replace("$COPY\n", copy.trim_start_matches('\n'))
             .replace("$VALUE_AT", value_at)
-            .replace("$LOW", &cached::quad(self.shape, "keys", "row", "element"))
-            .replace("$HIGH", &cached::quad(self.shape, "keys", "row", "element + HALF"));
+            .replace("$ELEMENT\n", if self.full() { ELEMENT } else { ELEMENT_OR_NONE }.trim_start_matches('\n'))
+            .replace("$LOW", &quad("element"))
+            .replace("$HIGH", &quad("element + HALF"));
         writer.text(&load);
         writer.more(
             &SCORES
@@ -374,14 +388,25 @@ $APPEND
     // All that the block reads of the cache is under way before the first of it is used.
 $COPY
     copy_async_commit();
-    // A lane of a team has four elements of a key and the four that they turn with.
-    const int element = lane % TEAM * 4, team = thread / TEAM;
+$ELEMENT
     Quad<float> x[KEYS_EACH], y[KEYS_EACH];
     for (int i = 0; i < KEYS_EACH; ++i) {
         const unsigned long long row = slot_row[team + i * TEAMS];
         x[i] = $LOW;
         y[i] = $HIGH;
     }
+";
+
+const ELEMENT: &str = r"
+    // A lane of a team has four elements of a key and the four that they turn with.
+    const int element = lane % TEAM * 4, team = thread / TEAM;
+";
+
+const ELEMENT_OR_NONE: &str = r"
+    // A lane of a team has four elements of a key and the four that they turn with. There are fewer fours than lanes: the
+    // last ones have zeros.
+    const int element = min(lane % TEAM * 4, HALF - 4), team = thread / TEAM;
+    const bool has_part = lane % TEAM * 4 < HALF;
 ";
 
 const SCORES: &str = r"
