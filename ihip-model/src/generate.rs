@@ -78,12 +78,6 @@ impl<'a, D: Device> Generation<'a, D> {
         Ok(Self { model, device, interrupt, cache, workspace, session, chunk: extent.chunk, last: None })
     }
 
-    /// The device, as it names itself.
-    #[must_use]
-    pub fn device_name(&self) -> String {
-        self.device.name()
-    }
-
     /// Tokens read and written so far.
     #[must_use]
     pub fn length(&self) -> usize {
@@ -104,15 +98,17 @@ impl<'a, D: Device> Generation<'a, D> {
         self.device.compilation()
     }
 
-    /// Whether [`Generation::pages_read`] has the pages that the steps to come read; it has not at first. Gives whether
-    /// the device can tell.
-    pub fn record_pages(&mut self, record: bool) -> bool {
-        self.device.record_pages(&mut self.cache, record)
+    /// Whether [`Generation::pages_read`] has the pages of the decoding steps to come; it has not at first.
+    pub fn record_pages(&mut self, record: bool) {
+        self.device.record_pages(&mut self.cache, record);
     }
 
-    /// The pages that were read in `layer` since this was last asked.
-    pub fn pages_read(&mut self, layer: usize) -> PagesRead {
-        self.device.pages_read(&self.cache, layer)
+    /// The pages that the last decoding step read in `layer`, asked for once after each.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn pages_read(&mut self, layer: usize) -> Result<PagesRead> {
+        Ok(self.device.pages_read(&self.cache, layer)?)
     }
 
     /// Keys, values and masks.

@@ -7,10 +7,12 @@
 
 mod cache;
 mod driver;
+mod given;
 mod launch;
 mod linear;
 mod mapping;
 mod memory;
+mod request;
 mod runner;
 mod tiers;
 mod timing;
@@ -31,6 +33,7 @@ use ihip_dsl::tuning::Tunings;
 use rayon::prelude::*;
 
 pub use cache::CudaCache;
+pub use request::{TimedRequest, refresh_period};
 pub use runner::{KernelArgument, KernelBuffer, KernelRunner};
 pub use timing::{AttentionTimer, Ceilings, TimedLayer};
 pub use trial::{GpuBench, TimedPart};
@@ -42,6 +45,7 @@ use self::memory::{Buffer, failed};
 use super::cpu::available_bytes;
 use super::{BlockLists, Compilation, Device, Sampling};
 use crate::jit::{Architecture, Compiler, Watch};
+use crate::kv::trace::PagesRead;
 use crate::kv::{Budget, Placement, Traffic};
 use crate::session::SEGMENT;
 use crate::tuning::Tables;
@@ -378,6 +382,14 @@ impl Device for CudaDevice {
 
     fn record_masks(&mut self, cache: &mut CudaCache, record: bool) {
         cache.record = record;
+    }
+
+    fn record_pages(&mut self, cache: &mut CudaCache, record: bool) {
+        cache.record_pages = record;
+    }
+
+    fn pages_read(&mut self, cache: &CudaCache, layer: usize) -> Result<PagesRead> {
+        cache.pages_read(layer)
     }
 
     fn begin(&mut self, cache: &mut CudaCache, step: &Step, tokens: &[u32]) -> Result<()> {
