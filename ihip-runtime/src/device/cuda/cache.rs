@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use cudarc::driver::CudaStream;
 use cudarc::driver::safe::CudaGraph;
 use cudarc::driver::sys::CUdeviceptr;
 use ihip_dsl::LayerPlan;
@@ -12,6 +11,7 @@ use ihip_dsl::emit::{self, Extent, Launch, Paging, Program, Slots, Value, step};
 
 use super::given::GivenLists;
 use super::launch::{Function, Operand};
+use super::ledger::Stream;
 use super::memory::Buffer;
 use super::tiers::{self, Tiers};
 use crate::device::BlockLists;
@@ -206,7 +206,7 @@ pub(super) fn placement(program: &Program, capacity: usize, budget: Budget) -> R
 
 impl CudaCache {
     pub(super) fn new(
-        stream: &Arc<CudaStream>,
+        stream: &Stream,
         (program, paging): (Program, Option<Paging>),
         kernels: HashMap<String, Arc<Function>>,
         capacity: usize,

@@ -5,13 +5,13 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::CudaStream;
 use cudarc::driver::sys::CUdeviceptr;
 use ihip_dsl::LayerPlan;
 use ihip_dsl::emit::{Buffer as Name, Program, Value};
 
 use super::cache::CudaCache;
 use super::launch::Operand;
+use super::ledger::Stream;
 use super::memory::Buffer;
 use crate::Result;
 use crate::kv::trace::PagesRead;
@@ -28,7 +28,7 @@ pub(super) struct GivenLists {
 
 impl GivenLists {
     /// For decoding steps of `program`; no entry of any list counts yet.
-    pub(super) fn new(stream: &Arc<CudaStream>, program: &Program) -> Result<Self> {
+    pub(super) fn new(stream: &Stream, program: &Program) -> Result<Self> {
         let plan = program.plan();
         let mut words = 0;
         let layers = (0..plan.layers()).map(|layer| match plan.decode(layer) {

@@ -9,6 +9,7 @@ mod cache;
 mod driver;
 mod given;
 mod launch;
+mod ledger;
 mod linear;
 mod mapping;
 mod memory;
@@ -33,6 +34,7 @@ use ihip_dsl::tuning::Tunings;
 use rayon::prelude::*;
 
 pub use cache::CudaCache;
+pub use ledger::Ledger;
 pub use request::{TimedRequest, refresh_period};
 pub use runner::{KernelArgument, KernelBuffer, KernelRunner};
 pub use timing::{AttentionTimer, Ceilings, TimedLayer};
@@ -40,6 +42,7 @@ pub use trial::{GpuBench, TimedPart};
 
 use self::cache::{MOST_GRAPHS, Recording};
 use self::launch::{Function, Loader, Operand};
+use self::ledger::Stream;
 use self::linear::{Products, Shape};
 use self::memory::{Buffer, failed};
 use super::cpu::available_bytes;
@@ -76,7 +79,7 @@ pub struct CudaDevice {
     name: String,
     precision: Precision,
     context: Arc<CudaContext>,
-    stream: Arc<CudaStream>,
+    stream: Stream,
     /// Where pages of the cache move.
     copies: Arc<CudaStream>,
     loader: Loader,
@@ -139,7 +142,7 @@ impl CudaDevice {
     /// Those of [`CudaDevice::new`].
     pub fn watched(ordinal: usize, precision: Precision, watch: Watch) -> Result<Self> {
         let context = driver::open(ordinal)?;
-        let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
+        let stream = Stream::new(context.new_stream().map_err(failed("cuStreamCreate"))?);
         let product = context.name().map_err(failed("cuDeviceGetName"))?;
         let compiler = Compiler::from_environment(architecture(&context)?)?.for_gpu().watched(watch);
         let tables = Tables::from_environment(compiler.architecture())?;
@@ -172,6 +175,11 @@ impl CudaDevice {
     /// [`DensePath`]: ihip_dsl::emit::DensePath
     pub const fn take_dense_path(&mut self) {
         self.dense_path = true;
+    }
+
+    /// From here on, `ledger` is asked before memory is allocated, and told when that is given back.
+    pub fn account_to(&mut self, ledger: Arc<dyn Ledger>) {
+        self.stream.ledger = ledger;
     }
 
     /// The kernels of a plan as they are tuned for a request of `capacity` tokens.
