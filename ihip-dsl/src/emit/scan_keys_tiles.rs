@@ -8,7 +8,7 @@
 
 use super::factors::{Copies, Factors};
 use super::functions::{self, CACHE_ROW, ORDERED, ROTATE, Shape};
-use super::rows::{Heads, Rotation, Rows};
+use super::rows::{self, Heads, Rotation, Rows};
 use super::scan::{chunks_here, heads_of, ranking_here};
 use super::scan_columns::PAIRS;
 use super::scoring::{self, BLOCK_SCORES, Output, Source, scan_constants, scoring_words, stem};
@@ -92,8 +92,14 @@ impl ScanKeysTiles {
     /// The rows of so many heads.
     fn factors_of(&self, heads: usize) -> Factors {
         let heads = if heads == 1 { Heads::One } else { Heads::Group(heads) };
-        let rows =
-            Rows { rotation: self.rotation(), heads, mean: self.mean(), of_head: self.plan().rows(), least_warps: 1 };
+        let rows = Rows {
+            rotation: self.rotation(),
+            heads,
+            mean: self.mean(),
+            of_head: self.plan().rows(),
+            warps: rows::warps(self.shape),
+            least_warps: 1,
+        };
         let copies = if self.source() == Source::Bounds { Copies::Signs } else { Copies::One };
         Factors { shape: self.shape, rows, copies }
     }

@@ -7,7 +7,7 @@
 
 use super::factors::{Copies, Factors};
 use super::functions::{self, CACHE_ROW, ORDERED, ROTATE, Shape};
-use super::rows::{Heads, Rotation, Rows};
+use super::rows::{self, Heads, Rotation, Rows};
 use super::scan::{chunks_here, heads_of, probe_texts, ranking_here};
 use super::scan_columns::PAIRS;
 use super::scoring::{self, BLOCK_SCORES, Output, Source, scan_constants, scoring_words, stem};
@@ -91,8 +91,14 @@ impl ScanTiles {
     /// The rows that a warp multiplies.
     fn factors(&self) -> Factors {
         let heads = if self.together() { Heads::Group(self.shape.group()) } else { Heads::One };
-        let rows =
-            Rows { rotation: self.rotation(), heads, mean: self.mean(), of_head: self.plan().rows(), least_warps: 1 };
+        let rows = Rows {
+            rotation: self.rotation(),
+            heads,
+            mean: self.mean(),
+            of_head: self.plan().rows(),
+            warps: rows::warps(self.shape),
+            least_warps: 1,
+        };
         let copies = if self.rotation() == Rotation::QueriesTwice { Copies::Sides } else { Copies::One };
         Factors { shape: self.shape, rows, copies }
     }
