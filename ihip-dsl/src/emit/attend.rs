@@ -45,8 +45,9 @@ impl Attend {
         if self.visible.ranking() == Ranking::Each {
             return 1;
         }
-        let fits =
-            |heads: &usize| self.shape.group().is_multiple_of(*heads) && heads * self.tile_queries() <= self.tile_rows();
+        let fits = |heads: &usize| {
+            self.shape.group().is_multiple_of(*heads) && heads * self.tile_queries() <= self.tile_rows()
+        };
         (1..=self.shape.group()).rev().find(fits).unwrap_or(1)
     }
 

@@ -5,8 +5,8 @@
 //! split into what the cache's type holds of them and the rest, which are further rows of the same product and cost
 //! nothing.
 
-use super::attend_row::{JOIN, split_outputs};
 use super::functions::{CACHE_ROW, QUADS, Shape};
+use super::splits::{JOIN, split_outputs};
 use super::tune::Tune;
 use super::visible::{Phase, Visible};
 use super::writer::Writer;
@@ -136,7 +136,7 @@ impl Tune for DenseRow {
 /// Where rows lie in shared memory that are read as matrices.
 pub(super) const PIECE_AT: &str = r"
 // Where a piece of 16 bytes of a row lies in shared memory: the same pieces of neighbouring rows are in other banks.
-inline int piece_at(int row, int piece) { return row * HEAD_DIM + (piece ^ (row & min(7, PIECES - 1))) * 8; }
+inline int piece_at(int row, int piece) { return row * HEAD_DIM + (piece ^ (row & min(7, (PIECES & -PIECES) - 1))) * 8; }
 ";
 
 const BODY: &str = r"

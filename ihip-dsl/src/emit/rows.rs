@@ -31,7 +31,7 @@ impl Rotation {
     }
 
     /// Where a row of averaged queries stands, where that depends on the row.
-    fn row_position(self) -> Option<&'static str> {
+    pub(super) fn row_position(self) -> Option<&'static str> {
         match self {
             Self::Chunks => Some("min(start + first + row * QUERY_STRIDE, chunks + SCAN_WINDOW)"),
             Self::Extended => Some("min(first_position + row * QUERY_STRIDE, end_position - 1) - origin"),
@@ -89,7 +89,7 @@ impl Rows {
         if self.mean { 1 } else { self.of_head }
     }
 
-    fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         match self.heads {
             Heads::One => self.head_rows(),
             Heads::Group(heads) => heads * self.head_rows(),
@@ -97,7 +97,7 @@ impl Rows {
     }
 
     /// Whether a row of the product is a row of the query block: no mean, no other head.
-    fn plain(&self) -> bool {
+    pub(super) fn plain(&self) -> bool {
         self.heads == Heads::One && !self.mean
     }
 

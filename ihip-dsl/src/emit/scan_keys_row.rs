@@ -145,9 +145,8 @@ impl ScanKeysRow {
         } else {
             format!("{load}{}", SUMMARY_SCORE.replace("$SCORE", score))
         };
-        let bound = |at| {
-            row.part("Vector", &format!("*reinterpret_cast<const Vector*>(&bounds[{at} * HEAD_DIM + $PART])"))
-        };
+        let bound =
+            |at| row.part("Vector", &format!("*reinterpret_cast<const Vector*>(&bounds[{at} * HEAD_DIM + $PART])"));
         let (turn, key) = if row.turns_keys() { (TURN, "turned[i].at[e]") } else { ("", "to_float(held[i].at[e])") };
         let scan = SCAN
             .replace("$ANGLES\n", row.angles())
