@@ -8,6 +8,7 @@ use ihip_dsl::{
 };
 use ihip_runtime::device::cuda::{CudaDevice, Precision};
 use ihip_runtime::device::{Device, Sampling};
+use ihip_runtime::session::SEGMENT;
 use ihip_runtime::{Error, Session, Step};
 use ihip_tests::support::tolerance::SUM;
 
@@ -130,14 +131,14 @@ impl Attention {
     /// Prefill in steps of 64 tokens, then decoding; with or without recording what decoding runs. Returns the output
     /// of every token, `[tokens][heads · head_dim]`, and the block lists of layer 1 after every step.
     fn run<D: Device>(device: &mut D, qkv: &[f32], prompt: usize, recorded: bool) -> (Vec<f32>, Vec<Vec<i32>>) {
-        Self::observed(device, qkv, prompt, recorded, &mut |_, _, _| ())
+        Self::observed(device, qkv, (prompt, 64), recorded, &mut |_, _, _| ())
     }
 
-    /// The same; `observe` sees the cache after each step.
+    /// The same with a prompt that is read in steps of `chunk` tokens; `observe` sees the cache after each step.
     pub(super) fn observed<D: Device>(
         device: &mut D,
         qkv: &[f32],
-        prompt: usize,
+        (prompt, chunk): (usize, usize),
         recorded: bool,
         observe: &mut dyn FnMut(&mut D, &mut D::Cache, &Step),
     ) -> (Vec<f32>, Vec<Vec<i32>>) {
@@ -146,19 +147,36 @@ impl Attention {
         let mut cache = device.cache(&plan, tokens).unwrap();
         device.record_masks(&mut cache, true);
         let table = device.matrix(tokens, ROW, qkv.to_vec()).unwrap();
-        let mut input = device.tensor(64, ROW).unwrap();
-        let mut out = device.tensor(64, HEADS * HEAD_DIM).unwrap();
+        let rows = chunk.min(SEGMENT);
+        let mut calls: Vec<_> = (0..chunk.div_ceil(SEGMENT))
+            .map(|_| (device.tensor(rows, ROW).unwrap(), device.tensor(rows, HEADS * HEAD_DIM).unwrap()))
+            .collect();
         let mut session = Session::new(plan);
         let (mut outputs, mut lists) = (Vec::new(), Vec::new());
-        let mut steps = session.prefill_steps(prompt, 64).unwrap().into_iter();
+        let mut steps = session.prefill_steps(prompt, chunk).unwrap().into_iter();
         while session.length() < tokens {
             let step: Step = steps.next().unwrap_or_else(|| session.decode_step());
             let ids: Vec<u32> = (step.start as u32..(step.start + step.rows) as u32).collect();
             device.begin(&mut cache, &step, &ids).unwrap();
+            let mut taken = Vec::new();
             let mut operations = |device: &mut D, cache: &mut D::Cache| {
-                device.embed(&table, step.rows, &mut input)?;
+                let parts = step.calls();
+                for (call, (input, _)) in parts.iter().zip(&mut calls) {
+                    if parts.len() > 1 {
+                        device.turn_to(cache, call)?;
+                    }
+                    device.embed(&table, call.rows, input)?;
+                }
                 for layer in 0..2 {
-                    device.attention(cache, layer, &input, &mut out)?;
+                    for (call, (input, out)) in parts.iter().zip(&mut calls) {
+                        if parts.len() > 1 {
+                            device.turn_to(cache, call)?;
+                        }
+                        device.attention(cache, layer, input, out)?;
+                        if parts.len() > 1 && layer == 1 {
+                            taken.extend(device.block_lists(cache, layer)?);
+                        }
+                    }
                 }
                 Ok(())
             };
@@ -167,10 +185,16 @@ impl Attention {
             } else {
                 operations(device, &mut cache).unwrap();
             }
-            outputs.extend(device.read(&out, step.rows).unwrap());
-            let list = device.block_lists(&cache, 1).unwrap().unwrap();
-            let rows = list.counts.iter().enumerate();
-            lists.extend(rows.map(|(row, count)| list.blocks[row * list.width..][..*count as usize].to_vec()));
+            for (call, (_, out)) in step.calls().iter().zip(&calls) {
+                outputs.extend(device.read(out, call.rows).unwrap());
+            }
+            if taken.is_empty() {
+                taken.extend(device.block_lists(&cache, 1).unwrap());
+            }
+            for list in taken {
+                let rows = list.counts.iter().enumerate();
+                lists.extend(rows.map(|(row, count)| list.blocks[row * list.width..][..*count as usize].to_vec()));
+            }
             session.advance(&step);
             observe(device, &mut cache, &step);
         }
@@ -202,7 +226,7 @@ impl Check for Attention {
             keys: &keys,
             values: &values,
             first_position: first,
-            t_max: ihip_runtime::session::SEGMENT,
+            t_max: SEGMENT,
             trained: geometry().trained as usize,
         };
         let whole = reference::prefill(&problem(0, prompt));

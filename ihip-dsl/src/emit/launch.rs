@@ -16,6 +16,10 @@ pub mod step {
     pub const T_MAX: usize = 2;
     /// Row of [`super::Buffer::Qkv`] and [`super::Buffer::Out`] that holds the step's first token.
     pub const FIRST_ROW: usize = 3;
+    /// Position of the first token of the whole step, of which the kernels see one call; for those that move pages.
+    pub const BEGIN: usize = 4;
+    /// Position behind its last one, likewise.
+    pub const END: usize = 5;
     /// Words of the buffer; the rest is zero.
     pub const WORDS: usize = 8;
 }
@@ -221,6 +225,9 @@ pub enum Buffer {
     GatheredPages,
     /// u32 `[query_heads]`: splits that have been written, by the heads that share a block of threads. Zero between launches.
     Arrivals,
+    /// KV type, one a layer, where the GPU holds a part of the cache: keys that the first halvings of the first stage's chunks
+    /// may probe, `[chunk][probe][kv_head][head_dim]` in pages laid out like the keys'.
+    Probes,
     /// The layer's keys as a step of prefill reads them where the host has some: those of slots on the GPU, and a copy of
     /// the others, laid out like the keys.
     StagedKeys,
@@ -270,6 +277,7 @@ impl Buffer {
             Self::GatheredValues => "gathered_values".to_owned(),
             Self::GatheredPages => "gathered_pages".to_owned(),
             Self::Arrivals => "arrivals".to_owned(),
+            Self::Probes => "probes".to_owned(),
             Self::StagedKeys => "staged_keys".to_owned(),
             Self::StagedValues => "staged_values".to_owned(),
             Self::Residents => "residents".to_owned(),
@@ -291,6 +299,7 @@ impl Buffer {
             | Self::Values
             | Self::GatheredKeys
             | Self::GatheredValues
+            | Self::Probes
             | Self::StagedKeys
             | Self::StagedValues => "[physical page, kv_heads, page, head_dim]",
             Self::PageTable | Self::GatheredPages => "[logical page]",

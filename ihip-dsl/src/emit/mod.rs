@@ -19,6 +19,7 @@ pub mod measure;
 pub mod model;
 mod normalise;
 mod paging;
+mod probes;
 mod program;
 mod promote;
 mod row;

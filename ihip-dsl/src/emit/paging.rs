@@ -6,6 +6,7 @@
 
 use super::exchange::{Exchange, Gather, WriteBack};
 use super::launch::{Buffer, Element, Launch, Storage, Value, tally};
+use super::probes::{MOST_LEVELS, Probes};
 use super::promote::Promote;
 use super::writer::snake_case;
 use super::{Extent, Kernel, Program};
@@ -40,6 +41,7 @@ enum Unit {
     Exchange(Exchange),
     Gather(Gather),
     WriteBack(WriteBack),
+    Probes(Probes),
 }
 
 impl Unit {
@@ -49,6 +51,7 @@ impl Unit {
             Self::Exchange(unit) => unit.stem(pipeline),
             Self::Gather(unit) => unit.stem(pipeline),
             Self::WriteBack(unit) => unit.stem(pipeline),
+            Self::Probes(unit) => unit.stem(pipeline),
         }
     }
 
@@ -58,6 +61,7 @@ impl Unit {
             Self::Exchange(unit) => unit.emit(pipeline, name),
             Self::Gather(unit) => unit.emit(pipeline, name),
             Self::WriteBack(unit) => unit.emit(pipeline, name),
+            Self::Probes(unit) => unit.emit(pipeline, name),
         }
     }
 }
@@ -73,6 +77,7 @@ impl Paging {
             let mut units = vec![Unit::Promote(Promote::claim(shape)), Unit::Exchange(Exchange { shape })];
             units.extend(Promote::new(shape, plan.decode(layer)).map(Unit::Promote));
             units.extend(Gather::new(shape, plan.prefill(layer)).map(Unit::Gather));
+            units.extend(program.probes(layer).map(Unit::Probes));
             units.extend(paging.stages(layer).then_some(Unit::WriteBack(WriteBack { shape })));
             for unit in units {
                 if paging.units.iter().any(|(known, _)| *known == unit) {
@@ -95,6 +100,12 @@ impl Paging {
         self.units.iter().map(|(unit, name)| unit.emit(plan.name(), name)).collect()
     }
 
+    /// What runs over the slots.
+    #[must_use]
+    pub const fn program(&self) -> &Program {
+        &self.program
+    }
+
     /// Slots of a layer.
     #[must_use]
     pub const fn slots(&self) -> Slots {
@@ -107,17 +118,27 @@ impl Paging {
         program.shape().page_bytes()
     }
 
-    /// Buffers of which every layer has its own, besides the page table.
+    /// Levels of probes that it is worth to keep: see [`Program::keeping_probes`].
     #[must_use]
-    pub fn layer_state(&self) -> Vec<Storage> {
+    pub const fn most_levels() -> usize {
+        MOST_LEVELS
+    }
+
+    /// Buffers of which `layer` has its own, besides the page table.
+    #[must_use]
+    pub fn layer_state(&self, layer: usize) -> Vec<Storage> {
         let storage = |buffer, element, count, zeroed| Storage { buffer, element, count, zeroed };
-        vec![
+        let tokens = self.slots.pages * self.program.plan().geometry().page as usize;
+        let probes = self.program.probes(layer).map(|probes| probes.storage(tokens));
+        let mut state = vec![
             storage(Buffer::Residents, Element::U32, self.slots.values, false),
             storage(Buffer::Reads, Element::U32, self.slots.pages, true),
             storage(Buffer::Hand, Element::U32, 1, true),
             storage(Buffer::Moves, Element::I32, 1 + 4 * MOST_MOVES, true),
             storage(Buffer::Tally, Element::U32, tally::WORDS, true),
-        ]
+        ];
+        state.extend(probes);
+        state
     }
 
     /// The page in each slot at first, where the first `sinks` pages, at least one, hold sinks: sinks, and then from the newest page to the
@@ -149,6 +170,7 @@ impl Paging {
         let (kind, shape) = (self.program.plan().prefill(layer), self.program.shape());
         let mut launches = self.program.prefill(layer, extent, rows, t_max);
         if !self.stages(layer) {
+            launches.extend(self.keep(layer, Buffer::Keys, rows));
             return launches;
         }
         for value in launches.iter_mut().flat_map(|launch| &mut launch.arguments) {
@@ -173,6 +195,7 @@ impl Paging {
             let gather = self.launch(&Unit::Gather(gather), grid, &buffers, vec![self.slots.values]);
             launches.insert(launches.len() - 1, gather);
         }
+        launches.extend(self.keep(layer, Buffer::StagedKeys, rows));
         let back = WriteBack { shape };
         let grid = back.grid(rows);
         let buffers = [
@@ -203,7 +226,16 @@ impl Paging {
     #[must_use]
     pub fn promote(&self, layer: usize) -> Vec<Launch> {
         let promote = Promote::new(self.program.shape(), self.program.plan().decode(layer));
-        promote.map(|promote| self.trade(&promote)).unwrap_or_default()
+        let trade = promote.map(|promote| self.trade(&promote)).unwrap_or_default();
+        // The page of the step's token is on the GPU until it trades places.
+        self.keep(layer, Buffer::Keys, 1).into_iter().chain(trade).collect()
+    }
+
+    /// The launch that keeps those of a step's keys which later steps probe first.
+    fn keep(&self, layer: usize, keys: Buffer, rows: usize) -> Option<Launch> {
+        let probes = self.program.probes(layer)?;
+        let buffers = [Buffer::Step, keys, Buffer::PageTable, Buffer::Probes];
+        Some(self.launch(&Unit::Probes(probes), Probes::grid(rows), &buffers, Vec::new()))
     }
 
     /// Launches before a step of prefill, and before anything is staged for it, in each layer: the page of the token that

@@ -150,7 +150,7 @@ impl ScanKeysRow {
             .replace("$LOAD\n", load.trim_start_matches('\n'))
             .replace("$TURN\n", turn.trim_start_matches('\n'))
             .replace("$KEY", key)
-            .replace("$VECTOR", &cached::vector(self.shape, "row"))
+            .replace("$VECTOR", &cached::vector(self.shape, "keys", "row"))
             .replace("$QUERY\n", &row.query())
             .replace("$WRITE\n", &row.write());
         writer.text(&row.text(&scan));
