@@ -9,7 +9,7 @@ use super::functions::{self, Shape};
 use super::launch::{Buffer, Element, Storage};
 use super::scoring::{self, Operand};
 use super::writer::Writer;
-use super::{Argument, ArgumentKind, Family, Kernel};
+use super::{Argument, ArgumentKind, Family, Kernel, Program};
 use crate::{LayerPlan, Probe, StagePlan};
 
 /// Halvings of which a copy may stay: each takes twice as much as the one before, and a scan reads no more of it. From
@@ -95,19 +95,19 @@ impl Probes {
             Probe::Middle => ("middle", "half / 2"),
             Probe::First => ("first", "0"),
         };
-        let (numbers, scales) = if cached::scaled(self.shape) {
-            ("cached_numbers($FROM, $ROW)", SCALES.trim_start_matches('\n'))
+        let (numbers, kept, scales) = if cached::scaled(self.shape) {
+            let kept = "const_cast<Cached*>(cached_numbers(probes, to))";
+            ("cached_numbers(keys, from)", kept, SCALES.trim_start_matches('\n'))
         } else {
-            ("&$FROM[$ROW * HEAD_DIM]", "")
+            ("&keys[from * HEAD_DIM]", "&probes[to * HEAD_DIM]", "")
         };
-        let place = |from: &str, row: &str| numbers.replace("$FROM", from).replace("$ROW", row);
         writer.more(
             &KEEP
                 .replace("$TOKEN", token)
                 .replace("$AT", at)
                 .replace("$SCALES\n", scales)
-                .replace("$NUMBERS", &place("keys", "from"))
-                .replace("$KEPT", &place("probes", "to")),
+                .replace("$NUMBERS", numbers)
+                .replace("$KEPT", kept),
         );
         let cached = |name, kind| Argument { name, kind };
         Kernel {
@@ -137,6 +137,22 @@ impl Probes {
     pub(super) fn functions(&self, writer: &mut Writer) {
         self.constants(writer);
         writer.text(PROBE_ROW);
+    }
+}
+
+impl Program {
+    /// What the GPU keeps of the keys of `layer` that its first stage probes.
+    pub(super) fn probes(&self, layer: usize) -> Option<Probes> {
+        Probes::new(self.shape(), self.plan().decode(layer), self.levels())
+    }
+
+    /// Bytes that the GPU keeps of all layers' keys in a cache of `tokens` tokens where the first `levels` halvings probe no
+    /// others.
+    #[must_use]
+    pub fn probe_bytes(&self, levels: usize, tokens: usize) -> usize {
+        let layers = (0..self.plan().layers()).map(|layer| self.plan().decode(layer));
+        let probes = layers.filter_map(|kind| Probes::new(self.shape(), kind, levels));
+        probes.map(|probes| probes.storage(tokens).bytes()).sum()
     }
 }
 

@@ -11,7 +11,7 @@ use super::dense_row::DenseRow;
 use super::functions::Shape;
 use super::gather::Gather;
 use super::launch::{Activation, Buffer, Element, Extent, Launch, Storage, Value};
-use super::probes::{Kept, Probes};
+use super::probes::Kept;
 use super::score::{Score, row_storage};
 use super::scoring::{Operand, Stride, strides};
 use super::select::Select;
@@ -54,7 +54,7 @@ pub enum Instructions {
 pub enum EmitError {
     /// A head of an unusual size.
     #[error(
-        "kernels are made for heads of 32, 64 or 128 elements, and the model's have {head_dim}: run it on the cpu device"
+        "kernels are made for heads of 32, 64, 96, … to 256 elements, and the model's have {head_dim}: run it on the cpu device"
     )]
     HeadDim {
         /// The model's head dimension.
@@ -66,7 +66,7 @@ impl Program {
     /// Names every kernel of `plan`; their text is written by [`Program::kernels`].
     ///
     /// # Errors
-    /// [`EmitError::HeadDim`] where a head has neither 32, nor 64, nor 128 elements.
+    /// [`EmitError::HeadDim`] where the elements of a head are no multiple of 32, or more than 256.
     pub fn new(plan: &Plan, activation: Activation) -> Result<Self, EmitError> {
         Self::with(plan, activation, Instructions::Portable, Tunings::default())
     }
@@ -82,8 +82,9 @@ impl Program {
         instructions: Instructions,
         tunings: Tunings,
     ) -> Result<Self, EmitError> {
-        if !matches!(plan.geometry().head_dim, 32 | 64 | 128) {
-            return Err(EmitError::HeadDim { head_dim: plan.geometry().head_dim });
+        let head_dim = plan.geometry().head_dim;
+        if !(32..=256).contains(&head_dim) || !head_dim.is_multiple_of(32) {
+            return Err(EmitError::HeadDim { head_dim });
         }
         Ok(Self::named(plan, Shape { geometry: *plan.geometry(), activation }, instructions, tunings, 0))
     }
@@ -133,20 +134,6 @@ impl Program {
     #[must_use]
     pub const fn levels(&self) -> usize {
         self.levels
-    }
-
-    /// What the GPU keeps of the keys of `layer` that its first stage probes.
-    pub(super) fn probes(&self, layer: usize) -> Option<Probes> {
-        Probes::new(self.shape, self.plan.decode(layer), self.levels)
-    }
-
-    /// Bytes that the GPU keeps of all layers' keys in a cache of `tokens` tokens where the first `levels` halvings probe no
-    /// others.
-    #[must_use]
-    pub fn probe_bytes(&self, levels: usize, tokens: usize) -> usize {
-        let layers = (0..self.plan.layers()).map(|layer| self.plan.decode(layer));
-        let probes = layers.filter_map(|kind| Probes::new(self.shape, kind, levels));
-        probes.map(|probes| probes.storage(tokens).bytes()).sum()
     }
 
     /// Where prompts begin densely in layers of the plan's kind `index`.

@@ -15,6 +15,7 @@ use ihip_dsl::{LayerPlan, Plan};
 
 use super::CudaDevice;
 use super::cache::CudaCache;
+use super::ledger::Stream;
 use super::memory::{Buffer, failed};
 use crate::kv::{Reads, Row, Tier, Traffic};
 use crate::session::Phase;
@@ -38,7 +39,7 @@ pub(super) struct Tiers {
 
 impl Tiers {
     /// For a cache whose regions are `layers`.
-    pub(super) fn new(stream: &Arc<CudaStream>, paging: Paging, layers: &[[Arc<Buffer>; 2]]) -> Result<Self> {
+    pub(super) fn new(stream: &Stream, paging: Paging, layers: &[[Arc<Buffer>; 2]]) -> Result<Self> {
         let staged: Vec<usize> = (0..layers.len()).filter(|layer| paging.stages(*layer)).collect();
         let what = "copies of the key-value cache";
         let host = |kind: usize| layers[0][kind].bytes() - layers[0][kind].on_gpu();
@@ -255,7 +256,7 @@ impl CudaDevice {
 
 /// What `layer` has of its own besides: its page table, what its clock remembers, and what the GPU keeps of its keys.
 pub(super) fn state(
-    stream: &Arc<CudaStream>,
+    stream: &Stream,
     paging: &Paging,
     layer: usize,
     sinks: usize,
