@@ -25,6 +25,8 @@ struct Pair {
     length: usize,
     /// Halvings whose probes the GPU keeps.
     levels: usize,
+    /// Slots whose keys are on the GPU.
+    keys_here: usize,
     /// What runs, for messages.
     what: String,
 }
@@ -42,6 +44,7 @@ impl Pair {
             layer: layer.clone(),
             noise: Noise(7),
             length: 0,
+            keys_here: slots[0],
             levels: if dense { 0 } else { (1..=levels).rev().find(|levels| keeps(layer, *levels)).unwrap_or(0) },
             what: format!("{slots:?} of {pages} slots, probes of {levels} halvings, {layer:?}"),
         }
@@ -84,12 +87,38 @@ impl Pair {
 
     fn decode(&mut self, restart: Option<usize>) {
         let qkv = self.rows(1);
+        let due = self.scanned(restart);
         let (expected, lists) = self.whole.decode(self.length, TOKENS, restart, &qkv);
         let (found, found_lists) = self.tiered.decode(self.length, TOKENS, restart, &qkv);
         assert_eq!(found_lists, lists, "lists at position {}", self.length);
         assert!(found == expected, "outputs at position {} differ, {}", self.length, self.what);
+        let counted = self.tiered.read_i32(Buffer::Tally);
+        if let Some(due) = due {
+            let words = tally::stage(0)..tally::stage(1);
+            assert_eq!(counted[words], due, "pages of the first stage at position {}, {}", self.length, self.what);
+        }
         self.length += 1;
         self.check();
+    }
+
+    /// What will be counted of the first stage: pages on the GPU and others. `None` where it is not scanned, or reads no keys.
+    fn scanned(&mut self, restart: Option<usize>) -> Option<[i32; 2]> {
+        let stage = self.layer.pruning.stages.first().filter(|_| restart == Some(0))?;
+        let (page, chunk) = (self.layer.page as usize, stage.chunk as usize);
+        let (sink, window) = (self.layer.pruning.sink as usize, self.layer.pruning.window as usize);
+        let table = self.tiered.read_i32(Buffer::PageTable);
+        let here = self.keys_here as i32;
+        let before = self.tiered.read_i32(Buffer::Tally);
+        let mut counted = [before[tally::stage(0)], before[tally::stage(0) + 1]];
+        // A chunk is scanned that begins a window less itself before the query, or earlier.
+        let scanned =
+            (0..).map(|number| sink + number * chunk).take_while(|first| first + window <= self.length + chunk);
+        for first in scanned.filter(|first| first + window < TOKENS) {
+            for slot in &table[first / page..=(first + chunk - 1) / page] {
+                counted[usize::from(*slot >= here)] += 1;
+            }
+        }
+        Some(counted)
     }
 
     /// Every page has one home, the slots know their pages, and every row is where the table says. Returns what was

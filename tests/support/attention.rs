@@ -271,7 +271,7 @@ impl Attention {
         qkv: &[f32],
     ) -> (Vec<f32>, Vec<Vec<i32>>) {
         let mut launches = self.begin_decode(position, t_max, restart, qkv);
-        launches.extend(self.paging.iter().flat_map(|paging| paging.promote(0)));
+        launches.extend(self.paging.iter().flat_map(|paging| paging.promote(0, restart)));
         self.launch(&launches);
         let width = match self.program.plan().decode(0) {
             LayerPlan::Pruned(layer) if !layer.stages.is_empty() => layer.keep_blocks,

@@ -46,8 +46,17 @@ pub mod tally {
     pub const WRITTEN_KEYS: usize = 8;
     /// Pages of values that did.
     pub const WRITTEN_VALUES: usize = 9;
+    /// Stages that are counted.
+    pub const STAGES: usize = 8;
     /// Words of the buffer.
-    pub const WORDS: usize = 10;
+    pub const WORDS: usize = 10 + 2 * STAGES;
+
+    /// Pages of the chunks that a stage of decoding steps went through whose keys were on the GPU, each counted once for every such
+    /// chunk and step; the next word is that of the others. Keys that the GPU keeps besides do not change it.
+    #[must_use]
+    pub const fn stage(stage: usize) -> usize {
+        10 + 2 * stage
+    }
 
     /// Names for them in kernel text.
     pub(in crate::emit) fn words() -> String {

@@ -6,6 +6,7 @@ mod attend_groups;
 mod attend_row;
 mod attend_tiles;
 mod cached;
+mod count;
 mod decode;
 mod dense_path;
 mod dense_row;

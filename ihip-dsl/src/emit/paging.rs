@@ -4,6 +4,7 @@
 //! like those of the GPU. A step of prefill reads a copy instead that lies on the GPU as a whole, *staged*: keys of
 //! earlier steps have come there before it, values come once it is known which, and what it fills goes home afterwards.
 
+use super::count::Count;
 use super::exchange::{Exchange, Gather, WriteBack};
 use super::launch::{Buffer, Element, Launch, Storage, Value, tally};
 use super::probes::{MOST_LEVELS, Probes};
@@ -42,6 +43,7 @@ enum Unit {
     Gather(Gather),
     WriteBack(WriteBack),
     Probes(Probes),
+    Count(Count),
 }
 
 impl Unit {
@@ -52,6 +54,7 @@ impl Unit {
             Self::Gather(unit) => unit.stem(pipeline),
             Self::WriteBack(unit) => unit.stem(pipeline),
             Self::Probes(unit) => unit.stem(pipeline),
+            Self::Count(unit) => unit.stem(pipeline),
         }
     }
 
@@ -62,6 +65,7 @@ impl Unit {
             Self::Gather(unit) => unit.emit(pipeline, name),
             Self::WriteBack(unit) => unit.emit(pipeline, name),
             Self::Probes(unit) => unit.emit(pipeline, name),
+            Self::Count(unit) => unit.emit(pipeline, name),
         }
     }
 }
@@ -78,6 +82,7 @@ impl Paging {
             units.extend(Promote::new(shape, plan.decode(layer)).map(Unit::Promote));
             units.extend(Gather::new(shape, plan.prefill(layer)).map(Unit::Gather));
             units.extend(program.probes(layer).map(Unit::Probes));
+            units.extend(Count::of(shape, plan.decode(layer), Some(0)).into_iter().map(Unit::Count));
             units.extend(paging.stages(layer).then_some(Unit::WriteBack(WriteBack { shape })));
             for unit in units {
                 if paging.units.iter().any(|(known, _)| *known == unit) {
@@ -221,14 +226,21 @@ impl Paging {
         }
     }
 
-    /// Launches that follow `layer`'s attention in a decoding step, and precede that of the next one. Nothing else of the
-    /// step waits for them.
+    /// Launches that follow `layer`'s attention in a decoding step that renews its masks from stage `restart` on, and precede
+    /// that of the next one. Nothing else of the step waits for them.
     #[must_use]
-    pub fn promote(&self, layer: usize) -> Vec<Launch> {
-        let promote = Promote::new(self.program.shape(), self.program.plan().decode(layer));
+    pub fn promote(&self, layer: usize, restart: Option<usize>) -> Vec<Launch> {
+        let (shape, kind) = (self.program.shape(), self.program.plan().decode(layer));
+        let promote = Promote::new(shape, kind);
         let trade = promote.map(|promote| self.trade(&promote)).unwrap_or_default();
         // The page of the step's token is on the GPU until it trades places.
-        self.keep(layer, Buffer::Keys, 1).into_iter().chain(trade).collect()
+        let mut launches: Vec<_> = self.keep(layer, Buffer::Keys, 1).into_iter().collect();
+        launches.extend(Count::of(shape, kind, restart).into_iter().map(|count| {
+            let buffers = count.buffers();
+            self.launch(&Unit::Count(count), Count::grid(), &buffers, vec![self.slots.keys])
+        }));
+        launches.extend(trade);
+        launches
     }
 
     /// The launch that keeps those of a step's keys which later steps probe first.

@@ -54,7 +54,7 @@ impl Tiers {
             Ok((*layer, [join(*layer, 0, &keys[turn % 2])?, join(*layer, 1, &values)?]))
         };
         let event = || stream.context().new_event(None).map_err(failed("cuEventCreate"));
-        let promotes = (0..layers.len()).any(|layer| !paging.promote(layer).is_empty());
+        let promotes = (0..layers.len()).any(|layer| !paging.promote(layer, None).is_empty());
         Ok(Self {
             copies: staged.iter().enumerate().map(copy).collect::<Result<_>>()?,
             come: [event()?, event()?],
@@ -105,11 +105,11 @@ impl CudaDevice {
         layer: usize,
         activations: [CUdeviceptr; 2],
     ) -> Result<()> {
-        match cache.step.phase {
-            Phase::Decode { .. } => {
+        match &cache.step.phase {
+            Phase::Decode { restart } => {
                 self.launch_all(cache, &cache.launches(layer), layer, activations)?;
                 let Some(tiers) = &cache.tiers else { return Ok(()) };
-                let moves = tiers.paging.promote(layer);
+                let moves = tiers.paging.promote(layer, restart[layer]);
                 if moves.is_empty() {
                     return Ok(());
                 }
@@ -241,8 +241,14 @@ impl CudaDevice {
                 tally::WRITTEN_VALUES,
             ]
             .map(|word| counted[word]);
+        let stages = cache.program.plan().kinds().iter().map(|kind| match kind {
+            LayerPlan::Dense => 0,
+            LayerPlan::Pruned(layer) => layer.stages.len().min(tally::STAGES),
+        });
+        let words = (0..stages.max().unwrap_or(0)).map(tally::stage);
+        let stages = words.map(|word| Reads { hits: counted[word], misses: counted[word + 1] }).collect();
         Ok(Traffic {
-            stages: Vec::new(),
+            stages,
             // A page of keys and one of values.
             attend: Reads { hits: 2 * here + keys_here, misses: keys_here + 2 * there },
             promotions: in_values + in_both,
