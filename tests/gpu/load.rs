@@ -70,7 +70,7 @@ impl<D: Device> Load<'_, D> {
         let qkv = noise(self.draws.next(), tokens * ROW);
         self.device.limit_kv(Budget { gpu, ..Budget::UNLIMITED }, 64);
         let (counting, free, mut at_end) = (self.counting, self.free, None);
-        let (outputs, _) = Attention::observed(self.device, &qkv, tokens - new, true, &mut |device, _, step| {
+        let (outputs, _) = Attention::observed(self.device, &qkv, (tokens - new, 64), true, &mut |device, _, step| {
             if step.start + step.rows == tokens {
                 at_end = Some(Self::held(device, counting, free));
             }
@@ -104,7 +104,9 @@ impl<D: Device> Load<'_, D> {
             let (first, last) = (&rest[..rest.len() / 3], &rest[rest.len() * 2 / 3..]);
             let (peak, later) = (most(warm, what), most(rest, what));
             let (low, lower) = (least(first, what), least(last, what));
-            println!("{name}: at most {peak} bytes at first and {later} after; at least {low} at first and {lower} at last");
+            println!(
+                "{name}: at most {peak} bytes at first and {later} after; at least {low} at first and {lower} at last"
+            );
             assert!(later <= peak + peak / 100, "{name} grew");
             assert!(lower <= low + peak / 100, "{name} is left behind");
         }
