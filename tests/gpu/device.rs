@@ -272,7 +272,8 @@ impl Check for Pages {
             let end = step.start + 1;
             let LayerPruning { sink, window, .. } = pruning();
             let list = device.block_lists(cache, 1).unwrap().unwrap();
-            let listed = list.blocks[..list.counts[0] as usize].iter().flat_map(|first| *first as usize..*first as usize + 8);
+            let listed =
+                list.blocks[..list.counts[0] as usize].iter().flat_map(|first| *first as usize..*first as usize + 8);
             let seen = (0..sink as usize).chain(end - window as usize..end).chain(listed.filter(|token| *token < end));
             let expected: BTreeSet<u32> = seen.map(|token| token as u32 / 16).collect();
             let [keys, values] = &read[1];

@@ -41,12 +41,7 @@ pub(super) struct Tiers {
 
 impl Tiers {
     /// For a cache whose regions are `layers`.
-    pub(super) fn new(
-        stream: &Stream,
-        paging: Paging,
-        sinks: usize,
-        layers: &[[Arc<Buffer>; 2]],
-    ) -> Result<Self> {
+    pub(super) fn new(stream: &Stream, paging: Paging, sinks: usize, layers: &[[Arc<Buffer>; 2]]) -> Result<Self> {
         let staged: Vec<usize> = (0..layers.len()).filter(|layer| paging.stages(*layer)).collect();
         let what = "copies of the key-value cache";
         let host = |kind: usize| layers[0][kind].bytes() - layers[0][kind].on_gpu();
@@ -265,11 +260,7 @@ impl CudaDevice {
 }
 
 /// What a layer has of its own besides: its page table, and what its clock remembers.
-pub(super) fn state(
-    stream: &Stream,
-    paging: &Paging,
-    sinks: usize,
-) -> Result<HashMap<emit::Buffer, Arc<Buffer>>> {
+pub(super) fn state(stream: &Stream, paging: &Paging, sinks: usize) -> Result<HashMap<emit::Buffer, Arc<Buffer>>> {
     let what = "the page tables";
     let residents = paging.residents(sinks);
     let mut table = vec![0_u32; residents.len()];
