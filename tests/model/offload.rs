@@ -1,7 +1,7 @@
 //! The model with its keys and values in two tiers writes, bit for bit, what it writes with all of them in one.
 //!
 //! `IHIP_OFFLOAD_TOKENS` sets how many tokens are written; from 2,000 on every run has to move more than 1,000 pages each
-//! way. `IHIP_OFFLOAD_MINUTES` sets how long requests are served one after the other.
+//! way. On a GPU it is always so. `IHIP_OFFLOAD_MINUTES` sets how long requests are served one after the other.
 
 use std::time::{Duration, Instant};
 

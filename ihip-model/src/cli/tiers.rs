@@ -112,14 +112,3 @@ impl fmt::Display for Tiers {
         )
     }
 }
-
-/// What a progress line says of the tiers; nothing where all was on the GPU.
-pub(super) fn live(traffic: &Traffic) -> String {
-    let reads = traffic.reads();
-    match reads.hit_ratio() {
-        Some(ratio) if reads.misses > 0 => {
-            format!(", {:.1} % on the GPU, {} read from the host", 100.0 * ratio, bytes(traffic.missed_bytes as f64))
-        }
-        _ => String::new(),
-    }
-}
