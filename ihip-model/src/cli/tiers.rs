@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use ihip_dsl::Plan;
 use ihip_runtime::Device;
-use ihip_runtime::kv::{Budget, KvError, Placement, Probes, Tokens, Traffic};
+use ihip_runtime::kv::{Budget, KvError, Placement, Probes, Tokens};
 
 use super::arguments::MOST_TOKENS;
 use super::device::Settings;
