@@ -8,8 +8,10 @@ use ihip_model::shapes::KnownShape;
 use ihip_runtime::jit::Architecture;
 use ihip_tests::support::nvrtc::nvrtc;
 
-/// Bytes of what the compiler may keep elsewhere where it aims at one block of threads more to a multiprocessor.
-const TWO_REGISTERS: u32 = 8;
+/// Bytes of registers that the compiler may spill where it aims at one block of threads more to a multiprocessor.
+const FOUR_REGISTERS: u32 = 16;
+/// Bytes of the array in which cosine and sine reduce large angles; no other array is out of registers.
+const REDUCTION: u32 = 32;
 
 #[test]
 fn kernels_of_heads_of_96_and_256_compile_within_what_every_chip_has() {
@@ -23,7 +25,8 @@ fn kernels_of_heads_of_96_and_256_compile_within_what_every_chip_has() {
                     let compiled = nvrtc().compile(&kernel.name, &kernel.text, architecture);
                     let resources = compiled.unwrap_or_else(|error| panic!("{error}")).resources;
                     let name = format!("{} of {model} on {architecture}: {resources:?}", kernel.name);
-                    assert!(resources.stack_bytes <= TWO_REGISTERS, "{name}");
+                    assert!(resources.spill_store_bytes <= FOUR_REGISTERS, "{name}");
+                    assert!(resources.stack_bytes <= REDUCTION, "{name}");
                     assert!(resources.registers * kernel.threads <= 65_536, "{name}");
                     let shared = resources.shared_bytes + kernel.shared_bytes;
                     assert!(shared <= 99 * 1024, "{name}: {shared} bytes of shared memory");
