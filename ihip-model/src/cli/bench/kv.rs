@@ -19,7 +19,7 @@ use crate::cli::error::{Error, Result};
 use crate::cli::pruning::Choice;
 use crate::cli::table::{NOTHING, Table, grouped};
 use crate::cli::tiers::most_of;
-use crate::cli::{arguments, output};
+use crate::cli::{arguments, output, progress};
 use crate::shapes::KnownShape;
 use crate::stats::Percentiles;
 
@@ -51,7 +51,7 @@ pub(in crate::cli) struct Kv {
     /// Steps that are timed, at least a period of the refresh intervals
     #[arg(long, value_name = "N", default_value = "192", value_parser = arguments::count)]
     steps: usize,
-    /// Memory of a GPU for which it is said how many tokens fit [default: that of this GPU]
+    /// Memory of a GPU for which it is said how many tokens fit [default: what this GPU has free]
     #[arg(long, value_name = "BYTES", value_parser = arguments::bytes)]
     card: Option<u64>,
     /// How much of that is left to weights
@@ -122,7 +122,7 @@ impl Kv {
         let trace_file = self.trace.as_ref().map(file);
         let pipeline = any.name().to_owned();
         let mut report = Report { machine, model: shape.word, pipeline, trace: trace_file, rows: Vec::new() };
-        // Before anything is allocated: what the card has is then free.
+        // Before anything of a request is allocated.
         let card = self.card.or(timer.device().available_bytes()?).unwrap_or(0).saturating_sub(self.weights);
         let mut types: Vec<KvType> = requests.iter().map(|(_, kv_type)| *kv_type).collect();
         types.dedup();
@@ -133,14 +133,17 @@ impl Kv {
         for (context, kv_type) in requests {
             let rows = self.time(&mut timer, &plan(kv_type)?, [context, steps], trace.as_ref())?;
             report.rows.extend(rows);
+            // What is measured is kept where a later request does not fit.
+            self.keep(&report)?;
         }
-        output::write(&table(&report.rows))?;
-        if let Some(path) = &self.json {
-            let failed = |source| Error::WriteResult { path: path.clone(), source };
-            let text = serde_json::to_string_pretty(&report).map_err(|error| failed(error.into()))?;
-            fs::write(path, format!("{text}\n")).map_err(failed)?;
-        }
-        Ok(())
+        output::write(&table(&report.rows))
+    }
+
+    fn keep(&self, report: &Report) -> Result<()> {
+        let Some(path) = &self.json else { return Ok(()) };
+        let failed = |source| Error::WriteResult { path: path.clone(), source };
+        let text = serde_json::to_string_pretty(report).map_err(|error| failed(error.into()))?;
+        fs::write(path, format!("{text}\n")).map_err(failed)
     }
 
     /// Each context with the type of its keys and values.
@@ -196,6 +199,7 @@ impl Kv {
         let mut request = timer.request(plan, [context, room - context], budget, trace.is_some())?;
         let mut milliseconds = Vec::with_capacity(steps);
         let mut did: Vec<Traffic> = Vec::with_capacity(steps);
+        let bar = progress::bar("decoding", recording + steps, "steps");
         for step in 0..recording + steps {
             if let Some(trace) = trace {
                 timer.give(&request, &lists(trace, step, plan, context))?;
@@ -207,10 +211,12 @@ impl Kv {
                 milliseconds.push((seconds * 1e9).round() / 1e6);
                 did.push(timer.traffic(&request)?.since(&before));
             }
+            bar.inc(1);
         }
+        bar.finish_and_clear();
         let gathered = timer.gather(&request, GATHERS)?;
         drop::<TimedRequest>(request);
-        let row = |(what, unit, value, samples): (&'static str, &'static str, f64, Vec<f64>)| Row {
+        let row = |Figure { what, unit, value, samples }| Row {
             what,
             context,
             kv_type: plan.geometry().kv_type.word(),
@@ -219,7 +225,7 @@ impl Kv {
             unit,
             samples,
         };
-        Ok(figures(&milliseconds, &did, gathered).into_iter().map(row).collect())
+        Ok(figures(&milliseconds, &did, &gathered).into_iter().map(row).collect())
     }
 }
 
@@ -238,12 +244,17 @@ fn lists(trace: &Trace, step: usize, plan: &Plan, context: usize) -> Vec<Vec<i32
     (0..plan.layers()).map(list).collect()
 }
 
-/// What a request's steps come to: what, unit, value, samples.
-fn figures(
-    milliseconds: &[f64],
-    did: &[Traffic],
-    gathered: Vec<f64>,
-) -> Vec<(&'static str, &'static str, f64, Vec<f64>)> {
+/// What something came to, and what it is made of.
+#[derive(Clone, Debug, PartialEq)]
+struct Figure {
+    what: &'static str,
+    unit: &'static str,
+    value: f64,
+    samples: Vec<f64>,
+}
+
+/// What a request's steps come to, and the rates of gathers from what its host has.
+fn figures(milliseconds: &[f64], did: &[Traffic], gathered: &[f64]) -> Vec<Figure> {
     let mean = |samples: &[f64]| samples.iter().sum::<f64>() / samples.len() as f64;
     let Percentiles { p50, p95, p99 } = Percentiles::of(milliseconds.to_vec()).unwrap_or_default();
     let times = [
@@ -253,24 +264,26 @@ fn figures(
         ("decode step, p99", "ms", p99),
         ("decode step, p99 over p50", "ratio", p99 / p50),
     ];
-    let mut figures: Vec<_> =
-        times.into_iter().map(|(what, unit, value)| (what, unit, value, milliseconds.to_vec())).collect();
+    let times =
+        times.into_iter().map(|(what, unit, value)| Figure { what, unit, value, samples: milliseconds.to_vec() });
+    let mut figures: Vec<Figure> = times.collect();
     let hits: Vec<f64> = did.iter().filter_map(|did| did.attend.hit_ratio()).collect();
     if !hits.is_empty() {
-        figures.push(("hit ratio of the attention, mean", "share", mean(&hits), hits));
+        let what = "hit ratio of the attention, mean";
+        figures.push(Figure { what, unit: "share", value: mean(&hits), samples: hits });
     }
-    let bytes: [(_, fn(&Traffic) -> u64); 3] = [
-        ("read in place a step, mean", |did| did.missed_bytes),
-        ("brought to the GPU a step, mean", |did| did.promoted_bytes),
-        ("taken from the GPU a step, mean", |did| did.evicted_bytes),
+    let bytes = [
+        ("read in place a step, mean", did.iter().map(|did| did.missed_bytes as f64).collect()),
+        ("brought to the GPU a step, mean", did.iter().map(|did| did.promoted_bytes as f64).collect()),
+        ("taken from the GPU a step, mean", did.iter().map(|did| did.evicted_bytes as f64).collect::<Vec<_>>()),
     ];
-    for (what, of) in bytes {
-        let samples: Vec<f64> = did.iter().map(|did| of(did) as f64).collect();
-        figures.push((what, "bytes", mean(&samples), samples));
+    for (what, samples) in bytes {
+        figures.push(Figure { what, unit: "bytes", value: mean(&samples), samples });
     }
     if !gathered.is_empty() {
-        let rates: Vec<f64> = gathered.into_iter().map(|rate| (rate / 1e6).round() / 1e3).collect();
-        figures.push(("gather of cold rows, median", "GB/s", quantile(&rates, 0.5), rates));
+        let samples: Vec<f64> = gathered.iter().map(|rate| (rate / 1e6).round() / 1e3).collect();
+        let what = "gather of cold rows, median";
+        figures.push(Figure { what, unit: "GB/s", value: quantile(&samples, 0.5), samples });
     }
     figures
 }
@@ -327,8 +340,8 @@ mod tests {
         let milliseconds: Vec<f64> = (1..=200).rev().map(f64::from).collect();
         let step =
             |hits, misses| Traffic { attend: Reads { hits, misses }, missed_bytes: 10 * misses, ..Traffic::default() };
-        let figures = figures(&milliseconds, &[step(3, 1), step(1, 1)], vec![50e9, 40e9, 45e9]);
-        let value = |what: &str| figures.iter().find(|(name, ..)| *name == what).map(|(_, _, value, _)| *value);
+        let figures = figures(&milliseconds, &[step(3, 1), step(1, 1)], &[50e9, 40e9, 45e9]);
+        let value = |what: &str| figures.iter().find(|figure| figure.what == what).map(|figure| figure.value);
         assert_eq!(value("decode step, mean"), Some(100.5));
         assert_eq!(value("decode step, p50"), Some(100.0));
         assert_eq!(value("decode step, p99 over p50"), Some(1.98));
