@@ -70,7 +70,7 @@ impl<D: Device> Load<'_, D> {
         let qkv = noise(self.draws.next(), tokens * ROW);
         self.device.limit_kv(Budget { gpu, ..Budget::UNLIMITED }, 64);
         let (counting, free, mut at_end) = (self.counting, self.free, None);
-        let (outputs, _) = Attention::observed(self.device, &qkv, tokens - new, true, &mut |device, _, step| {
+        let (outputs, _) = Attention::observed(self.device, &qkv, (tokens - new, 64), true, &mut |device, _, step| {
             if step.start + step.rows == tokens {
                 at_end = Some(Self::held(device, counting, free));
             }

@@ -30,7 +30,7 @@ impl AttendGroups {
     /// The kernel, where tensor cores take caches as they are, and keys have one position at most.
     pub(crate) fn new(shape: Shape, kind: &LayerPlan) -> Option<Self> {
         let attend = Self { shape, visible: Visible::new(kind) };
-        let fits = shape.kv().is_factor() && shape.head_dim() >= 64 && !attend.visible.blends();
+        let fits = shape.kv().is_factor() && matches!(shape.head_dim(), 64 | 128) && !attend.visible.blends();
         fits.then_some(attend)
     }
 

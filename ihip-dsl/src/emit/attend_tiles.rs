@@ -36,7 +36,7 @@ pub(crate) struct AttendTiles {
 }
 
 impl AttendTiles {
-    /// The kernel, for caches that tensor cores take as they are.
+    /// The kernel, for caches that tensor cores take as they are and heads of a power of two.
     pub(crate) fn new(shape: Shape, kind: &LayerPlan) -> Option<Self> {
         let visible = Visible::new(kind);
         // Fewer keys where more has to be held of each, so that all of it fits into registers.
@@ -46,7 +46,8 @@ impl AttendTiles {
             false => 64,
         };
         let tuning = AttendPrefill { rows: MOST_ROWS, keys };
-        (shape.kv().is_factor()).then_some(Self { shape, visible, tuning })
+        let fits = shape.kv().is_factor() && matches!(shape.head_dim(), 32 | 64 | 128);
+        fits.then_some(Self { shape, visible, tuning })
     }
 
     fn query_block(&self) -> usize {

@@ -6,6 +6,7 @@
 //! split into what the cache's type holds of them and the rest: products are exact to about 2⁻¹⁷ of the query.
 
 use super::functions::{self, CACHE_ROW, ORDERED, ROTATE, Shape};
+use super::probes::Kept;
 use super::row::{Row, scan_space};
 use super::scan::probe_texts;
 use super::scoring::{self, Output, Source, row_constants, scoring_words, stem};
@@ -30,16 +31,23 @@ pub(crate) struct ScanColumns {
     stage: usize,
     halving: Halving,
     tuning: ScanDecode,
+    kept: Kept,
 }
 
 impl ScanColumns {
     /// The kernel for a stage, where one product has room for the heads of a group.
     pub(crate) fn new(shape: Shape, layer: &PrunedLayer, stage: usize, halving: Halving) -> Option<Self> {
-        let scan = Self { shape, layer: row_constants(layer, stage), stage, halving, tuning: DEFAULT };
+        let scan =
+            Self { shape, layer: row_constants(layer, stage), stage, halving, tuning: DEFAULT, kept: Kept::default() };
         let rope =
             matches!(scan.plan().rope, ScanRope::Relative | ScanRope::Infllm | ScanRope::ChunkIndexed | ScanRope::None);
         let fits = shape.kv().is_factor() && scan.copies() * shape.group() <= ROWS && scan.probes() <= COLUMNS;
         (rope && fits && layer.ranking != Ranking::Each && !scoring::soft(scan.plan())).then_some(scan)
+    }
+
+    /// The same where the GPU keeps `kept`, unless a chunk is read as a whole.
+    pub(super) fn keeping(self, kept: Kept) -> Self {
+        if self.whole() { self } else { Self { kept, ..self } }
     }
 
     pub(crate) fn grid(&self) -> [u32; 3] {
@@ -48,7 +56,7 @@ impl ScanColumns {
 
     pub(super) fn operands(&self, parents: impl Fn(usize) -> Buffer) -> Vec<scoring::Operand> {
         let operands = scoring::operands(self.shape, &self.layer, self.stage, Source::Keys, Output::Scores, parents);
-        self.row().named(operands)
+        self.kept.operand(self.row().named(operands))
     }
 
     fn plan(&self) -> &StagePlan {
@@ -137,9 +145,11 @@ impl ScanColumns {
             writer.text(ROTATE);
         }
         functions::chunk_list_of_row(&mut writer, self.stage);
+        self.kept.functions(&mut writer);
         let table = if stage.rope == ScanRope::None { "" } else { " const float2* __restrict__ rope_table," };
         writer.text(&format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{table}\n   {} unsigned* scores, int score_stride) {{",
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{}{table}\n   {} unsigned* scores, int score_stride) {{",
+            self.kept.parameter(),
             row.parents()
         ));
         row.load(&mut writer);
@@ -176,7 +186,13 @@ impl ScanColumns {
             ),
             ChunkScore::Last => ("The score is that of the half taken last.", "max(left_score, right_score)"),
         };
-        let (pages, row) = if self.holds_pages() { (PAGES, ROW_OF_PAGE) } else { ("", ROW_OF_TABLE) };
+        let (pages, page, row) = if self.holds_pages() {
+            (PAGES, PAGE_OF_LANE, "(page * KV_HEADS + kv_head) * PAGE + (active ? token % PAGE : 0)")
+        } else {
+            ("", "", "cache_row(page_table, active ? token : 0, kv_head)")
+        };
+        let row = ROW.replace("$PAGE\n", page.trim_start_matches('\n')).replace("$PROBE", &self.kept.row("token", row));
+        let row = self.kept.test("            ") + row.trim_start_matches('\n');
         let (head, join) = if self.together() { ("", "") } else { (HEAD, JOIN_HEADS) };
         let (body, scores) = match (self.whole(), self.together()) {
             (false, false) => (HALVE, HEAD_SCORES),
@@ -201,7 +217,7 @@ impl ScanColumns {
             .replace("$EACH\n", &each)
             .replace("$HEAD\n", head.trim_start_matches('\n'))
             .replace("$PAGES\n", pages.trim_start_matches('\n'))
-            .replace("$ROW\n", &placed(row))
+            .replace("$ROW\n", &placed(&row))
             .replace("$REDUCE\n", reduce.trim_start_matches('\n'))
             .replace("$SCORES\n", picks.trim_start_matches('\n'))
             .replace("$JOIN\n", join.trim_start_matches('\n'))
@@ -213,6 +229,7 @@ impl ScanColumns {
             .replace("$RIGHT", &right)
             .replace("$SENTENCE", sentence)
             .replace("$BEST", best)
+            .replace("$KEYS", self.kept.keys())
     }
 }
 
@@ -340,7 +357,7 @@ $SCORES
 ";
 
 const PRODUCT: &str = r"
-            const Pairs* const key = reinterpret_cast<const Pairs*>(&keys[row * HEAD_DIM]);
+            const Pairs* const key = reinterpret_cast<const Pairs*>(&$KEYS[row * HEAD_DIM]);
             Pairs probe[LOADS];
             for (int load = 0; load < LOADS; ++load) probe[load] = key[load * 4 + across];
             float product[4] = {}, other[4] = {};
@@ -363,13 +380,13 @@ const PAGES: &str = r"
         const unsigned pages = page_table[min(first_page + lane % (32 / CHUNKS), position / PAGE)];
 ";
 
-const ROW_OF_PAGE: &str = r"
+const PAGE_OF_LANE: &str = r"
             const unsigned page = shuffle(pages, slot * (32 / CHUNKS) + (active ? token / PAGE - first_page : 0));
-            const unsigned long long row = (page * KV_HEADS + kv_head) * PAGE + (active ? token % PAGE : 0);
 ";
 
-const ROW_OF_TABLE: &str = r"
-            const unsigned long long row = cache_row(page_table, active ? token : 0, kv_head);
+const ROW: &str = r"
+$PAGE
+            const unsigned long long row = $PROBE;
 ";
 
 const HEAD_SCORES: &str = r"

@@ -3,10 +3,12 @@
 use super::functions::Shape;
 use super::launch::Buffer;
 use super::normalise::Normalise;
+use super::probes::Kept;
 use super::scan::Scan;
 use super::scan_columns::ScanColumns;
 use super::scan_keys::ScanKeys;
 use super::scan_keys_row::ScanKeysRow;
+use super::scan_keys_tiles::ScanKeysTiles;
 use super::scan_row::ScanRow;
 use super::scan_tiles::ScanTiles;
 use super::scoring::{self, Operand};
@@ -21,6 +23,8 @@ pub(super) enum Score {
     ScanTiles(ScanTiles),
     /// Prefill: halves chunks.
     Scan(Scan),
+    /// Prefill: goes through the keys of chunks on tensor cores.
+    ScanKeysTiles(ScanKeysTiles),
     /// Prefill: goes through the keys of chunks, or through those that the halving took.
     ScanKeys(ScanKeys),
     /// Decoding: halves chunks on tensor cores.
@@ -45,7 +49,10 @@ impl Score {
             });
         }
         if scores.is_empty() || scoring::soft(plan) {
-            scores.push(Self::ScanKeys(ScanKeys::new(shape, layer, stage)));
+            scores.push(match ScanKeysTiles::new(shape, layer, stage) {
+                Some(scan) => Self::ScanKeysTiles(scan),
+                None => Self::ScanKeys(ScanKeys::new(shape, layer, stage)),
+            });
         }
         scores.extend(normalise(shape, layer, stage));
         scores
@@ -63,10 +70,20 @@ impl Score {
         std::iter::once(scan).chain(normalise(shape, layer, stage)).collect()
     }
 
+    /// The same where the GPU keeps `kept`, which scans of decoding that halve read.
+    pub(super) fn keeping(self, kept: Kept) -> Self {
+        match self {
+            Self::ScanColumns(score) => Self::ScanColumns(score.keeping(kept)),
+            Self::ScanRow(score) => Self::ScanRow(score.keeping(kept)),
+            other => other,
+        }
+    }
+
     pub(super) fn stem(&self, pipeline: &str) -> String {
         match self {
             Self::ScanTiles(score) => score.stem(pipeline),
             Self::Scan(score) => score.stem(pipeline),
+            Self::ScanKeysTiles(score) => score.stem(pipeline),
             Self::ScanKeys(score) => score.stem(pipeline),
             Self::ScanColumns(score) => score.stem(pipeline),
             Self::ScanRow(score) => score.stem(pipeline),
@@ -79,6 +96,7 @@ impl Score {
         match self {
             Self::ScanTiles(score) => score.emit(pipeline, name),
             Self::Scan(score) => score.emit(pipeline, name),
+            Self::ScanKeysTiles(score) => score.emit(pipeline, name),
             Self::ScanKeys(score) => score.emit(pipeline, name),
             Self::ScanColumns(score) => score.emit(pipeline, name),
             Self::ScanRow(score) => score.emit(pipeline, name),
@@ -92,6 +110,7 @@ impl Score {
         match self {
             Self::ScanTiles(score) => score.grid(rows, chunks),
             Self::Scan(score) => score.grid(rows, chunks),
+            Self::ScanKeysTiles(score) => score.grid(rows, chunks),
             Self::ScanKeys(score) => score.grid(rows, chunks),
             Self::ScanColumns(score) => score.grid(),
             Self::ScanRow(score) => score.grid(),
@@ -105,6 +124,7 @@ impl Score {
         match self {
             Self::ScanTiles(score) => score.operands(parents),
             Self::Scan(score) => score.operands(parents),
+            Self::ScanKeysTiles(score) => score.operands(parents),
             Self::ScanKeys(score) => score.operands(parents),
             Self::ScanColumns(score) => score.operands(parents),
             Self::ScanRow(score) => score.operands(parents),

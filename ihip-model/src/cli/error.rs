@@ -114,7 +114,7 @@ pub(super) enum Error {
     /// A model of which neither the geometry nor a file is known.
     #[error(
         "there is no geometry or file {model:?}: known geometries are {}, or give the path of a GGUF file",
-        KNOWN_SHAPES.map(|shape| shape.word).join(" and ")
+        KNOWN_SHAPES.map(|shape| shape.word).join(", ")
     )]
     UnknownShape {
         /// What was asked for.

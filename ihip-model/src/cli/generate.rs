@@ -121,9 +121,9 @@ impl Work for Job<'_> {
         let free = device.available_bytes()?;
 
         let start = Instant::now();
-        let (model, plan) = model::load(&file, self.pruning, reserve, device, settings, self.interrupt)?;
+        let (model, plan, chunk) = model::load(&file, self.pruning, reserve, device, settings, self.interrupt)?;
         let (name, before) = (device.name(), device.compilation());
-        let extent = Extent { capacity: reserve.prompt + reserve.new, chunk: settings.chunk };
+        let extent = Extent { capacity: reserve.prompt + reserve.new, chunk };
         let host_kv_bytes = device.host_cache_bytes(&plan, extent.capacity);
         let mut generation = Generation::new(&model, device, &plan, extent, self.interrupt)?;
         let compilation = generation.compilation();

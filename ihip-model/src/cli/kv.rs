@@ -6,17 +6,18 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use ihip_dsl::{Geometry, KvType};
 use ihip_runtime::Device;
+use ihip_runtime::kv::PrefillMoves;
 use ihip_runtime::kv::trace::{Replay, Trace};
 
 use super::arguments;
 use super::device::{DeviceArguments, Settings, Work};
 use super::error::{Error, Result};
 use super::interrupt;
-use super::model::{self, ModelArguments};
+use super::model::{self, ModelArguments, Placed};
 use super::output;
 use super::pruning::{self, Pruning};
 use super::table::{NOTHING, Table, bytes, grouped};
-use super::tiers::{self, Tiers};
+use super::tiers::Tiers;
 use crate::generate::Interrupt;
 use crate::shapes::KnownShape;
 use crate::stats::Percentiles;
@@ -99,8 +100,9 @@ impl Work for PlanJob<'_> {
         let file = self.arguments.model.open(self.interrupt)?;
         let plan = self.pruning.plan(file.config(), settings.kv_type)?;
         let tokens = self.arguments.tokens;
-        let tiers = tiers::choose(device, &plan, tokens, model::bytes(file.config(), settings), settings)?;
-        output::write(&table(&tiers, plan.layers()))
+        let Placed { tiers, chunk, .. } = model::place(file.config(), &plan, tokens, device, settings)?;
+        let moves = device.prefill_moves(&plan, tokens, chunk)?;
+        output::write(&(table(&tiers, plan.layers()) + &reading(moves, tokens, chunk)))
     }
 }
 
@@ -115,6 +117,21 @@ fn table(tiers: &Tiers, layers: usize) -> String {
         table.row([name.to_owned(), grouped(on_gpu), size(on_gpu), grouped(on_host), size(on_host)]);
     }
     format!("{table}\n{layers} layers; {tiers}\n")
+}
+
+/// What reading a prompt moves; nothing where all is on the GPU.
+fn reading(moves: PrefillMoves, tokens: usize, chunk: usize) -> String {
+    let PrefillMoves { streamed, written } = moves;
+    if streamed + written == 0 {
+        return String::new();
+    }
+    format!(
+        "reading {} tokens in steps of {} moves {} to the GPU, values that queries ask for besides, and {} to the host\n",
+        grouped(tokens),
+        grouped(chunk),
+        bytes(streamed as f64),
+        bytes(written as f64)
+    )
 }
 
 impl ReplayArguments {

@@ -113,9 +113,9 @@ impl Work for Job<'_> {
         }
 
         let reserve = Reserve { prompt: ids.len(), new: 0 };
-        let (model, plan) = model::load(&file, self.pruning, reserve, device, settings, self.interrupt)?;
+        let (model, plan, chunk) = model::load(&file, self.pruning, reserve, device, settings, self.interrupt)?;
         let name = device.name();
-        let extent = Extent { capacity: ids.len(), chunk: settings.chunk };
+        let extent = Extent { capacity: ids.len(), chunk };
         let mut generation = Generation::new(&model, device, &plan, extent, self.interrupt)?;
         let mut bar = RequestBar::reading(ids.len());
         let mut losses = Vec::with_capacity(ids.len() - first);
