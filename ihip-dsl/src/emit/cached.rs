@@ -26,10 +26,15 @@ pub(super) const fn scaled(shape: Shape) -> bool {
     shape.kv().most().is_some()
 }
 
-/// Defines `cache_row` and, where numbers have scales, where both lie: constants and `cached_numbers`, `cached_scale`
-/// and `number`. `PAGE` and `HEAD_DIM` are defined.
+/// Defines `cache_row` and, where numbers have scales, [`places`]. `PAGE` and `HEAD_DIM` are defined.
 pub(super) fn rows(writer: &mut Writer, shape: Shape) {
     writer.text(CACHE_ROW);
+    places(writer, shape);
+}
+
+/// Defines where numbers and their scales lie, where they have any: constants and `cached_numbers`, `cached_scale` and
+/// `number`.
+pub(super) fn places(writer: &mut Writer, shape: Shape) {
     let (kv_type, head_dim) = (shape.kv(), shape.head_dim());
     let Some(group) = kv_type.group(head_dim) else { return };
     writer.text(SCALED_ROWS);

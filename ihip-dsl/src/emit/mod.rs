@@ -11,6 +11,7 @@ mod dense_path;
 mod dense_row;
 mod exchange;
 mod extend;
+mod factor;
 mod functions;
 mod gather;
 mod hopper;

@@ -2,12 +2,13 @@
 //!
 //! A warp takes 16 chunks of one head and keeps its descents in registers. Lanes load their parts of the probes straight
 //! into the registers that the product takes them from; queries lie in shared memory in the order in which it takes them,
-//! split into what the cache's type holds of them and the rest. Warps of the heads of a group stand side by side, so that
+//! split into what the factors' type holds of them and the rest. Warps of the heads of a group stand side by side, so that
 //! the probes they share come from the nearest cache.
 
+use super::cached;
+use super::factor;
 use super::functions::{self, ORDERED, ROTATE, Shape};
 use super::scan::{chunks_here, heads_of, probe_texts, ranking_here};
-use super::scan_columns::PAIRS;
 use super::scoring::{self, BLOCK_SCORES, Output, Source, scan_constants, scoring_words, stem};
 use super::tune::Tune;
 use super::writer::Writer;
@@ -39,7 +40,7 @@ impl ScanTiles {
     pub(crate) fn new(shape: Shape, layer: &PrunedLayer, stage: usize, halving: Halving) -> Option<Self> {
         let scan = Self { shape, layer: scan_constants(layer, stage), stage, halving, tuning: DEFAULT };
         let rope = matches!(scan.plan().rope, ScanRope::Relative | ScanRope::Infllm | ScanRope::None);
-        let fits = shape.kv().is_factor() && scan.head_bytes() <= SHARED && scan.pages() <= MOST_PAGES;
+        let fits = shape.kv().factor().is_some() && scan.head_bytes() <= SHARED && scan.pages() <= MOST_PAGES;
         (rope && fits && halving.descent == Descent::Each && !scoring::soft(scan.plan())).then_some(scan)
     }
 
@@ -138,7 +139,6 @@ impl ScanTiles {
                 "copies of the queries: for left probes, and for right ones where they differ",
             )
             .constant("TILES", self.tiles(), "sixteens of rows of a head")
-            .constant("LOADS", self.shape.head_dim() / 32, "16-byte loads with which a lane reads its part of a probe")
             .constant("STEPS", self.shape.head_dim() / 16, "products along a row")
             .constant("STEP", 128, "words of a left factor: four for each lane")
             .constant(
@@ -148,7 +148,9 @@ impl ScanTiles {
             )
             .constant("PAGES", self.pages(), "pages that a chunk lies in at most");
         functions::ranking_constant(&mut writer, self.layer.ranking, self.shape.rankings(self.layer.ranking));
-        writer.text(PAIRS).text(ORDERED);
+        factor::define(&mut writer, self.shape);
+        factor::probes(&mut writer, self.shape);
+        writer.text(FOUR).text(ORDERED);
         if stage.rope != ScanRope::None {
             writer.text(ROTATE);
         }
@@ -209,7 +211,9 @@ impl ScanTiles {
         let join = |one: &str, other: &str| {
             if self.mean() { format!("{one} + {other}") } else { format!("max({one}, {other})") }
         };
+        let products = if cached::scaled(self.shape) { SCALED_PRODUCTS } else { PRODUCTS };
         DESCEND
+            .replace("$PRODUCTS\n", products.trim_start_matches('\n'))
             .replace("$REDUCE\n", reduce.trim_start_matches('\n'))
             .replace("$SCALE\n", scale)
             .replace("$ZERO", zero)
@@ -254,6 +258,13 @@ impl Tune for ScanTiles {
     }
 }
 
+const FOUR: &str = r"
+// A lane's part of a left factor.
+struct alignas(16) Four {
+    unsigned at[4];
+};
+";
+
 const PLACE: &str = r"
     SHARED_DYNAMIC(unsigned, factors);  // [HEADS][COPIES][2][TILES][STEPS][32][4]: queries, and their rest
     SHARED(unsigned, warp_pages, WARPS * CHUNKS * PAGES);
@@ -292,14 +303,14 @@ const QUERIES: &str = r"
                     float turned_x = x[e] * scale, turned_y = y[e] * scale;
 $TURN
                     const float turned = half == 0 ? turned_x : turned_y;
-                    whole[e] = to_float(from_float<Cached>(turned));
+                    whole[e] = to_float(from_float<Factor>(turned));
                     rest[e] = turned - whole[e];
                 }
-                const int at = element + half * HALF, piece = at / 8;
-                const int to = ((own_head * COPIES + copy) * 2 * TILES + row / 16) * STEPS * STEP + (piece / 4 * 2 + at % 8 / 4) * STEP +
-                               (row % 8 * 4 + piece % 4) * 4 + at % 4 / 2 * 2 + row % 16 / 8;
-                factors[to] = pack<Cached>(whole[0], whole[1]);
-                factors[to + PART] = pack<Cached>(rest[0], rest[1]);
+                const int at = element + half * HALF, load = at / EACH, pair = load / 4 * (EACH / 2) + at % EACH / 2;
+                const int to = ((own_head * COPIES + copy) * 2 * TILES + row / 16) * STEPS * STEP + pair / 2 * STEP +
+                               (row % 8 * 4 + load % 4) * 4 + pair % 2 * 2 + row % 16 / 8;
+                factors[to] = pack<Factor>(whole[0], whole[1]);
+                factors[to + PART] = pack<Factor>(rest[0], rest[1]);
             }
     }
     sync_block();
@@ -339,7 +350,7 @@ const DESCEND: &str = r"
         }
         for (int halving = 0; halving < HALVINGS; ++halving) {
             // The $TOKEN token of each half stands for it. What is loaded for an inactive chunk is ignored.
-            Pairs probe[SETS][2][LOADS];
+            Probe probe[SETS][2];
             for (int set = 0; set < SETS; ++set) {
                 const bool active = left[set] < right[set] && left[set] <= limit;
                 const int middle = (left[set] + right[set]) / 2;
@@ -347,8 +358,7 @@ const DESCEND: &str = r"
                     const int token = side == 0 ? $LEFT : $RIGHT;
                     const unsigned page = pages[(set * 8 + down) * PAGES + (active ? token / PAGE - first_page[set] : 0)];
                     const unsigned long long row = (page * KV_HEADS + kv_head) * PAGE + (active ? token % PAGE : 0);
-                    const Pairs* const key = reinterpret_cast<const Pairs*>(&keys[row * HEAD_DIM]);
-                    for (int load = 0; load < LOADS; ++load) probe[set][side][load] = key[load * 4 + across];
+                    probe[set][side] = load_probe(keys, row, across);
                 }
             }
             float score[SETS][2];
@@ -356,16 +366,7 @@ const DESCEND: &str = r"
             for (int tile = 0; tile < TILES; ++tile)
                 for (int side = 0; side < 2; ++side) {
                     float product[SETS][4] = {};
-                    for (int part = 0; part < 2; ++part)
-                        for (int at = 0; at < STEPS; ++at) {
-                            const int copy = side * (COPIES - 1);
-                            const Pairs factor = *reinterpret_cast<const Pairs*>(
-                                &own_factors[(copy * 2 + part) * PART + (tile * STEPS + at) * STEP]);
-                            for (int set = 0; set < SETS; ++set) {
-                                const Pairs& key = probe[set][side][at / 2];
-                                mma_16x8x16<Cached>(product[set], factor.at, {key.at[at % 2 * 2], key.at[at % 2 * 2 + 1]});
-                            }
-                        }
+$PRODUCTS
                     // A lane has the columns 2 * across and 2 * across + 1 of two rows, and goes on with one of them.
                     for (int set = 0; set < SETS; ++set) {
 $REDUCE
@@ -398,6 +399,42 @@ $SCALE
         sync_warp();  // the pages have been read
     }
 }
+";
+
+const PRODUCTS: &str = r"
+                    for (int part = 0; part < 2; ++part)
+                        for (int i = 0; i < STEPS; ++i) {
+                            const int copy = side * (COPIES - 1);
+                            const Four factor = *reinterpret_cast<const Four*>(
+                                &own_factors[(copy * 2 + part) * PART + (tile * STEPS + i) * STEP]);
+                            for (int set = 0; set < SETS; ++set) {
+                                const Probe& key = probe[set][side];
+                                mma_16x8x16<Factor>(product[set], factor.at, {key.at[2 * i], key.at[2 * i + 1]});
+                            }
+                        }
+";
+
+const SCALED_PRODUCTS: &str = r"
+                    for (int scale = 0; scale < SCALES; ++scale) {
+                        float sum[SETS][4] = {};
+                        for (int part = 0; part < 2; ++part)
+                            for (int i = scale * (STEPS / SCALES); i < (scale + 1) * (STEPS / SCALES); ++i) {
+                                const int copy = side * (COPIES - 1);
+                                const Four factor = *reinterpret_cast<const Four*>(
+                                    &own_factors[(copy * 2 + part) * PART + (tile * STEPS + i) * STEP]);
+                                for (int set = 0; set < SETS; ++set) {
+                                    const Probe& key = probe[set][side];
+                                    mma_16x8x16<Factor>(sum[set], factor.at, {key.at[2 * i], key.at[2 * i + 1]});
+                                }
+                            }
+                        // The lanes of a column have its scales.
+                        for (int set = 0; set < SETS; ++set)
+                            for (int e = 0; e < 2; ++e) {
+                                const float its = shuffle(probe[set][side].scale, (2 * across + e) * 4 + scale);
+                                product[set][e] += sum[set][e] * its;
+                                product[set][2 + e] += sum[set][2 + e] * its;
+                            }
+                    }
 ";
 
 const LARGEST: &str = r"
