@@ -5,6 +5,7 @@
 //! are turned. Tensor cores wait for exponentials only where both groups take them at a time.
 
 use super::attend_tiles::{PIECE, emitted};
+use super::factor;
 use super::functions::{CACHE_ROW, Shape};
 use super::visible::{Phase, Visible};
 use super::writer::Writer;
@@ -136,7 +137,9 @@ impl AttendGroups {
             let turns = self.tile_keys() * head_dim / 16 / self.threads();
             writer.constant("TURNS", turns, "pairs of pieces of a key tile that a thread turns");
         }
-        writer.text(CACHE_ROW).text(PIECE);
+        writer.text(CACHE_ROW);
+        factor::define(&mut writer, self.shape);
+        writer.text(PIECE);
         self.visible.functions(&mut writer);
         writer.text(&hopper::functions(self.shape.kv(), &[self.tile_keys(), head_dim]));
         writer.text(&format!(
@@ -292,10 +295,10 @@ const TURN_KEYS: &str = r"
             for (int e = 0; e < 8; ++e) {
                 float x = to_float(turned[0].at[e]), y = to_float(turned[1].at[e]);
                 rotate(x, y, angles[turn][e]);
-                turned[0].at[e] = from_float<Cached>(x);
-                turned[1].at[e] = from_float<Cached>(y);
-                rests[0].at[e] = from_float<Cached>(x - to_float(turned[0].at[e]));
-                rests[1].at[e] = from_float<Cached>(y - to_float(turned[1].at[e]));
+                turned[0].at[e] = from_float<Factor>(x);
+                turned[1].at[e] = from_float<Factor>(y);
+                rests[0].at[e] = from_float<Factor>(x - to_float(turned[0].at[e]));
+                rests[1].at[e] = from_float<Factor>(y - to_float(turned[1].at[e]));
             }
             *reinterpret_cast<Piece*>(&to[low]) = turned[0];
             *reinterpret_cast<Piece*>(&to[high]) = turned[1];
@@ -319,8 +322,8 @@ const QUERIES: &str = r"
                 y = to_float(qkv[from + of_head + HALF]) * QUERY_SCALE;
 $TURN
             }
-            pieces[0].at[e] = from_float<Cached>(x);
-            pieces[1].at[e] = from_float<Cached>(y);
+            pieces[0].at[e] = from_float<Factor>(x);
+            pieces[1].at[e] = from_float<Factor>(y);
 $SPLIT
         }
         const int low = swizzled_at<TILE_ROWS>(row, piece), high = swizzled_at<TILE_ROWS>(row, piece + PIECES / 2);
@@ -342,8 +345,8 @@ const TURN_QUERY: &str = r"
 ";
 
 const SPLIT_QUERY: &str = r"
-            rests[0].at[e] = from_float<Cached>(x - to_float(pieces[0].at[e]));
-            rests[1].at[e] = from_float<Cached>(y - to_float(pieces[1].at[e]));
+            rests[0].at[e] = from_float<Factor>(x - to_float(pieces[0].at[e]));
+            rests[1].at[e] = from_float<Factor>(y - to_float(pieces[1].at[e]));
 ";
 
 const STORE_QUERY_RESTS: &str = r"
@@ -430,7 +433,7 @@ $WHOLE
         for (int k = 0; k < TILE_KEYS / 16; ++k)
             for (int part = 0; part < 4; ++part) {
                 const float *const exact = &score[2 * k + part / 2][part % 2 * 2];
-                weight[k][part] = pack<Cached>(exact[0], exact[1]);
+                weight[k][part] = pack<Factor>(exact[0], exact[1]);
 $KEEP_REST
             }
     };
@@ -449,8 +452,8 @@ const WHOLE_ALL: &str = r"
 ";
 
 const KEEP_REST: &str = r"
-                weight_rest[k][part] = pack<Cached>(exact[0] - to_float(from_float<Cached>(exact[0])),
-                                                    exact[1] - to_float(from_float<Cached>(exact[1])));
+                weight_rest[k][part] = pack<Factor>(exact[0] - to_float(from_float<Factor>(exact[0])),
+                                                    exact[1] - to_float(from_float<Factor>(exact[1])));
 ";
 
 const TURN_FIRST: &str = r"

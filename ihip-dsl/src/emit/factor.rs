@@ -31,7 +31,11 @@ pub(super) const fn each(shape: Shape) -> usize {
 pub(super) fn define(writer: &mut Writer, shape: Shape) {
     let kv_type = shape.kv();
     let word = kv_type.factor().map_or("float", |factor| Element::from(factor).word());
-    let which = if converts(shape) { format!("{word};  // what tensor cores multiply: it holds every number of the cache") } else { "Cached;  // what tensor cores multiply".to_owned() };
+    let which = if converts(shape) {
+        format!("{word};  // what tensor cores multiply: it holds every number of the cache")
+    } else {
+        "Cached;  // what tensor cores multiply".to_owned()
+    };
     writer.text(&format!("using Factor = {which}"));
     if !converts(shape) {
         return;
@@ -39,9 +43,11 @@ pub(super) fn define(writer: &mut Writer, shape: Shape) {
     if cached::scaled(shape) {
         cached::places(writer, shape);
     } else {
-        writer
-            .constant("BITS", kv_type.bits(), "bits of a number")
-            .constant("ROW_BYTES", kv_type.number_bytes(shape.head_dim()), "bytes of a row");
+        writer.constant("BITS", kv_type.bits(), "bits of a number").constant(
+            "ROW_BYTES",
+            kv_type.number_bytes(shape.head_dim()),
+            "bytes of a row",
+        );
         writer.text(PLACES);
     }
     let pairs = match kv_type {
@@ -53,18 +59,37 @@ pub(super) fn define(writer: &mut Writer, shape: Shape) {
     writer.text(&pairs);
 }
 
-/// Defines `Probe`, a lane's part of a key where four lanes load one, and `load_probe`.
-pub(super) fn probes(writer: &mut Writer, shape: Shape) {
+/// Defines what a lane loads of a key at a time, where four lanes load one: `EACH`, `LOADS` and, where it is converted,
+/// `Numbers`.
+pub(super) fn loads(writer: &mut Writer, shape: Shape) {
     let bytes = each(shape) * shape.kv().bits() / 8;
     writer
-        .constant("EACH", each(shape), format!("elements of a {bytes}-byte load of a lane, where four lanes load a key"))
+        .constant(
+            "EACH",
+            each(shape),
+            format!("elements of a {bytes}-byte load of a lane, where four lanes load a key"),
+        )
         .constant("LOADS", shape.head_dim() / (4 * each(shape)), "such loads of a key");
-    let (scale, load) = if cached::scaled(shape) { (PROBE_SCALE, LOAD_PROBE_SCALE) } else { ("", "") };
-    let text = if converts(shape) { CONVERTED_PROBE } else { PROBE };
-    writer.text(&text.replace("$SCALE\n", scale.trim_start_matches('\n')).replace("$LOAD_SCALE\n", load.trim_start_matches('\n')));
+    if converts(shape) {
+        writer.text(NUMBERS);
+    }
 }
 
-/// Defines `load_eight`: eight neighbouring elements of a row in shared memory as pairs of factors.
+/// Defines `Probe`, a lane's part of a key, and `load_probe`.
+pub(super) fn probes(writer: &mut Writer, shape: Shape) {
+    loads(writer, shape);
+    let (scale, load) = if cached::scaled(shape) { (PROBE_SCALE, LOAD_PROBE_SCALE) } else { ("", "") };
+    let text = if converts(shape) { CONVERTED_PROBE } else { PROBE };
+    writer.text(&text.replace("$SCALE\n", scale).replace("$LOAD_SCALE\n", load));
+}
+
+/// Defines `Pairs` and `Numbers`: sixteen bytes of factors, and of what they are made of.
+pub(super) fn pieces(writer: &mut Writer) {
+    writer.text(PIECES);
+}
+
+/// Defines `load_eight`, which makes eight neighbouring elements of a row in shared memory pairs of factors, and
+/// `element_of`, which makes one of those an f32.
 pub(super) fn eights(writer: &mut Writer) {
     writer.text(EIGHTS);
 }
@@ -136,16 +161,18 @@ inline Probe load_probe(const Cached* keys, unsigned long long row, int across) 
 }
 ";
 
+const NUMBERS: &str = r"
+// Neighbouring numbers: one load.
+struct alignas(EACH * BITS / 8) Numbers {
+    unsigned words[EACH * BITS / 32];
+};
+";
+
 const CONVERTED_PROBE: &str = r"
 // A lane's part of a key: pairs of neighbours in the order in which products take them.
 struct Probe {
     unsigned at[2 * STEPS];
 $SCALE
-};
-
-// Neighbouring numbers: one load.
-struct alignas(EACH * BITS / 8) Numbers {
-    unsigned words[EACH * BITS / 32];
 };
 
 inline Probe load_probe(const Cached* keys, unsigned long long row, int across) {
@@ -166,12 +193,20 @@ const PROBE_SCALE: &str = "    float scale;  // of the lane's own number: four l
 const LOAD_PROBE_SCALE: &str =
     "    probe.scale = to_float(*cached_scale(keys, row, min(across, SCALES - 1) * SCALE_GROUP));\n";
 
-const EIGHTS: &str = r"
+const PIECES: &str = r"
 // Eight neighbouring elements as pairs.
 struct alignas(16) Pairs {
     unsigned at[4];
 };
 
+// Sixteen bytes of numbers.
+struct alignas(16) Numbers {
+    unsigned words[4];
+};
+";
+
+const EIGHTS: &str = r"
+// Eight neighbouring numbers.
 struct alignas(BITS) Eight {
     unsigned words[BITS / 4];
 };
@@ -181,5 +216,10 @@ inline Pairs load_eight(const Cached* numbers) {
     Pairs pairs;
     for (int pair = 0; pair < 4; ++pair) pairs.at[pair] = factors(eight.words[pair * BITS / 16], pair % (16 / BITS));
     return pairs;
+}
+
+inline float element_of(const Pairs& pairs, int e) {
+    const unsigned pair = pairs.at[e / 2];
+    return bits_float(e % 2 == 0 ? pair << 16 : pair & 0xffff0000u);
 }
 ";

@@ -351,9 +351,11 @@ const DESCEND: &str = r"
         for (int halving = 0; halving < HALVINGS; ++halving) {
             // The $TOKEN token of each half stands for it. What is loaded for an inactive chunk is ignored.
             Probe probe[SETS][2];
+#pragma unroll
             for (int set = 0; set < SETS; ++set) {
                 const bool active = left[set] < right[set] && left[set] <= limit;
                 const int middle = (left[set] + right[set]) / 2;
+#pragma unroll
                 for (int side = 0; side < 2; ++side) {
                     const int token = side == 0 ? $LEFT : $RIGHT;
                     const unsigned page = pages[(set * 8 + down) * PAGES + (active ? token / PAGE - first_page[set] : 0)];
@@ -364,6 +366,7 @@ const DESCEND: &str = r"
             float score[SETS][2];
             for (int set = 0; set < SETS; ++set) score[set][0] = score[set][1] = $ZERO;
             for (int tile = 0; tile < TILES; ++tile)
+#pragma unroll
                 for (int side = 0; side < 2; ++side) {
                     float product[SETS][4] = {};
 $PRODUCTS
@@ -417,8 +420,8 @@ const PRODUCTS: &str = r"
 const SCALED_PRODUCTS: &str = r"
                     for (int scale = 0; scale < SCALES; ++scale) {
                         float sum[SETS][4] = {};
-                        for (int part = 0; part < 2; ++part)
-                            for (int i = scale * (STEPS / SCALES); i < (scale + 1) * (STEPS / SCALES); ++i) {
+                        for (int i = scale * (STEPS / SCALES); i < (scale + 1) * (STEPS / SCALES); ++i)
+                            for (int part = 0; part < 2; ++part) {
                                 const int copy = side * (COPIES - 1);
                                 const Four factor = *reinterpret_cast<const Four*>(
                                     &own_factors[(copy * 2 + part) * PART + (tile * STEPS + i) * STEP]);
@@ -430,9 +433,8 @@ const SCALED_PRODUCTS: &str = r"
                         // The lanes of a column have its scales.
                         for (int set = 0; set < SETS; ++set)
                             for (int e = 0; e < 2; ++e) {
-                                const float its = shuffle(probe[set][side].scale, (2 * across + e) * 4 + scale);
-                                product[set][e] += sum[set][e] * its;
-                                product[set][2 + e] += sum[set][2 + e] * its;
+                                const float its = shuffle(probe[set][side].scale, across * 8 + e * 4 + scale);
+                                for (int r = 0; r < 4; r += 2) product[set][r + e] += sum[set][r + e] * its;
                             }
                     }
 ";
