@@ -64,7 +64,8 @@ const FOUR_BITS: &str = r"
 // Number i of two runs as a pair of factors.
 inline unsigned pair_of(const Run& one, const Run& other, int i) {
     const unsigned low = one.words[0], high = other.words[0];
-    const unsigned word = i % 2 == 0 ? (low & 0x0f0f0f0fu) | (high & 0x0f0f0f0fu) << 4 : (low >> 4 & 0x0f0f0f0fu) | (high & 0xf0f0f0f0u);
+    const unsigned word = i % 2 == 0 ? (low & 0x0f0f0f0fu) | (high & 0x0f0f0f0fu) << 4
+                                     : (low >> 4 & 0x0f0f0f0fu) | (high & 0xf0f0f0f0u);
     return factors(word, i / 2);
 }
 ";
@@ -95,8 +96,10 @@ $KEEP_SCALES
             const unsigned row = shuffle(tile_row, key % TILE_KEYS);
             if (key >= TILE_KEYS) continue;
             const bool valid = tile_to_copy < count;
-            copy_async_16(&tile[key * ROW_BYTES + (piece ^ key % 2 * KEY_SPREAD) * 16], cached_numbers(keys, row) + piece * 16, valid);
-            copy_async_16(&tile[(TILE_KEYS + key) * ROW_BYTES + value_piece(key, piece) * 16], cached_numbers(values, row) + piece * 16, valid);
+            Cached* const key_to = &tile[key * ROW_BYTES + (piece ^ key % 2 * KEY_SPREAD) * 16];
+            Cached* const value_to = &tile[(TILE_KEYS + key) * ROW_BYTES + value_piece(key, piece) * 16];
+            copy_async_16(key_to, cached_numbers(keys, row) + piece * 16, valid);
+            copy_async_16(value_to, cached_numbers(values, row) + piece * 16, valid);
         }
         copy_async_commit();
 $LOAD_SCALES
@@ -110,7 +113,8 @@ const KEEP_SCALES: &str = r"
     float coming[SCALES] = {};
     float* const own_scales = scales + warp * STAGES * 2 * TILE_KEYS * SCALES;
     const auto keep_scales = [&](int stage) {
-        for (int scale = 0; scale < SCALES; ++scale) own_scales[(stage * 2 * TILE_KEYS + lane) * SCALES + scale] = coming[scale];
+        float* const to = &own_scales[(stage * 2 * TILE_KEYS + lane) * SCALES];
+        for (int scale = 0; scale < SCALES; ++scale) to[scale] = coming[scale];
     };
 ";
 
@@ -122,7 +126,7 @@ const LOAD_SCALES: &str = r"
 
 const VALUE_PIECE: &str = r"
 // Where a piece of a value lies: four pairs of keys are read at a time.
-inline int value_piece(int key, int piece) { return VALUE_SPREAD == 0 ? piece : piece ^ key / 2 % 4 * (VALUE_SPREAD / 4); }
+inline int value_piece(int key, int piece) { return piece ^ key / 2 % 4 * (VALUE_SPREAD / 4); }
 ";
 
 /// The element of a query that meets a lane's pair `i * 2 + half`.
@@ -174,10 +178,13 @@ $FACTOR
             Run run[4];
             for (int i = 0; i < 4; ++i) {
                 const int key = across * 2 + i % 2 + i / 2 * 8, byte = (load * 4 * EACH + down * RUN) * BITS / 8;
-                run[i] = *reinterpret_cast<const Run*>(&value_tile[key * ROW_BYTES + value_piece(key, byte / 16) * 16 + byte % 16]);
+                const int at = key * ROW_BYTES + value_piece(key, byte / 16) * 16 + byte % 16;
+                run[i] = *reinterpret_cast<const Run*>(&value_tile[at]);
             }
-            for (int i = 0; i < RUN; ++i)
-                mma_16x8x16<Factor>(output[load * RUN + i], factor, {pair_of(run[0], run[1], i), pair_of(run[2], run[3], i)});
+            for (int i = 0; i < RUN; ++i) {
+                const unsigned first_keys = pair_of(run[0], run[1], i), last_keys = pair_of(run[2], run[3], i);
+                mma_16x8x16<Factor>(output[load * RUN + i], factor, {first_keys, last_keys});
+            }
         }
 ";
 

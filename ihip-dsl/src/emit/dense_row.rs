@@ -191,8 +191,9 @@ $COPY
             float whole[2] = {}, rest[2] = {};
             for (int e = 0; e < 2; ++e) {
                 if (down >= HEADS) continue;
+                const int element = $QUERY_ELEMENT;
                 const float x = QUERY_SCALE * to_float(qkv[static_cast<unsigned long long>(first_row) * QKV_ROW +
-                                                          (kv_head * HEADS + down) * HEAD_DIM + $QUERY_ELEMENT]);
+                                                          (kv_head * HEADS + down) * HEAD_DIM + element]);
                 whole[e] = to_float(from_float<Factor>(x));
                 rest[e] = x - whole[e];
             }
@@ -237,8 +238,10 @@ $VALUES
     float* const shares = reinterpret_cast<float*>(tiles);  // [WARPS][HEADS][HEAD_DIM]
     if (down < HEADS) {
         for (int n = 0; n < HEAD_DIM / 8; ++n)
-            for (int e = 0; e < 2; ++e)
-                shares[(warp * HEADS + down) * HEAD_DIM + $OUTPUT_ELEMENT] = output[n][e] + output[n][e + 2];
+            for (int e = 0; e < 2; ++e) {
+                const int element = $OUTPUT_ELEMENT;
+                shares[(warp * HEADS + down) * HEAD_DIM + element] = output[n][e] + output[n][e + 2];
+            }
         if (across == 0) {
             largest[warp * HEADS + down] = warp_top;
             total[warp * HEADS + down] = warp_sum;

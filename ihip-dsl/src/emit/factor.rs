@@ -67,7 +67,7 @@ pub(super) fn loads(writer: &mut Writer, shape: Shape) {
         .constant(
             "EACH",
             each(shape),
-            format!("elements of a {bytes}-byte load of a lane, where four lanes load a key"),
+            format!("elements of a load of a lane, {bytes} bytes, where four lanes load a key"),
         )
         .constant("LOADS", shape.head_dim() / (4 * each(shape)), "such loads of a key");
     if converts(shape) {

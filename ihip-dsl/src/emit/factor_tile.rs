@@ -37,11 +37,9 @@ pub(super) fn adapt(shape: Shape, text: &str) -> String {
         .replace("$NEXT_KEYS\n", &either("        look_up(key_scale, keys, tile_index + 1);\n"))
         .replace("$NEXT_VALUES\n", &either("        look_up(value_scale, values, tile_index + 1);\n"))
         .replace("$THESE_VALUES\n", &either("        look_up(value_scale, values, tile_index);\n"))
-        .replace("$LOW_SCALE", if scaled { " * key_scales[key * SCALES + piece * 8 / SCALE_GROUP]" } else { "" })
-        .replace(
-            "$HIGH_SCALE",
-            if scaled { " * key_scales[key * SCALES + (piece * 8 + HALF) / SCALE_GROUP]" } else { "" },
-        )
+        .replace("$PIECE_SCALES\n", &either(PIECE_SCALES))
+        .replace("$LOW_SCALE", if scaled { " * low_scale" } else { "" })
+        .replace("$HIGH_SCALE", if scaled { " * high_scale" } else { "" })
 }
 
 const SCALE_ARRAYS: &str = r"
@@ -56,7 +54,7 @@ const LOOK_UP: &str = r"
         if (thread >= TILE_KEYS || tile_index >= tiles) return;
         const int slot = tile_index % 3 * TILE_KEYS + thread;
         for (int scale = 0; scale < SCALES; ++scale)
-            to[scale] = slot_tokens[slot] != NOWHERE ? to_float(*cached_scale(from, slot_rows[slot], scale * SCALE_GROUP)) : 0.0f;
+            to[scale] = slot_tokens[slot] == NOWHERE ? 0.0f : to_float(*cached_scale(from, slot_rows[slot], scale * SCALE_GROUP));
     };
     const auto store_scales = [&](float* to, const float (&from)[SCALES]) {
         if (thread >= TILE_KEYS) return;
@@ -147,7 +145,14 @@ $THESE_VALUES
 pub(super) const LOAD_PIECES: &str = r"
             const Pairs low_pairs = load_eight(&cached_keys[key * ROW_BYTES + piece * BITS]);
             const Pairs high_pairs = load_eight(&cached_keys[key * ROW_BYTES + (piece + PIECES / 2) * BITS]);
+$PIECE_SCALES
 ";
+
+const PIECE_SCALES: &str = r"
+            const float low_scale = key_scales[key * SCALES + piece * 8 / SCALE_GROUP];
+            const float high_scale = key_scales[key * SCALES + (piece * 8 + HALF) / SCALE_GROUP];
+";
+
 /// Elements of them.
 pub(super) const LOW: &str = "element_of(low_pairs, e)$LOW_SCALE";
 pub(super) const HIGH: &str = "element_of(high_pairs, e)$HIGH_SCALE";

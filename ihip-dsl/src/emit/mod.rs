@@ -13,6 +13,7 @@ mod dense_row;
 mod exchange;
 mod extend;
 mod factor;
+mod factor_groups;
 mod factor_tile;
 mod functions;
 mod gather;
