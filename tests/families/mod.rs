@@ -20,6 +20,7 @@ mod append;
 mod attend;
 mod decode;
 mod extended;
+mod heads;
 mod hopper;
 mod methods;
 mod paging;
@@ -31,6 +32,7 @@ mod text;
 mod tuned;
 mod whole;
 
+pub(crate) use heads::{HEAD_DIMS, every_head};
 pub(crate) use scoring::scored_layers;
 
 /// Rows of the largest call.

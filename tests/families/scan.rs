@@ -2,7 +2,7 @@
 
 use ihip_dsl::emit::{Buffer, Family, Launch};
 use ihip_dsl::reference::{self, StageOutcome};
-use ihip_dsl::{AttendRope, KvType, LayerPruning, ScanRope, Scores};
+use ihip_dsl::{AttendRope, Descent, Halving, KvType, LayerPruning, Representative, ScanRope, Scores};
 use ihip_tests::support::attention::Attention;
 use ihip_tests::support::tolerance;
 use proptest::prelude::*;
@@ -105,9 +105,14 @@ fn decoding_scores_are_the_references() {
 fn ties_go_the_references_way() {
     let stages = [stage(0, 32, 64, 4), stage(192, 8, 32, 2)];
     let modes = (ScanRope::None, AttendRope::Streaming);
-    let exact = layer((4, 2, 64), KvType::Bf16, 16, (16, 64), &stages, 64, modes);
+    let each = layer((4, 2, 64), KvType::Bf16, 16, (16, 64), &stages, 64, modes);
+    let mut together = each.clone();
+    for stage in together.pruning.stages.to_mut() {
+        let halving = Halving { descent: Descent::KvGroup, ..Halving::default() };
+        stage.scoring.representative = Representative::Halving(halving);
+    }
     check(
-        &[exact],
+        &[each, together],
         8,
         &(call(), any::<bool>(), any::<u64>()),
         |layer, attention, ((first, rows, spare), one, seed)| {

@@ -124,6 +124,36 @@ pub fn scored_layers() -> Vec<Layer> {
             ),
             Ranking::Each,
         ),
+        // Means, bounds and every key, each by its largest row.
+        layer(
+            (4, 2, 64),
+            T::Bf16,
+            16,
+            (16, 64),
+            &[
+                with(stage(0, 32, 64, 4), R::Mean, Q::Max, V::Raw),
+                with(stage(192, 16, 64, 2), R::MinMax, Q::Max, V::Raw),
+                with(stage(96, 4, 64, 1), R::Exact, Q::Max, V::Raw),
+            ],
+            32,
+            (S::Relative, A::Streaming),
+        ),
+        // A group with more rows than fit, and chunks with more pages; then its keys at the index of the chunk.
+        layer(
+            (4, 1, 64),
+            T::Bf16,
+            4,
+            (16, 64),
+            &[
+                with(stage(0, 96, 64, 1), halving(P::Middle, C::RunningMax, D::KvGroup), Q::Max, V::Raw),
+                Stage {
+                    rope: Some(S::ChunkIndexed),
+                    ..with(stage(192, 8, 64, 1), halving(P::Middle, C::RunningMax, D::KvGroup), Q::Max, V::Raw)
+                },
+            ],
+            48,
+            (S::Relative, A::Streaming),
+        ),
         // Distributions over what a descent found: of a group, then of each head.
         layer(
             (4, 2, 32),

@@ -1,5 +1,6 @@
 //! What every device promises, whichever it is.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ihip_dsl::reference::{self, Problem};
@@ -8,7 +9,7 @@ use ihip_dsl::{
 };
 use ihip_runtime::device::cuda::{CudaDevice, Precision};
 use ihip_runtime::device::{Device, Sampling};
-use ihip_runtime::{Error, Session, Step};
+use ihip_runtime::{Error, Result, Session, Step};
 use ihip_tests::support::tolerance::SUM;
 
 use super::{Check, check, noise};
@@ -141,20 +142,35 @@ impl Attention {
         recorded: bool,
         observe: &mut dyn FnMut(&mut D, &mut D::Cache, &Step),
     ) -> (Vec<f32>, Vec<Vec<i32>>) {
+        let observed = &mut |device: &mut D, cache: &mut D::Cache, step: &Step| {
+            observe(device, cache, step);
+            Ok(())
+        };
+        Self::tried(device, qkv, prompt, recorded, observed).unwrap()
+    }
+
+    /// The same; what fails, or is refused by `observe`, ends the request.
+    pub(super) fn tried<D: Device>(
+        device: &mut D,
+        qkv: &[f32],
+        prompt: usize,
+        recorded: bool,
+        observe: &mut dyn FnMut(&mut D, &mut D::Cache, &Step) -> Result<()>,
+    ) -> Result<(Vec<f32>, Vec<Vec<i32>>)> {
         let tokens = qkv.len() / ROW;
         let plan = plan();
-        let mut cache = device.cache(&plan, tokens).unwrap();
+        let mut cache = device.cache(&plan, tokens)?;
         device.record_masks(&mut cache, true);
-        let table = device.matrix(tokens, ROW, qkv.to_vec()).unwrap();
-        let mut input = device.tensor(64, ROW).unwrap();
-        let mut out = device.tensor(64, HEADS * HEAD_DIM).unwrap();
+        let table = device.matrix(tokens, ROW, qkv.to_vec())?;
+        let mut input = device.tensor(64, ROW)?;
+        let mut out = device.tensor(64, HEADS * HEAD_DIM)?;
         let mut session = Session::new(plan);
         let (mut outputs, mut lists) = (Vec::new(), Vec::new());
-        let mut steps = session.prefill_steps(prompt, 64).unwrap().into_iter();
+        let mut steps = session.prefill_steps(prompt, 64)?.into_iter();
         while session.length() < tokens {
             let step: Step = steps.next().unwrap_or_else(|| session.decode_step());
             let ids: Vec<u32> = (step.start as u32..(step.start + step.rows) as u32).collect();
-            device.begin(&mut cache, &step, &ids).unwrap();
+            device.begin(&mut cache, &step, &ids)?;
             let mut operations = |device: &mut D, cache: &mut D::Cache| {
                 device.embed(&table, step.rows, &mut input)?;
                 for layer in 0..2 {
@@ -163,18 +179,18 @@ impl Attention {
                 Ok(())
             };
             if recorded {
-                device.replay(&mut cache, &step, &mut operations).unwrap();
+                device.replay(&mut cache, &step, &mut operations)?;
             } else {
-                operations(device, &mut cache).unwrap();
+                operations(device, &mut cache)?;
             }
-            outputs.extend(device.read(&out, step.rows).unwrap());
-            let list = device.block_lists(&cache, 1).unwrap().unwrap();
+            outputs.extend(device.read(&out, step.rows)?);
+            let list = device.block_lists(&cache, 1)?.expect("masks are recorded");
             let rows = list.counts.iter().enumerate();
             lists.extend(rows.map(|(row, count)| list.blocks[row * list.width..][..*count as usize].to_vec()));
             session.advance(&step);
-            observe(device, &mut cache, &step);
+            observe(device, &mut cache, &step)?;
         }
-        (outputs, lists)
+        Ok((outputs, lists))
     }
 }
 
@@ -235,6 +251,42 @@ impl Check for Attention {
 #[test]
 fn attention_is_the_references_and_recorded_steps_compute_the_same() {
     check(&Attention);
+}
+
+struct Pages;
+
+impl Check for Pages {
+    fn on<D: Device>(&self, device: &mut D, _: f64) {
+        let (prompt, tokens) = (300, 320);
+        let qkv = noise(3, tokens * ROW);
+        let mut checked = 0;
+        Attention::observed(device, &qkv, prompt, true, &mut |device, cache, step| {
+            if step.start == 0 {
+                device.record_pages(cache, true);
+            }
+            let read = [0, 1].map(|layer| device.pages_read(cache, layer).unwrap());
+            if step.start < prompt {
+                // A step of prefill reads what nobody asks for.
+                return;
+            }
+            let end = step.start + 1;
+            let LayerPruning { sink, window, .. } = pruning();
+            let list = device.block_lists(cache, 1).unwrap().unwrap();
+            let listed = list.blocks[..list.counts[0] as usize].iter().flat_map(|first| *first as usize..*first as usize + 8);
+            let seen = (0..sink as usize).chain(end - window as usize..end).chain(listed.filter(|token| *token < end));
+            let expected: BTreeSet<u32> = seen.map(|token| token as u32 / 16).collect();
+            let [keys, values] = &read[1];
+            assert!(values.iter().eq(&expected), "values at position {}: {values:?}, not {expected:?}", step.start);
+            assert!(keys.is_sorted() && expected.iter().all(|page| keys.contains(page)), "keys: {keys:?}");
+            checked += 1;
+        });
+        assert_eq!(checked, tokens - prompt);
+    }
+}
+
+#[test]
+fn pages_that_a_step_attends_to_are_those_of_sinks_window_and_list() {
+    check(&Pages);
 }
 
 struct Limits;

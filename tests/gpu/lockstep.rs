@@ -12,6 +12,7 @@ use ihip_model::{Sampler, Special};
 use ihip_runtime::device::cpu::CpuDevice;
 use ihip_runtime::device::cuda::{CudaDevice, Precision};
 use ihip_runtime::device::{BlockLists, Device, Sampling};
+use ihip_runtime::kv::trace::PagesRead;
 use ihip_runtime::kv::{Budget, Placement, Traffic};
 use ihip_runtime::session::Phase;
 use ihip_runtime::{Result, Step};
@@ -239,6 +240,14 @@ impl<S: Device> Device for Lockstep<S> {
     }
 
     fn record_masks(&mut self, _: &mut Self::Cache, _: bool) {}
+
+    fn record_pages(&mut self, cache: &mut Self::Cache, record: bool) {
+        self.first.record_pages(&mut cache.0, record);
+    }
+
+    fn pages_read(&mut self, cache: &Self::Cache, layer: usize) -> Result<PagesRead> {
+        self.first.pages_read(&cache.0, layer)
+    }
 
     fn begin(&mut self, cache: &mut Self::Cache, step: &Step, tokens: &[u32]) -> Result<()> {
         self.decoded += usize::from(step.phase != Phase::Prefill);

@@ -14,7 +14,7 @@ use ihip_tests::support::mutant::{Applied, Mutant, VARIABLE, all};
 use ihip_tests::support::page;
 use serde::{Deserialize, Serialize};
 
-use crate::families::{layers, scored_layers};
+use crate::families::{every_head, layers, scored_layers};
 
 const PRELUDE: &str = include_str!("../../ihip-dsl/src/emit/prelude.cu");
 /// Far longer than the tests of a mutant take: what runs on is a kernel that never ends.
@@ -22,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(1200);
 
 /// Names and texts of what mutants are made of: the kernels that the tests of families run, and the prelude.
 fn texts() -> Vec<(String, String)> {
-    let layers = layers().into_iter().chain(scored_layers());
+    let layers = layers().into_iter().chain(scored_layers()).chain(every_head());
     let plans = layers.map(|layer| layer.plan());
     let programs = plans.map(|plan| Program::new(&plan, Activation::F32).expect("a usual head"));
     let slots = Slots { pages: 3, keys: 2, values: 1 };

@@ -57,7 +57,8 @@ fn store(text: &str, bound: &str) -> String {
             (Some("head"), "group * CHUNKS + thread")
         }
         "[thread]" => (None, "group * CHUNKS + thread"),
-        "[set]" => (Some("head"), "base + set * 8 + down"),
+        "[set]" if text.contains(" head = first_head + warp % TEAMS") => (Some("head"), "base + set * 8 + down"),
+        "[set]" => (None, "base + set * 8 + down"),
         "[i]" if alone => (Some("query_head"), "base + i * TEAMS + team"),
         "[i]" => (Some("kv_head * GROUP + (base + i * TEAMS + team) % GROUP"), "(base + i * TEAMS + team) / GROUP"),
         _ if text.contains("const int head = down % PROBES / 2;") => (Some("kv_head * GROUP + head"), "chunk"),

@@ -74,6 +74,13 @@ pub const fn score(kv_type: KvType, terms: usize) -> f64 {
     F32 * (terms + ONCE) as f64 + split(kv_type)
 }
 
+/// The same where the key is turned, or is a mean, and so is taken as two numbers as well: the product of what both were
+/// rounded by is left out.
+#[must_use]
+pub const fn score_of_two(kv_type: KvType, terms: usize) -> f64 {
+    score(kv_type, terms) + split(kv_type) + rounded(kv_type) * rounded(kv_type)
+}
+
 /// The logarithm of a share, beyond what its products are off by: of `chunks` chunks, the largest of whose logarithms
 /// has the size `size`.
 #[must_use]

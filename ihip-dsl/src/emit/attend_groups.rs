@@ -34,7 +34,7 @@ impl AttendGroups {
     pub(crate) fn new(shape: Shape, kind: &LayerPlan) -> Option<Self> {
         let attend = Self { shape, visible: Visible::new(kind) };
         let factors = shape.kv().factor().is_some() && !cached::scaled(shape);
-        let fits = factors && shape.head_dim() >= 64 && !attend.visible.blends();
+        let fits = factors && matches!(shape.head_dim(), 64 | 128) && !attend.visible.blends();
         fits.then_some(attend)
     }
 

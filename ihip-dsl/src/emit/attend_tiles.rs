@@ -39,7 +39,7 @@ pub(crate) struct AttendTiles {
 }
 
 impl AttendTiles {
-    /// The kernel, for caches that tensor cores take, as they are or converted.
+    /// The kernel, for caches that tensor cores take, as they are or converted, and heads of a power of two.
     pub(crate) fn new(shape: Shape, kind: &LayerPlan) -> Option<Self> {
         let visible = Visible::new(kind);
         // Fewer keys where more has to be held of each, so that all of it fits into registers.
@@ -49,7 +49,8 @@ impl AttendTiles {
             false => 64,
         };
         let tuning = AttendPrefill { rows: MOST_ROWS, keys };
-        shape.kv().factor().is_some().then_some(Self { shape, visible, tuning })
+        let fits = shape.kv().factor().is_some() && matches!(shape.head_dim(), 32 | 64 | 128);
+        fits.then_some(Self { shape, visible, tuning })
     }
 
     fn query_block(&self) -> usize {

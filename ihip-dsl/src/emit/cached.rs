@@ -101,12 +101,12 @@ pub(super) fn bound_vectors(writer: &mut Writer, shape: Shape) {
     writer.text(if scaled(shape) { BOUND_VECTORS } else { VECTORS });
 }
 
-/// The text of a lane's [`vectors`] of a row.
+/// The text of a lane's [`vectors`] of a row, from element `$PART` on.
 pub(super) fn vector(shape: Shape, row: &str) -> String {
     if scaled(shape) {
-        format!("load_vector(keys, {row}, lane * VECTOR)")
+        format!("load_vector(keys, {row}, $PART)")
     } else {
-        format!("*reinterpret_cast<const Vector*>(&keys[{row} * HEAD_DIM + lane * VECTOR])")
+        format!("*reinterpret_cast<const Vector*>(&keys[{row} * HEAD_DIM + $PART])")
     }
 }
 

@@ -194,7 +194,7 @@ const SCALED_FACTOR: &str = r"
                 float whole[2], rest[2];
                 for (int e = 0; e < 2; ++e) {
                     // A value's scale becomes part of its weight.
-                    const float x = weight[n][e] * value_scales[(n * 8 + across * 2 + e) * SCALES + load];
+                    const float x = weight[n][e] * value_scales[(n * 8 + across * 2 + e) * SCALES + load * SCALES / LOADS];
                     whole[e] = to_float(from_float<Factor>(x));
                     rest[e] = x - whole[e];
                 }

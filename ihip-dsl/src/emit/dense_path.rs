@@ -76,7 +76,8 @@ fn estimate(shape: Shape, layer: &PrunedLayer, end: usize, instructions: Instruc
         Part::Attend => 0.0,
         Part::Scan { stage } => {
             let scores = Score::prefill(shape, layer, stage);
-            let rate = if scores.iter().any(|score| matches!(score, Score::ScanTiles(_))) { TILED } else { PLAIN };
+            let tiled = |score: &Score| matches!(score, Score::ScanTiles(_) | Score::ScanKeysTiles(_));
+            let rate = if scores.iter().any(tiled) { TILED } else { PLAIN };
             let stage = &layer.stages[stage];
             let tiles = stage.query_block.div_ceil(stage.query_stride).div_ceil(16);
             reads.loaded_bytes() * tiles as f64 / rate

@@ -5,11 +5,11 @@
 //! split into what the factors' type holds of them and the rest, which are further rows of the same product and cost
 //! nothing.
 
-use super::attend_row::{JOIN, split_outputs};
 use super::cached;
 use super::dense_numbers;
 use super::factor;
 use super::functions::{CACHE_ROW, QUADS, Shape};
+use super::splits::{JOIN, split_outputs};
 use super::tune::Tune;
 use super::visible::{Phase, Visible};
 use super::writer::Writer;
@@ -40,7 +40,8 @@ pub(crate) struct DenseRow {
 impl DenseRow {
     /// The kernel, where one product has room for the heads of a group.
     pub(crate) fn new(shape: Shape) -> Option<Self> {
-        let fits = shape.group() <= ROWS && shape.group() * shape.head_dim() / 4 <= 32 * WARPS;
+        let rows = matches!(shape.head_dim(), 32 | 64 | 128);
+        let fits = rows && shape.group() <= ROWS && shape.group() * shape.head_dim() / 4 <= 32 * WARPS;
         let stages = (MOST_SHARED / (WARPS * stage_bytes(shape))).min(MOST_STAGES);
         let tuning = DenseDecode { warps: WARPS, stages, blocks: BLOCKS };
         (shape.kv().factor().is_some() && fits).then_some(Self { shape, tuning })
@@ -164,7 +165,7 @@ impl Tune for DenseRow {
 /// Where rows lie in shared memory that are read as matrices.
 pub(super) const PIECE_AT: &str = r"
 // Where a piece of 16 bytes of a row lies in shared memory: the same pieces of neighbouring rows are in other banks.
-inline int piece_at(int row, int piece) { return row * HEAD_DIM + (piece ^ (row & min(7, PIECES - 1))) * 8; }
+inline int piece_at(int row, int piece) { return row * HEAD_DIM + (piece ^ (row & min(7, (PIECES & -PIECES) - 1))) * 8; }
 ";
 
 const BODY: &str = r"

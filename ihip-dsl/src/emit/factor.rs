@@ -17,10 +17,15 @@ pub(super) const fn converts(shape: Shape) -> bool {
     !shape.kv().is_factor()
 }
 
-/// Elements of a key that a lane loads at a time, where four lanes load a key: 16 bytes of them at most, and no more than
-/// make the four lanes' one scale.
+/// Whether tensor cores take what the cache holds, and four lanes have room for the scales of a key.
+pub(super) const fn fits(shape: Shape) -> bool {
+    shape.kv().factor().is_some() && shape.kv().scales(shape.head_dim()) <= 4
+}
+
+/// Elements of a key that a lane loads at a time, where four lanes load a key: 16 bytes of them at most, no more than make
+/// the four lanes' one scale, and few enough that a lane has both elements of pairs that turn together.
 pub(super) const fn each(shape: Shape) -> usize {
-    match (converts(shape), shape.head_dim().is_multiple_of(64)) {
+    match (converts(shape), shape.head_dim().is_multiple_of(128)) {
         (false, _) | (true, false) => 8,
         (true, true) => 16,
     }
@@ -30,13 +35,7 @@ pub(super) const fn each(shape: Shape) -> usize {
 /// `cached_numbers`. `PAGE` and `HEAD_DIM` are defined.
 pub(super) fn define(writer: &mut Writer, shape: Shape) {
     let kv_type = shape.kv();
-    let word = kv_type.factor().map_or("float", |factor| Element::from(factor).word());
-    let which = if converts(shape) {
-        format!("{word};  // what tensor cores multiply: it holds every number of the cache")
-    } else {
-        "Cached;  // what tensor cores multiply".to_owned()
-    };
-    writer.text(&format!("using Factor = {which}"));
+    alias(writer, shape);
     if !converts(shape) {
         return;
     }
@@ -75,17 +74,30 @@ pub(super) fn loads(writer: &mut Writer, shape: Shape) {
     }
 }
 
+/// Defines `Factor` alone.
+pub(super) fn alias(writer: &mut Writer, shape: Shape) {
+    let word = shape.kv().factor().map_or("float", |factor| Element::from(factor).word());
+    writer.text(&if converts(shape) {
+        format!("using Factor = {word};  // what tensor cores multiply: it holds every number of the cache")
+    } else {
+        "using Factor = Cached;  // what tensor cores multiply".to_owned()
+    });
+}
+
 /// Defines `Probe`, a lane's part of a key, and `load_probe`.
 pub(super) fn probes(writer: &mut Writer, shape: Shape) {
     loads(writer, shape);
     let (scale, load) = if cached::scaled(shape) { (PROBE_SCALE, LOAD_PROBE_SCALE) } else { ("", "") };
     let text = if converts(shape) { CONVERTED_PROBE } else { PROBE };
+    if !converts(shape) {
+        writer.text(PAIRS);
+    }
     writer.text(&text.replace("$SCALE\n", scale).replace("$LOAD_SCALE\n", load));
 }
 
 /// Defines `Pairs` and `Numbers`: sixteen bytes of factors, and of what they are made of.
 pub(super) fn pieces(writer: &mut Writer) {
-    writer.text(PIECES);
+    writer.text(PAIRS).text(NUMBERS_OF_PIECE);
 }
 
 /// Defines `load_eight`, which makes eight neighbouring elements of a row in shared memory pairs of factors, and
@@ -139,15 +151,17 @@ inline unsigned factors(unsigned word, int i) {
 }
 ";
 
+pub(super) const PAIRS: &str = r"
+// Eight neighbouring elements as pairs: sixteen bytes.
+struct alignas(16) Pairs {
+    unsigned at[4];
+};
+";
+
 const PROBE: &str = r"
 // A lane's part of a key: pairs of neighbours in the order in which products take them.
 struct Probe {
     unsigned at[2 * STEPS];
-};
-
-// Eight neighbouring elements as pairs: one load.
-struct alignas(16) Pairs {
-    unsigned at[4];
 };
 
 inline Probe load_probe(const Cached* keys, unsigned long long row, int across) {
@@ -193,12 +207,7 @@ const PROBE_SCALE: &str = "    float scale;  // of the lane's own number: four l
 const LOAD_PROBE_SCALE: &str =
     "    probe.scale = to_float(*cached_scale(keys, row, min(across, SCALES - 1) * SCALE_GROUP));\n";
 
-const PIECES: &str = r"
-// Eight neighbouring elements as pairs.
-struct alignas(16) Pairs {
-    unsigned at[4];
-};
-
+const NUMBERS_OF_PIECE: &str = r"
 // Sixteen bytes of numbers.
 struct alignas(16) Numbers {
     unsigned words[4];

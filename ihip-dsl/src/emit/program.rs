@@ -51,7 +51,7 @@ pub enum Instructions {
 pub enum EmitError {
     /// A head of an unusual size.
     #[error(
-        "kernels are made for heads of 32, 64 or 128 elements, and the model's have {head_dim}: run it on the cpu device"
+        "kernels are made for heads of 32, 64, 96, … to 256 elements, and the model's have {head_dim}: run it on the cpu device"
     )]
     HeadDim {
         /// The model's head dimension.
@@ -63,7 +63,7 @@ impl Program {
     /// Names every kernel of `plan`; their text is written by [`Program::kernels`].
     ///
     /// # Errors
-    /// [`EmitError::HeadDim`] where a head has neither 32, nor 64, nor 128 elements.
+    /// [`EmitError::HeadDim`] where the elements of a head are no multiple of 32, or more than 256.
     pub fn new(plan: &Plan, activation: Activation) -> Result<Self, EmitError> {
         Self::with(plan, activation, Instructions::Portable, Tunings::default())
     }
@@ -79,8 +79,9 @@ impl Program {
         instructions: Instructions,
         tunings: Tunings,
     ) -> Result<Self, EmitError> {
-        if !matches!(plan.geometry().head_dim, 32 | 64 | 128) {
-            return Err(EmitError::HeadDim { head_dim: plan.geometry().head_dim });
+        let head_dim = plan.geometry().head_dim;
+        if !(32..=256).contains(&head_dim) || !head_dim.is_multiple_of(32) {
+            return Err(EmitError::HeadDim { head_dim });
         }
         let shape = Shape { geometry: *plan.geometry(), activation };
         let dense_paths = vec![DensePath::default(); plan.kinds().len()];

@@ -40,7 +40,7 @@ impl ScanColumns {
         let scan = Self { shape, layer: row_constants(layer, stage), stage, halving, tuning: DEFAULT };
         let rope =
             matches!(scan.plan().rope, ScanRope::Relative | ScanRope::Infllm | ScanRope::ChunkIndexed | ScanRope::None);
-        let fits = shape.kv().factor().is_some() && scan.copies() * shape.group() <= ROWS && scan.probes() <= COLUMNS;
+        let fits = factor::fits(shape) && scan.copies() * shape.group() <= ROWS && scan.probes() <= COLUMNS;
         (rope && fits && layer.ranking != Ranking::Each && !scoring::soft(scan.plan())).then_some(scan)
     }
 

@@ -114,6 +114,7 @@ impl ScanRow {
         }
         row.rotation_constants(&mut writer);
         cached::vectors(&mut writer, self.shape);
+        row.parts(&mut writer);
         if !self.soft() {
             writer.text(ORDERED);
         }
@@ -199,8 +200,8 @@ impl ScanRow {
 
     /// `text` with the loads of probes.
     fn vectors(&self, text: &str) -> String {
-        text.replace("$LEFT_VECTOR", &cached::vector(self.shape, "left_row"))
-            .replace("$RIGHT_VECTOR", &cached::vector(self.shape, "right_row"))
+        let vector = |row| self.row().part("Vector", &cached::vector(self.shape, row));
+        text.replace("$LEFT_VECTOR", &vector("left_row")).replace("$RIGHT_VECTOR", &vector("right_row"))
     }
 
     /// What of the loops the words of the halving say.
@@ -256,13 +257,13 @@ impl Tune for ScanRow {
 }
 
 const LOAD_ONE: &str = r"
-            for (int e = 0; e < VECTOR; ++e) left_query[i][e] = queries[head * HEAD_DIM + lane * VECTOR + e];
+            for (int e = 0; e < VECTOR; ++e) left_query[i][e] = queries[head * HEAD_DIM + $PART + e];
 ";
 
 const LOAD_TWO: &str = r"
             for (int e = 0; e < VECTOR; ++e) {
-                left_query[i][e] = queries[head * HEAD_DIM + lane * VECTOR + e];
-                right_query[i][e] = queries[($HEADS + head) * HEAD_DIM + lane * VECTOR + e];
+                left_query[i][e] = queries[head * HEAD_DIM + $PART + e];
+                right_query[i][e] = queries[($HEADS + head) * HEAD_DIM + $PART + e];
             }
 ";
 
@@ -270,7 +271,7 @@ const LOAD_TURNED: &str = r"
             // A key's position is the index of its chunk. Turning the query back by it once serves all of its probes.
             const int distance = max(0, min(position, chunks + SCAN_WINDOW) - chunk);
             for (int e = 0; e < VECTOR; ++e) {
-                const int element = lane * VECTOR + e;
+                const int element = $PART + e;
                 const float2 angle = rope_table[distance * HALF + element % HALF];
                 const float here = queries[head * HEAD_DIM + element];
                 const float there = queries[head * HEAD_DIM + (element + HALF) % HEAD_DIM];

@@ -1,16 +1,18 @@
-//! Prefill on tensor cores: the rows of a head are the rows of a product, the probes of eight chunks its columns.
+//! Prefill on tensor cores: averaged queries are the rows of a product, the probes of eight chunks its columns.
 //!
 //! A warp takes 16 chunks of one head and keeps its descents in registers. Lanes load their parts of the probes straight
-//! into the registers that the product takes them from; queries lie in shared memory in the order in which it takes them,
-//! split into what the factors' type holds of them and the rest. Warps of the heads of a group stand side by side, so that
-//! the probes they share come from the nearest cache.
+//! into the registers that the product takes them from; queries lie in shared memory as left factors. Warps of the heads of
+//! a group stand side by side, so that the probes they share come from the nearest cache. Where the heads of a group
+//! descend together, a warp has the rows of all of them, and loads their probes once.
 
-use super::cached;
-use super::factor;
-use super::functions::{self, ORDERED, ROTATE, Shape};
+use super::factors::{Copies, Factors};
+use super::functions::{self, CACHE_ROW, ORDERED, ROTATE, Shape};
+use super::rows::{self, Heads, Rotation, Rows};
 use super::scan::{chunks_here, heads_of, probe_texts, ranking_here};
+use super::scan_columns::PAIRS;
 use super::scoring::{self, BLOCK_SCORES, Output, Source, scan_constants, scoring_words, stem};
 use super::tune::Tune;
+use super::turned::{self, ANGLES, TURN_PAIRS};
 use super::writer::Writer;
 use super::{Buffer, Family, Kernel};
 use crate::tuning::{ScanPrefill, Tuning};
@@ -18,10 +20,8 @@ use crate::{ChunkScore, Descent, Halving, PrunedLayer, QueryReduction, Ranking, 
 
 /// Two products beside each other take the same queries. More blocks of threads would load the same queries more often.
 const DEFAULT: ScanPrefill = ScanPrefill { warps: 8, chunks: 16, blocks: 1024 };
-/// Rows of a product.
-const TILE_ROWS: usize = 16;
-/// Shared memory for the queries of several heads, in bytes; two blocks of threads fit a multiprocessor.
-const SHARED: usize = 64 * 1024;
+/// Probes that are turned take twice the registers, and both of a chunk take the same queries.
+const TURNED: ScanPrefill = ScanPrefill { chunks: 8, ..DEFAULT };
 /// Pages of a chunk of which the table is kept in shared memory, at most.
 const MOST_PAGES: usize = 24;
 
@@ -36,12 +36,20 @@ pub(crate) struct ScanTiles {
 }
 
 impl ScanTiles {
-    /// The kernel for a stage, where heads descend on their own and queries fit into shared memory.
+    /// The kernel for a stage, where scores are of a head, or of the group that descends together.
     pub(crate) fn new(shape: Shape, layer: &PrunedLayer, stage: usize, halving: Halving) -> Option<Self> {
-        let scan = Self { shape, layer: scan_constants(layer, stage), stage, halving, tuning: DEFAULT };
-        let rope = matches!(scan.plan().rope, ScanRope::Relative | ScanRope::Infllm | ScanRope::None);
-        let fits = shape.kv().factor().is_some() && scan.head_bytes() <= SHARED && scan.pages() <= MOST_PAGES;
-        (rope && fits && halving.descent == Descent::Each && !scoring::soft(scan.plan())).then_some(scan)
+        let layer = scan_constants(layer, stage);
+        let (rope, soft) = (layer.stages[stage].rope, scoring::soft(&layer.stages[stage]));
+        let tuning = if rope == ScanRope::ChunkIndexed { TURNED } else { DEFAULT };
+        let scan = Self { shape, layer, stage, halving, tuning };
+        let turns = match rope {
+            ScanRope::Relative | ScanRope::Infllm | ScanRope::None => true,
+            ScanRope::ChunkIndexed => turned::fits(shape),
+            ScanRope::DynamicExtend | ScanRope::SelfExtend => false,
+        };
+        // One of the heads that descend together would have a score of its own.
+        let own_head = scan.together() && scan.layer.ranking == Ranking::Each;
+        (turns && shape.kv().is_factor() && !own_head && !soft).then_some(scan)
     }
 
     /// Blocks of threads for `rows` queries and lists of `chunks` chunks.
@@ -49,7 +57,7 @@ impl ScanTiles {
         let blocks = rows.div_ceil(self.plan().query_block);
         let heads = self.shape.query_heads() / self.heads();
         let ScanPrefill { warps, chunks: at_once, blocks: most } = self.tuning;
-        let groups = chunks.div_ceil(at_once * warps / self.heads()).clamp(1, most.div_ceil(blocks * heads));
+        let groups = chunks.div_ceil(at_once * warps / self.teams()).clamp(1, most.div_ceil(blocks * heads));
         [groups as u32, heads as u32, blocks as u32]
     }
 
@@ -61,29 +69,50 @@ impl ScanTiles {
         &self.layer.stages[self.stage]
     }
 
-    /// Copies of the queries: one for left probes and one for right ones where their positions differ.
-    fn copies(&self) -> usize {
-        if self.plan().rope == ScanRope::Relative { 2 } else { 1 }
+    /// Whether heads of a group take the same halves.
+    fn together(&self) -> bool {
+        self.halving.descent == Descent::KvGroup
     }
 
-    /// Products that the rows of a head take.
-    fn tiles(&self) -> usize {
-        self.plan().rows().div_ceil(TILE_ROWS)
+    fn mean(&self) -> bool {
+        self.plan().scoring.query_reduction == QueryReduction::Mean
     }
 
-    /// Bytes of a head's queries.
-    fn head_bytes(&self) -> usize {
-        self.copies() * 2 * self.tiles() * TILE_ROWS * self.shape.head_dim() * 2
+    fn rotation(&self) -> Rotation {
+        match self.plan().rope {
+            ScanRope::None => Rotation::None,
+            ScanRope::Infllm => Rotation::Queries("SCAN_WINDOW"),
+            ScanRope::Relative => Rotation::QueriesTwice,
+            ScanRope::ChunkIndexed => Rotation::Chunks,
+            ScanRope::DynamicExtend | ScanRope::SelfExtend => Rotation::Extended,
+        }
     }
 
-    /// Heads of a group that a block of threads takes.
-    fn heads(&self) -> usize {
-        let fits = |heads: &usize| {
-            self.shape.group().is_multiple_of(*heads)
-                && self.tuning.warps.is_multiple_of(*heads)
-                && heads * self.head_bytes() <= SHARED
+    /// The rows that a warp multiplies.
+    fn factors(&self) -> Factors {
+        let heads = if self.together() { Heads::Group(self.shape.group()) } else { Heads::One };
+        let rows = Rows {
+            rotation: self.rotation(),
+            heads,
+            mean: self.mean(),
+            of_head: self.plan().rows(),
+            warps: rows::warps(self.shape),
+            least_warps: 1,
         };
-        [8, 4, 2].into_iter().find(fits).unwrap_or(1)
+        let copies = if self.rotation() == Rotation::QueriesTwice { Copies::Sides } else { Copies::One };
+        Factors { shape: self.shape, rows, copies }
+    }
+
+    /// Heads of a group that descend on their own, side by side in a block of threads.
+    fn teams(&self) -> usize {
+        let (group, warps) = (self.shape.group(), self.tuning.warps);
+        let allowed = |teams| !self.together() && group.is_multiple_of(teams) && warps.is_multiple_of(teams);
+        self.factors().teams(allowed)
+    }
+
+    /// Heads of a block of threads.
+    fn heads(&self) -> usize {
+        if self.together() { self.shape.group() } else { self.teams() }
     }
 
     /// Pages that a chunk lies in at most.
@@ -91,8 +120,9 @@ impl ScanTiles {
         (self.plan().chunk - 1) / self.shape.geometry.page as usize + 2
     }
 
-    fn mean(&self) -> bool {
-        self.plan().scoring.query_reduction == QueryReduction::Mean
+    /// Whether the table of a warp's pages is kept in shared memory.
+    fn holds_pages(&self) -> bool {
+        self.pages() <= MOST_PAGES
     }
 
     fn heading(&self) -> String {
@@ -103,9 +133,10 @@ impl ScanTiles {
             ChunkScore::RunningMax => "any probe",
             ChunkScore::Last => "the last probe",
         };
+        let heads = if self.together() { "the heads of a group" } else { "one head" };
         format!(
             "Prefill, stage {}: scores chunks of {} tokens for blocks of {} queries by {} halvings.\n\
-             A warp takes one head of one query block and {} chunks at a time; a chunk's score is the {product}\n\
+             A warp takes {heads} of one query block and {} chunks at a time; a chunk's score is the {product}\n\
              product of {row} with {probe}, over {}.",
             self.stage,
             plan.chunk,
@@ -116,11 +147,10 @@ impl ScanTiles {
         )
     }
 
-    pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
-        let (stage, ScanPrefill { warps, chunks, .. }) = (self.plan(), self.tuning);
-        let mut writer = Writer::new(&self.heading(), &format!("{pipeline}, stage {}", self.stage));
-        self.shape.constants(&mut writer);
-        functions::chunk_list_constants(&mut writer, &self.layer, self.stage);
+    fn constants(&self, writer: &mut Writer) {
+        let (stage, factors, ScanPrefill { warps, chunks, .. }) = (self.plan(), self.factors(), self.tuning);
+        self.shape.constants(writer);
+        functions::chunk_list_constants(writer, &self.layer, self.stage);
         writer
             .constant("SCAN_WINDOW", self.layer.scan_window, "chunks that begin nearer than this are not scanned")
             .constant("HALVINGS", stage.halvings, "two probes each")
@@ -130,29 +160,37 @@ impl ScanTiles {
             .float("LOWEST", f32::MIN, "below every product")
             .constant("THREADS", 32 * warps, "threads of a block")
             .constant("WARPS", warps, "warps of a block")
-            .constant("HEADS", self.heads(), "heads of a block of threads, each with warps of its own")
+            .constant("TEAMS", self.teams(), "heads of a block that descend on their own, each with warps of its own")
             .constant("CHUNKS", chunks, "chunks that a warp descends at a time")
             .constant("SETS", chunks / 8, "eights of them, each the columns of two products")
-            .constant(
-                "COPIES",
-                self.copies(),
-                "copies of the queries: for left probes, and for right ones where they differ",
-            )
-            .constant("TILES", self.tiles(), "sixteens of rows of a head")
-            .constant("STEPS", self.shape.head_dim() / 16, "products along a row")
-            .constant("STEP", 128, "words of a left factor: four for each lane")
-            .constant(
-                "PART",
-                self.tiles() * self.shape.head_dim() / 16 * 128,
-                "words of a head's queries, or of their rest",
-            )
-            .constant("PAGES", self.pages(), "pages that a chunk lies in at most");
-        functions::ranking_constant(&mut writer, self.layer.ranking, self.shape.rankings(self.layer.ranking));
-        factor::define(&mut writer, self.shape);
-        factor::probes(&mut writer, self.shape);
-        writer.text(FOUR).text(ORDERED);
+            .constant("SIDES", 2 / factors.copies(), "probes of a chunk that take the same copy of the queries");
+        factors.constants(writer);
+        writer.constant(
+            "LOADS",
+            self.shape.head_dim() / 32,
+            "16-byte loads with which a lane reads its part of a probe",
+        );
+        if self.holds_pages() {
+            writer.constant("PAGES", self.pages(), "pages that a chunk lies in at most");
+        }
+        functions::ranking_constant(writer, self.layer.ranking, self.shape.rankings(self.layer.ranking));
+    }
+
+    pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
+        let (stage, factors) = (self.plan(), self.factors());
+        let mut writer = Writer::new(&self.heading(), &format!("{pipeline}, stage {}", self.stage));
+        self.constants(&mut writer);
+        writer.text(PAIRS);
+        if !self.holds_pages() {
+            writer.text(CACHE_ROW);
+        }
+        writer.text(ORDERED);
         if stage.rope != ScanRope::None {
             writer.text(ROTATE);
+        }
+        factors.functions(&mut writer);
+        if self.rotation().turns_keys() {
+            writer.text(ANGLES).text(TURN_PAIRS);
         }
         functions::chunk_list(&mut writer, self.stage);
         let rope = if stage.rope == ScanRope::None { "" } else { " const float2* __restrict__ rope_table," };
@@ -160,27 +198,28 @@ impl ScanTiles {
         writer.text(&format!(
             "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{rope}\n   {parents} unsigned* scores, int score_stride) {{"
         ));
-        writer.more(PLACE);
+        let head = if self.together() { GROUP_HERE } else { HEADS_HERE };
+        let (pages, last) = if self.holds_pages() { (WARP_PAGES, ", last = start + rows - 1") } else { ("", "") };
+        let place = PLACE.replace("$HEAD\n", head.trim_start_matches('\n')).replace("$PAGES\n", pages);
+        writer.more(&place.replace("$LAST", last));
         ranking_here(&mut writer, self.layer.ranking, true);
         writer.more(&chunks_here(self.stage, self.layer.ranking));
-        let turn = match stage.rope {
-            ScanRope::Relative => TURN_TWICE,
-            ScanRope::None => "",
-            _ => TURN,
-        };
-        writer.text(&QUERIES.replace("$TURN\n", turn.trim_start_matches('\n')));
+        if factors.turns() == 1 {
+            writer.text(&factors.load()).more("    sync_block();");
+        }
         writer.text(&self.descend());
         Kernel {
             name: name.to_owned(),
             family: Family::Scan,
             text: writer.finish(),
             arguments: scoring::arguments(self.operands(|stage| Buffer::Lists { stage })),
-            threads: (32 * warps) as u32,
-            shared_bytes: (self.heads() * self.head_bytes()) as u32,
+            threads: (32 * self.tuning.warps) as u32,
+            shared_bytes: (self.teams() * factors.bytes()) as u32,
         }
     }
 
     fn descend(&self) -> String {
+        let factors = self.factors();
         let start = if self.stage == 0 { "chunk_start(" } else { "chunk_start(kept, " };
         let clamp = if self.stage == 0 {
             "min(left[set] + CHUNK, step[STEP_T_MAX] - SCAN_WINDOW)"
@@ -199,27 +238,26 @@ impl ScanTiles {
             Ranking::All => BLOCK_SCORES,
             Ranking::KvGroup | Ranking::Each => "score_row",
         };
-        let (zero, reduce, scale) = if self.mean() {
-            (
-                "0.0f",
-                SUM,
-                "            for (int set = 0; set < SETS; ++set)\n                for (int side = 0; side < 2; ++side) score[set][side] /= static_cast<float>(live_rows);\n",
-            )
+        let (pages, first_page, page, read) =
+            if self.holds_pages() { (PAGES, FIRST_PAGE, ROW_OF_PAGE, READ) } else { ("", "", ROW_OF_TABLE, "") };
+        let (turn, rest) = if self.rotation().turns_keys() { (TURN, MULTIPLY_REST) } else { ("", "") };
+        let products = factors.place_rows(&PRODUCTS.replace("$REST\n", rest.trim_start_matches('\n')));
+        let (chunks, products) = if factors.turns() == 1 {
+            (OWN_CHUNKS, products)
         } else {
-            ("LOWEST", LARGEST, "")
+            let turns = TURNS.replace("$LOAD\n", &indented(&factors.load(), 12));
+            (BLOCK_CHUNKS, turns.replace("$PRODUCTS\n", &indented(&products, 4)))
         };
-        let join = |one: &str, other: &str| {
-            if self.mean() { format!("{one} + {other}") } else { format!("max({one}, {other})") }
-        };
-        let products = if cached::scaled(self.shape) { SCALED_PRODUCTS } else { PRODUCTS };
+        let trim = |text: &str| text.trim_start_matches('\n').to_owned();
         DESCEND
-            .replace("$PRODUCTS\n", products.trim_start_matches('\n'))
-            .replace("$REDUCE\n", reduce.trim_start_matches('\n'))
-            .replace("$SCALE\n", scale)
-            .replace("$ZERO", zero)
-            .replace("$JOIN_TILE", &join("score[set][side]", "mine"))
-            .replace("$JOIN_8", &join("score[set][side]", "shuffle_xor(score[set][side], 8)"))
-            .replace("$JOIN_16", &join("score[set][side]", "shuffle_xor(score[set][side], 16)"))
+            .replace("$CHUNKS\n", &trim(chunks))
+            .replace("$PAGES\n", &trim(pages))
+            .replace("$FIRST_PAGE\n", &trim(first_page))
+            .replace("$FIRST", if self.holds_pages() { ", first_page[SETS]" } else { "" })
+            .replace("$PAGE\n", &trim(page))
+            .replace("$READ\n", &trim(read))
+            .replace("$TURN\n", &trim(turn))
+            .replace("$PRODUCTS\n", &trim(&products))
             .replace("$START(", start)
             .replace("$CLAMP", clamp)
             .replace("$TOKEN", token)
@@ -227,7 +265,7 @@ impl ScanTiles {
             .replace("$RIGHT", &right)
             .replace("$SENTENCE", sentence)
             .replace("$BEST", best)
-            .replace("$ROW", row)
+            .replace("$SCORE_ROW", row)
     }
 }
 
@@ -258,132 +296,75 @@ impl Tune for ScanTiles {
     }
 }
 
-const FOUR: &str = r"
-// A lane's part of a left factor.
-struct alignas(16) Four {
-    unsigned at[4];
-};
-";
+/// `text` with `spaces` more in front of each line.
+fn indented(text: &str, spaces: usize) -> String {
+    let line = |line: &str| if line.is_empty() { "\n".to_owned() } else { format!("{:spaces$}{line}\n", "") };
+    text.trim_matches('\n').lines().map(line).collect()
+}
 
 const PLACE: &str = r"
-    SHARED_DYNAMIC(unsigned, factors);  // [HEADS][COPIES][2][TILES][STEPS][32][4]: queries, and their rest
-    SHARED(unsigned, warp_pages, WARPS * CHUNKS * PAGES);
+    SHARED_DYNAMIC(unsigned, factors);  // [TEAMS][COPIES][2][TILES][STEPS][32][4]: queries, and their rest
+$PAGES
     const int start = step[STEP_START], rows = step[STEP_ROWS], first_row = step[STEP_FIRST_ROW];
     const int block = blockIdx.z, thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-    const int first_head = blockIdx.y * HEADS, kv_head = first_head / GROUP, head = first_head + warp % HEADS;
+$HEAD
     const int first = block * QUERY_BLOCK;
     if (first >= rows) return;
     // The one causal test of the scan is on a chunk's left edge, against the block's first query.
-    const int limit = start + first - SCAN_WINDOW, last = start + rows - 1;
+    const int limit = start + first - SCAN_WINDOW$LAST;
     const int queries_here = min(QUERY_BLOCK, rows - first);
     const int live_rows = (queries_here + QUERY_STRIDE - 1) / QUERY_STRIDE;
 ";
 
-const QUERIES: &str = r"
-    // A row is the mean of QUERY_STRIDE neighbours; those beyond the call are left out of it. Elements come in the order
-    // in which lanes load them from a key, to which a product is indifferent.
-    for (int item = thread; item < HEADS * TILES * 16 * HALF / 2; item += THREADS) {
-        const int element = item % (HALF / 2) * 2, row = item / (HALF / 2) % (TILES * 16);
-        const int own_head = item / (HALF / 2 * TILES * 16);
-        const int neighbours = min(QUERY_STRIDE, queries_here - row * QUERY_STRIDE);
-        float x[2] = {}, y[2] = {};
-        for (int neighbour = 0; neighbour < neighbours; ++neighbour) {
-            const unsigned long long at = first_row + first + row * QUERY_STRIDE + neighbour;
-            const Activation* const query = &qkv[at * QKV_ROW + (first_head + own_head) * HEAD_DIM + element];
-            for (int e = 0; e < 2; ++e) {
-                x[e] += to_float(query[e]);
-                y[e] += to_float(query[HALF + e]);
-            }
-        }
-        const float scale = neighbours > 0 ? QUERY_SCALE / static_cast<float>(neighbours) : 0.0f;
-        for (int copy = 0; copy < COPIES; ++copy)
-            for (int half = 0; half < 2; ++half) {
-                float whole[2], rest[2];
-                for (int e = 0; e < 2; ++e) {
-                    float turned_x = x[e] * scale, turned_y = y[e] * scale;
-$TURN
-                    const float turned = half == 0 ? turned_x : turned_y;
-                    whole[e] = to_float(from_float<Factor>(turned));
-                    rest[e] = turned - whole[e];
-                }
-                const int at = element + half * HALF, load = at / EACH, pair = load / 4 * (EACH / 2) + at % EACH / 2;
-                const int to = ((own_head * COPIES + copy) * 2 * TILES + row / 16) * STEPS * STEP + pair / 2 * STEP +
-                               (row % 8 * 4 + load % 4) * 4 + pair % 2 * 2 + row % 16 / 8;
-                factors[to] = pack<Factor>(whole[0], whole[1]);
-                factors[to + PART] = pack<Factor>(rest[0], rest[1]);
-            }
-    }
-    sync_block();
+const WARP_PAGES: &str = "    SHARED(unsigned, warp_pages, WARPS * CHUNKS * PAGES);\n";
+
+const HEADS_HERE: &str = r"
+    const int first_head = blockIdx.y * TEAMS, kv_head = first_head / GROUP, head = first_head + warp % TEAMS;
 ";
 
-const TURN_TWICE: &str = r"
-                    // Left probes are at position 0, right ones at 1, queries at SCAN_WINDOW + 1: what counts is the distance.
-                    rotate(turned_x, turned_y, rope_table[(SCAN_WINDOW + 1 - copy) * HALF + element + e]);
-";
-
-const TURN: &str = r"
-                    rotate(turned_x, turned_y, rope_table[SCAN_WINDOW * HALF + element + e]);
+const GROUP_HERE: &str = r"
+    const int kv_head = blockIdx.y, first_head = kv_head * GROUP;
 ";
 
 const DESCEND: &str = r"
     const int across = lane % 4, down = lane / 4;
-    const unsigned* const own_factors = factors + warp % HEADS * COPIES * 2 * PART + lane * 4;
-    unsigned* const pages = warp_pages + warp * CHUNKS * PAGES;
-    const int first_chunk = (blockIdx.x * (WARPS / HEADS) + warp / HEADS) * CHUNKS;
-    for (int base = first_chunk; base < chunks; base += gridDim.x * (WARPS / HEADS) * CHUNKS) {
-        // The list is ascending: where a warp's first chunk lies beyond the limit, so does every later one.
-        if ($START(base) > limit) break;
-        for (int item = lane; item < CHUNKS * PAGES; item += 32) {
-            const int chunk = min(base + item / PAGES, chunks - 1);
-            pages[item] = page_table[min($START(chunk) / PAGE + item % PAGES, last / PAGE)];
-        }
-        sync_warp();
+    const unsigned* const own_factors = factors + warp % TEAMS * COPIES * 2 * PART + lane * 4;
+$CHUNKS
+$PAGES
         // A lane loads parts of the probes of chunk `down` of each set.
-        int left[SETS], right[SETS], first_page[SETS];
+        int left[SETS], right[SETS]$FIRST;
         float best[SETS];
         for (int set = 0; set < SETS; ++set) {
             const int chunk = base + set * 8 + down;
             left[set] = $START(min(chunk, chunks - 1));
             right[set] = chunk < chunks ? $CLAMP : left[set];
-            first_page[set] = left[set] / PAGE;
+$FIRST_PAGE
             best[set] = LOWEST;
         }
         for (int halving = 0; halving < HALVINGS; ++halving) {
             // The $TOKEN token of each half stands for it. What is loaded for an inactive chunk is ignored.
-            Probe probe[SETS][2];
-#pragma unroll
+            Pairs probe[SETS][2][LOADS];
             for (int set = 0; set < SETS; ++set) {
                 const bool active = left[set] < right[set] && left[set] <= limit;
                 const int middle = (left[set] + right[set]) / 2;
-#pragma unroll
                 for (int side = 0; side < 2; ++side) {
                     const int token = side == 0 ? $LEFT : $RIGHT;
-                    const unsigned page = pages[(set * 8 + down) * PAGES + (active ? token / PAGE - first_page[set] : 0)];
-                    const unsigned long long row = (page * KV_HEADS + kv_head) * PAGE + (active ? token % PAGE : 0);
-                    probe[set][side] = load_probe(keys, row, across);
+$PAGE
+                    const Pairs* const key = reinterpret_cast<const Pairs*>(&keys[row * HEAD_DIM]);
+                    for (int load = 0; load < LOADS; ++load) probe[set][side][load] = key[load * 4 + across];
                 }
             }
+$TURN
             float score[SETS][2];
-            for (int set = 0; set < SETS; ++set) score[set][0] = score[set][1] = $ZERO;
-            for (int tile = 0; tile < TILES; ++tile)
-#pragma unroll
-                for (int side = 0; side < 2; ++side) {
-                    float product[SETS][4] = {};
+            for (int set = 0; set < SETS; ++set) score[set][0] = score[set][1] = LOWEST;
 $PRODUCTS
-                    // A lane has the columns 2 * across and 2 * across + 1 of two rows, and goes on with one of them.
-                    for (int set = 0; set < SETS; ++set) {
-$REDUCE
-                        score[set][side] = $JOIN_TILE;
-                    }
-                }
             for (int set = 0; set < SETS; ++set)
                 for (int side = 0; side < 2; ++side) {
-                    score[set][side] = $JOIN_8;
-                    score[set][side] = $JOIN_16;
+                    score[set][side] = max(score[set][side], shuffle_xor(score[set][side], 8));
+                    score[set][side] = max(score[set][side], shuffle_xor(score[set][side], 16));
                     // Column `down` is in the lanes across it.
                     score[set][side] = shuffle(score[set][side], down % 2 * 4 + down / 2);
                 }
-$SCALE
             // A tie goes right. $SENTENCE
             for (int set = 0; set < SETS; ++set) {
                 if (!(left[set] < right[set] && left[set] <= limit)) continue;
@@ -398,56 +379,109 @@ $SCALE
         }
         for (int set = 0; set < SETS; ++set)
             if (across == 0 && best[set] > LOWEST)
-                atomic_max(&scores[$ROW + base + set * 8 + down], ordered(max(best[set], NEVER)));
-        sync_warp();  // the pages have been read
+                atomic_max(&scores[$SCORE_ROW + base + set * 8 + down], ordered(max(best[set], NEVER)));
+$READ
     }
 }
 ";
 
-const PRODUCTS: &str = r"
-                    for (int part = 0; part < 2; ++part)
-                        for (int i = 0; i < STEPS; ++i) {
-                            const int copy = side * (COPIES - 1);
-                            const Four factor = *reinterpret_cast<const Four*>(
-                                &own_factors[(copy * 2 + part) * PART + (tile * STEPS + i) * STEP]);
-                            for (int set = 0; set < SETS; ++set) {
-                                const Probe& key = probe[set][side];
-                                mma_16x8x16<Factor>(product[set], factor.at, {key.at[2 * i], key.at[2 * i + 1]});
-                            }
+const OWN_CHUNKS: &str = r"
+    const int first_chunk = (blockIdx.x * (WARPS / TEAMS) + warp / TEAMS) * CHUNKS;
+    for (int base = first_chunk; base < chunks; base += gridDim.x * (WARPS / TEAMS) * CHUNKS) {
+        // The list is ascending: where a warp's first chunk lies beyond the limit, so does every later one.
+        if ($START(base) > limit) break;
+";
+
+const BLOCK_CHUNKS: &str = r"
+    // Warps go on together: they share what is in shared memory.
+    for (int group = blockIdx.x * WARPS * CHUNKS; group < chunks; group += gridDim.x * WARPS * CHUNKS) {
+        // The list is ascending: where a group's first chunk lies beyond the limit, so does every later one.
+        if ($START(group) > limit) break;
+        const int base = group + warp * CHUNKS;
+";
+
+const PAGES: &str = r"
+        unsigned* const pages = warp_pages + warp * CHUNKS * PAGES;
+        for (int item = lane; item < CHUNKS * PAGES; item += 32) {
+            const int chunk = min(base + item / PAGES, chunks - 1);
+            pages[item] = page_table[min($START(chunk) / PAGE + item % PAGES, last / PAGE)];
+        }
+        sync_warp();
+";
+
+const FIRST_PAGE: &str = r"
+            first_page[set] = left[set] / PAGE;
+";
+
+const ROW_OF_PAGE: &str = r"
+                    const unsigned page = pages[(set * 8 + down) * PAGES + (active ? token / PAGE - first_page[set] : 0)];
+                    const unsigned long long row = (page * KV_HEADS + kv_head) * PAGE + (active ? token % PAGE : 0);
+";
+
+const ROW_OF_TABLE: &str = r"
+                    const unsigned long long row = cache_row(page_table, active ? token : 0, kv_head);
+";
+
+const READ: &str = r"
+        sync_warp();  // the pages have been read
+";
+
+const TURN: &str = r"
+            // A key's position is the index of its chunk in the list.
+            Pairs rest[SETS][2][LOADS];
+            for (int set = 0; set < SETS; ++set) {
+                const float2* const angles = &rope_table[min(base + set * 8 + down, chunks) * HALF];
+                for (int load = 0; load < LOADS / 2; ++load)
+                    for (int pair = 0; pair < 4; ++pair) {
+                        const Angles two = *reinterpret_cast<const Angles*>(&angles[(load * 4 + across) * 8 + pair * 2]);
+                        for (int side = 0; side < 2; ++side) {
+                            Pairs(&key)[LOADS] = probe[set][side], (&over)[LOADS] = rest[set][side];
+                            const int high = load + LOADS / 2;
+                            turn_pairs(key[load].at[pair], key[high].at[pair], over[load].at[pair], over[high].at[pair], two);
                         }
-";
-
-const SCALED_PRODUCTS: &str = r"
-                    for (int scale = 0; scale < SCALES; ++scale) {
-                        float sum[SETS][4] = {};
-                        for (int i = scale * (STEPS / SCALES); i < (scale + 1) * (STEPS / SCALES); ++i)
-                            for (int part = 0; part < 2; ++part) {
-                                const int copy = side * (COPIES - 1);
-                                const Four factor = *reinterpret_cast<const Four*>(
-                                    &own_factors[(copy * 2 + part) * PART + (tile * STEPS + i) * STEP]);
-                                for (int set = 0; set < SETS; ++set) {
-                                    const Probe& key = probe[set][side];
-                                    mma_16x8x16<Factor>(sum[set], factor.at, {key.at[2 * i], key.at[2 * i + 1]});
-                                }
-                            }
-                        // The lanes of a column have its scales.
-                        for (int set = 0; set < SETS; ++set)
-                            for (int e = 0; e < 2; ++e) {
-                                const float its = shuffle(probe[set][side].scale, across * 8 + e * 4 + scale);
-                                for (int r = 0; r < 4; r += 2) product[set][r + e] += sum[set][r + e] * its;
-                            }
                     }
+            }
 ";
 
-const LARGEST: &str = r"
-                        const bool one = tile * 16 + down < live_rows, other = tile * 16 + down + 8 < live_rows;
-                        const float even = max(one ? product[set][0] : LOWEST, other ? product[set][2] : LOWEST);
-                        const float odd = max(one ? product[set][1] : LOWEST, other ? product[set][3] : LOWEST);
-                        const float mine = max(down % 2 == 0 ? even : odd, shuffle_xor(down % 2 == 0 ? odd : even, 4));
+const TURNS: &str = r"
+            for (int turn = 0; turn < TURNS; ++turn) {
+                sync_block();  // the rows before have been multiplied
+$LOAD
+                sync_block();
+$PRODUCTS
+            }
 ";
 
-const SUM: &str = r"
-                        // Rows beyond the last are zero.
-                        const float even = product[set][0] + product[set][2], odd = product[set][1] + product[set][3];
-                        const float mine = (down % 2 == 0 ? even : odd) + shuffle_xor(down % 2 == 0 ? odd : even, 4);
+const PRODUCTS: &str = r"
+            for (int tile = 0; tile < TILES; ++tile)
+                for (int copy = 0; copy < COPIES; ++copy) {
+                    float product[SIDES][SETS][4] = {};
+                    for (int part = 0; part < 2; ++part)
+                        for (int at = 0; at < STEPS; ++at) {
+                            const Pairs factor = *reinterpret_cast<const Pairs*>(
+                                &own_factors[(copy * 2 + part) * PART + (tile * STEPS + at) * STEP]);
+                            for (int side = 0; side < SIDES; ++side)
+                                for (int set = 0; set < SETS; ++set) {
+                                    const Pairs& key = probe[set][copy + side][at / 2];
+                                    mma_16x8x16<Cached>(product[side][set], factor.at, {key.at[at % 2 * 2], key.at[at % 2 * 2 + 1]});
+$REST
+                                }
+                        }
+                    // A lane has the columns 2 * across and 2 * across + 1 of two rows, and goes on with one of them.
+                    const int row = $ROW;
+                    const bool one = $ONE, other = $OTHER;
+                    for (int side = 0; side < SIDES; ++side)
+                        for (int set = 0; set < SETS; ++set) {
+                            const float(&of)[4] = product[side][set];
+                            const float even = max(one ? of[0] : LOWEST, other ? of[2] : LOWEST);
+                            const float odd = max(one ? of[1] : LOWEST, other ? of[3] : LOWEST);
+                            const float mine = max(down % 2 == 0 ? even : odd, shuffle_xor(down % 2 == 0 ? odd : even, 4));
+                            score[set][copy + side] = max(score[set][copy + side], mine);
+                        }
+                }
+";
+
+const MULTIPLY_REST: &str = r"
+                                    const Pairs& over = rest[set][copy + side][at / 2];
+                                    if (part == 0) mma_16x8x16<Cached>(product[side][set], factor.at, {over.at[at % 2 * 2], over.at[at % 2 * 2 + 1]});
 ";

@@ -7,6 +7,7 @@ use super::scan::Scan;
 use super::scan_columns::ScanColumns;
 use super::scan_keys::ScanKeys;
 use super::scan_keys_row::ScanKeysRow;
+use super::scan_keys_tiles::ScanKeysTiles;
 use super::scan_row::ScanRow;
 use super::scan_tiles::ScanTiles;
 use super::scoring::{self, Operand};
@@ -21,6 +22,8 @@ pub(super) enum Score {
     ScanTiles(ScanTiles),
     /// Prefill: halves chunks.
     Scan(Scan),
+    /// Prefill: goes through the keys of chunks on tensor cores.
+    ScanKeysTiles(ScanKeysTiles),
     /// Prefill: goes through the keys of chunks, or through those that the halving took.
     ScanKeys(ScanKeys),
     /// Decoding: halves chunks on tensor cores.
@@ -45,7 +48,10 @@ impl Score {
             });
         }
         if scores.is_empty() || scoring::soft(plan) {
-            scores.push(Self::ScanKeys(ScanKeys::new(shape, layer, stage)));
+            scores.push(match ScanKeysTiles::new(shape, layer, stage) {
+                Some(scan) => Self::ScanKeysTiles(scan),
+                None => Self::ScanKeys(ScanKeys::new(shape, layer, stage)),
+            });
         }
         scores.extend(normalise(shape, layer, stage));
         scores
@@ -67,6 +73,7 @@ impl Score {
         match self {
             Self::ScanTiles(score) => score.stem(pipeline),
             Self::Scan(score) => score.stem(pipeline),
+            Self::ScanKeysTiles(score) => score.stem(pipeline),
             Self::ScanKeys(score) => score.stem(pipeline),
             Self::ScanColumns(score) => score.stem(pipeline),
             Self::ScanRow(score) => score.stem(pipeline),
@@ -79,6 +86,7 @@ impl Score {
         match self {
             Self::ScanTiles(score) => score.emit(pipeline, name),
             Self::Scan(score) => score.emit(pipeline, name),
+            Self::ScanKeysTiles(score) => score.emit(pipeline, name),
             Self::ScanKeys(score) => score.emit(pipeline, name),
             Self::ScanColumns(score) => score.emit(pipeline, name),
             Self::ScanRow(score) => score.emit(pipeline, name),
@@ -92,6 +100,7 @@ impl Score {
         match self {
             Self::ScanTiles(score) => score.grid(rows, chunks),
             Self::Scan(score) => score.grid(rows, chunks),
+            Self::ScanKeysTiles(score) => score.grid(rows, chunks),
             Self::ScanKeys(score) => score.grid(rows, chunks),
             Self::ScanColumns(score) => score.grid(),
             Self::ScanRow(score) => score.grid(),
@@ -105,6 +114,7 @@ impl Score {
         match self {
             Self::ScanTiles(score) => score.operands(parents),
             Self::Scan(score) => score.operands(parents),
+            Self::ScanKeysTiles(score) => score.operands(parents),
             Self::ScanKeys(score) => score.operands(parents),
             Self::ScanColumns(score) => score.operands(parents),
             Self::ScanRow(score) => score.operands(parents),

@@ -65,7 +65,8 @@ impl Select {
         writer
             .constant("KEEP", self.keep, "chunks that stay")
             .constant("THREADS", THREADS, "threads of a block")
-            .constant("WARPS", THREADS / 32, "warps of a block");
+            .constant("WARPS", THREADS / 32, "warps of a block")
+            .constant("BATCH", 4, "loads of a thread under way at a time while the list is written");
         functions::ranking_constant(&mut writer, self.layer.ranking, self.rankings);
         if let Some(block) = self.block {
             writer.constant("BLOCK", block, "tokens of a block of the final list");
@@ -88,7 +89,7 @@ impl Select {
         writer.text(THRESHOLD);
         let start = if self.stage == 0 { "chunk_start(chunk)" } else { "chunk_start(kept, chunk)" };
         let (list, store, visible) = if self.block.is_some() {
-            (format!("blocks + {row} * KEEP"), "entry = entry / BLOCK * BLOCK;\n            ", VISIBLE)
+            (format!("blocks + {row} * KEEP"), "entry = entry / BLOCK * BLOCK;\n                ", VISIBLE)
         } else {
             (format!("kept_chunks + {row} * (KEEP + 1)"), "", "")
         };
@@ -153,12 +154,12 @@ const RANKING: &str = r"    // Every ranking of a query block has a row of its o
 ";
 
 const THRESHOLD: &str = r"
-    // Neighbouring chunks are a thread's, so that threads in order have the list in order.
-    const int each = (chunks + THREADS - 1) / THREADS, first = thread * each, end = min(chunks, first + each);
+    // Neighbouring chunks are a warp's, so that warps in order have the list in order; its lanes take them side by side.
+    const int each = (chunks + THREADS - 1) / THREADS * 32, first = warp * each, end = min(chunks, first + each);
 
     unsigned ones = ~0u, zeros = ~0u, scored = 0;
 #pragma unroll 8
-    for (int chunk = first; chunk < end; ++chunk) {
+    for (int chunk = first + lane; chunk < end; chunk += 32) {
         const unsigned key = max(score[chunk], NEVER);
         if (key > NEVER) {
             ones &= key;
@@ -200,7 +201,7 @@ const THRESHOLD: &str = r"
             if (thread < 256) histogram[thread] = 0;
             sync_block();
 #pragma unroll 8
-            for (int chunk = first; chunk < end; ++chunk) {
+            for (int chunk = first + lane; chunk < end; chunk += 32) {
                 const unsigned key = max(score[chunk], NEVER);
                 if ((key & decided) == threshold) atomic_add(&histogram[key >> shift & 255], 1);
             }
@@ -233,54 +234,57 @@ const THRESHOLD: &str = r"
 ";
 
 const COMPACT: &str = r"
-    // The list is ascending: each thread counts what it takes and learns what threads before it take. In a tie the lower
+    // The list is ascending: each warp counts what it takes and learns what warps before it take. In a tie the lower
     // position comes first.
     unsigned above = 0, tied = 0;
 #pragma unroll 8
-    for (int chunk = first; chunk < end; ++chunk) {
+    for (int chunk = first + lane; chunk < end; chunk += 32) {
         const unsigned key = max(score[chunk], NEVER) & decided;
         above += key > threshold;
         tied += key == threshold;
     }
-    unsigned above_through = above, tied_through = tied;
-    for (int distance = 1; distance < 32; distance *= 2) {
-        const unsigned above_before = shuffle(above_through, max(lane - distance, 0));
-        const unsigned tied_before = shuffle(tied_through, max(lane - distance, 0));
-        if (lane >= distance) {
-            above_through += above_before;
-            tied_through += tied_before;
-        }
+    for (int mask = 16; mask > 0; mask /= 2) {
+        above += shuffle_xor(above, mask);
+        tied += shuffle_xor(tied, mask);
     }
-    if (lane == 31) {
-        warp_above[warp] = above_through;
-        warp_ties[warp] = tied_through;
+    if (lane == 0) {
+        warp_above[warp] = above;
+        warp_ties[warp] = tied;
     }
     sync_block();
-    unsigned above_before = above_through - above, tied_before = tied_through - tied;
-    unsigned above_warps = lane < warp ? warp_above[lane] : 0, tied_warps = lane < warp ? warp_ties[lane] : 0;
+    unsigned above_before = lane < warp ? warp_above[lane] : 0, tied_before = lane < warp ? warp_ties[lane] : 0;
     for (int mask = 16; mask > 0; mask /= 2) {
-        above_warps += shuffle_xor(above_warps, mask);
-        tied_warps += shuffle_xor(tied_warps, mask);
+        above_before += shuffle_xor(above_before, mask);
+        tied_before += shuffle_xor(tied_before, mask);
     }
-    above_before += above_warps;
-    tied_before += tied_warps;
     int* const list = $ROW;
-$DECLARED    for (int chunk = first; chunk < end; ++chunk) {
-        const unsigned key = max(score[chunk], NEVER) & decided;
-        if (key > threshold || (key == threshold && tied_before < ties)) {
-            int entry = $START;
-            $FLOORlist[above_before + min(tied_before, ties)] = entry;
-$VISIBLE
+    const unsigned lanes_before = (1u << lane) - 1;
+$DECLARED    for (int batch = first; batch < end; batch += 32 * BATCH) {
+        unsigned keys[BATCH];
+        for (int i = 0; i < BATCH; ++i) {
+            const int chunk = batch + i * 32 + lane;
+            keys[i] = chunk < end ? max(score[chunk], NEVER) & decided : 0;
         }
-        above_before += key > threshold;
-        tied_before += key == threshold;
-        score[chunk] = 0;
+        for (int i = 0; i < BATCH && batch + i * 32 < end; ++i) {
+            const int chunk = batch + i * 32 + lane;
+            const bool is_above = keys[i] > threshold, is_tied = chunk < end && keys[i] == threshold;
+            const unsigned above_lanes = ballot(is_above), tied_lanes = ballot(is_tied);
+            const unsigned tied_here = tied_before + __popc(tied_lanes & lanes_before);
+            if (is_above || (is_tied && tied_here < ties)) {
+                int entry = $START;
+                $FLOORlist[above_before + __popc(above_lanes & lanes_before) + min(tied_here, ties)] = entry;
+$VISIBLE
+            }
+            above_before += __popc(above_lanes);
+            tied_before += __popc(tied_lanes);
+            if (chunk < end) score[chunk] = 0;
+        }
     }
     for (int entry = keep + thread; entry < KEEP; entry += THREADS) list[entry] = -1;
 ";
 
 const VISIBLE: &str = r"
-            if (entry < step[STEP_START] + block * QUERY_BLOCK + QUERY_BLOCK) ++visible;
+                if (entry < step[STEP_START] + block * QUERY_BLOCK + QUERY_BLOCK) ++visible;
 ";
 
 const COUNT: &str = r"

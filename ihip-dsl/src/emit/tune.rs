@@ -98,6 +98,7 @@ impl Tune for Score {
     fn tuning(&self) -> Option<Tuning> {
         match self {
             Self::ScanTiles(score) => score.tuning(),
+            Self::ScanKeysTiles(score) => score.tuning(),
             Self::ScanColumns(score) => score.tuning(),
             Self::ScanRow(score) => score.tuning(),
             Self::ScanKeysRow(score) => score.tuning(),
@@ -108,6 +109,7 @@ impl Tune for Score {
     fn space(&self) -> Vec<Tuning> {
         match self {
             Self::ScanTiles(score) => score.space(),
+            Self::ScanKeysTiles(score) => score.space(),
             Self::ScanColumns(score) => score.space(),
             Self::ScanRow(score) => score.space(),
             Self::ScanKeysRow(score) => score.space(),
@@ -118,6 +120,7 @@ impl Tune for Score {
     fn tuned(self, tuning: Tuning) -> Self {
         match self {
             Self::ScanTiles(score) => Self::ScanTiles(score.tuned(tuning)),
+            Self::ScanKeysTiles(score) => Self::ScanKeysTiles(score.tuned(tuning)),
             Self::ScanColumns(score) => Self::ScanColumns(score.tuned(tuning)),
             Self::ScanRow(score) => Self::ScanRow(score.tuned(tuning)),
             Self::ScanKeysRow(score) => Self::ScanKeysRow(score.tuned(tuning)),

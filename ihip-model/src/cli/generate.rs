@@ -62,7 +62,7 @@ pub(super) struct Generate {
     /// Write the block lists of every layer to a safetensors file
     #[arg(long, value_name = "FILE")]
     dump_masks: Option<PathBuf>,
-    /// Write the pages of keys and values that every decoding step reads to a file, for `ihip kv replay`; on the CPU
+    /// Write the pages of keys and values that every decoding step reads to a file, for `ihip kv replay` and `ihip bench kv`
     #[arg(long, value_name = "FILE")]
     dump_pages: Option<PathBuf>,
 }
@@ -132,7 +132,7 @@ impl Work for Job<'_> {
         seconds.load = start.elapsed().as_secs_f64() - (compilation.seconds - before.seconds);
 
         if let Some(pages) = &mut self.pages {
-            pages.begin(&mut generation, &plan, prompt.len())?;
+            pages.begin(&plan, prompt.len())?;
         }
         let start = Instant::now();
         self.read(&mut generation, &plan, &prompt)?;

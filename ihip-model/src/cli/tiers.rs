@@ -67,7 +67,7 @@ pub(super) fn choose<D: Device>(
 }
 
 /// What may be taken of `free` bytes where nobody says: all that is needed, else most of them.
-fn most_of(free: Option<u64>, needed: u64) -> u64 {
+pub(super) fn most_of(free: Option<u64>, needed: u64) -> u64 {
     match free {
         Some(free) if free < needed => free - free / LEFT_ALONE,
         Some(free) => free,

@@ -100,16 +100,15 @@ pub trait Device: Sized {
     /// Whether the block lists of the steps to come are kept for [`Device::block_lists`]; they are not at first.
     fn record_masks(&mut self, cache: &mut Self::Cache, record: bool);
 
-    /// Whether the pages that the steps to come read are kept for [`Device::pages_read`]; they are not at first. Gives
-    /// whether the device can keep them.
-    fn record_pages(&mut self, _cache: &mut Self::Cache, _record: bool) -> bool {
-        false
-    }
+    /// Whether the pages that the decoding steps to come read are kept for [`Device::pages_read`]; they are not at first.
+    fn record_pages(&mut self, cache: &mut Self::Cache, record: bool);
 
-    /// The pages that were read in `layer` since this was last asked; none that are not recorded.
-    fn pages_read(&mut self, _cache: &Self::Cache, _layer: usize) -> PagesRead {
-        PagesRead::default()
-    }
+    /// The pages that the last decoding step read in `layer`, asked for once after each; none that are not recorded. Keys
+    /// that scans alone read are among them where the device notes these.
+    ///
+    /// # Errors
+    /// A failed transfer.
+    fn pages_read(&mut self, cache: &Self::Cache, layer: usize) -> Result<PagesRead>;
 
     /// Starts a step: its tokens, positions and restart stages go where the recorded operations read them.
     ///

@@ -79,6 +79,23 @@ impl Traffic {
         self.stages.iter().for_each(|stage| reads += *stage);
         reads
     }
+
+    /// What was done since the same cache had done `before`.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        let reads =
+            |now: Reads, before: Reads| Reads { hits: now.hits - before.hits, misses: now.misses - before.misses };
+        let stages = self.stages.iter().enumerate();
+        Self {
+            stages: stages.map(|(n, now)| reads(*now, before.stages.get(n).copied().unwrap_or_default())).collect(),
+            attend: reads(self.attend, before.attend),
+            promotions: self.promotions - before.promotions,
+            evictions: self.evictions - before.evictions,
+            promoted_bytes: self.promoted_bytes - before.promoted_bytes,
+            evicted_bytes: self.evicted_bytes - before.evicted_bytes,
+            missed_bytes: self.missed_bytes - before.missed_bytes,
+        }
+    }
 }
 
 /// Tokens by the tier that their keys, or their values, are in; the same in every layer, or the mean over layers.

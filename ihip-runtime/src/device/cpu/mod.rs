@@ -192,13 +192,12 @@ impl Device for CpuDevice {
         Ok(cache.residence())
     }
 
-    fn record_pages(&mut self, cache: &mut CpuCache, record: bool) -> bool {
+    fn record_pages(&mut self, cache: &mut CpuCache, record: bool) {
         cache.record_pages(record);
-        true
     }
 
-    fn pages_read(&mut self, cache: &CpuCache, layer: usize) -> PagesRead {
-        cache.pages_read(layer)
+    fn pages_read(&mut self, cache: &CpuCache, layer: usize) -> Result<PagesRead> {
+        Ok(cache.pages_read(layer))
     }
 
     fn record_masks(&mut self, cache: &mut CpuCache, record: bool) {

@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use cudarc::driver::CudaStream;
 use cudarc::driver::safe::CudaGraph;
 use cudarc::driver::sys::CUdeviceptr;
 use ihip_dsl::LayerPlan;
 use ihip_dsl::emit::{self, Extent, Launch, Paging, Program, Slots, Value, step};
 
+use super::given::GivenLists;
 use super::launch::{Function, Operand};
+use super::ledger::Stream;
 use super::memory::Buffer;
 use super::tiers::{self, Tiers};
 use crate::device::BlockLists;
@@ -41,10 +42,14 @@ pub struct CudaCache {
     states: Vec<HashMap<emit::Buffer, Arc<Buffer>>>,
     /// Where the GPU holds a part of it.
     pub(super) tiers: Option<Tiers>,
+    /// Lists that decoding steps attend to in place of those that their scans leave, where there are any.
+    pub(super) given: Option<GivenLists>,
     /// The step at hand.
     pub(super) step: Step,
     /// Whether block lists are wanted. They are there in any case: every layer has its own.
     pub(super) record: bool,
+    /// Whether it is wanted which pages steps attend to.
+    pub(super) record_pages: bool,
     /// What each pattern of restart stages recorded, at most [`MOST_GRAPHS`] of them.
     pub(super) graphs: HashMap<Vec<Option<usize>>, Recording>,
 }
@@ -201,7 +206,7 @@ pub(super) fn placement(program: &Program, capacity: usize, budget: Budget) -> R
 
 impl CudaCache {
     pub(super) fn new(
-        stream: &Arc<CudaStream>,
+        stream: &Stream,
         (program, paging): (Program, Option<Paging>),
         kernels: HashMap<String, Arc<Function>>,
         capacity: usize,
@@ -240,8 +245,10 @@ impl CudaCache {
             tiers: tiers.transpose()?,
             layers,
             states,
+            given: None,
             step: Step { start: 0, rows: 0, t_max: 0, phase: Phase::Prefill },
             record: false,
+            record_pages: false,
             graphs: HashMap::new(),
             program,
             kernels,
@@ -347,11 +354,16 @@ impl CudaCache {
         layer: usize,
         activations: [CUdeviceptr; 2],
     ) -> Result<(&Function, Vec<Operand>)> {
-        let arguments = launch.arguments.iter();
-        let operands = arguments.map(|value| self.operand(*value, layer, activations)).collect::<Result<_>>()?;
         let function = self.kernels.get(&launch.kernel);
         let function = function.ok_or_else(|| Error::NotInPlan { name: format!("kernel {}", launch.kernel) })?;
-        Ok((function, operands))
+        let operands = launch.arguments.iter().enumerate().map(|(index, value)| {
+            let given = self.given.as_ref().filter(|_| function.reads(index));
+            match given.and_then(|given| given.operand(*value, layer)) {
+                Some(operand) => Ok(operand),
+                None => self.operand(*value, layer, activations),
+            }
+        });
+        Ok((function, operands.collect::<Result<_>>()?))
     }
 
     /// The physical page of each logical one in `layer`.
@@ -373,6 +385,7 @@ impl CudaCache {
             .chain(self.layers.iter().flatten())
             .chain(self.workspace.values())
             .chain(self.states.iter().flat_map(HashMap::values))
+            .chain(self.given.iter().map(GivenLists::words))
             .cloned()
             .collect()
     }

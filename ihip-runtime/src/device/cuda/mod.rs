@@ -7,10 +7,13 @@
 
 mod cache;
 mod driver;
+mod given;
 mod launch;
+mod ledger;
 mod linear;
 mod mapping;
 mod memory;
+mod request;
 mod runner;
 mod tiers;
 mod timing;
@@ -31,17 +34,21 @@ use ihip_dsl::tuning::Tunings;
 use rayon::prelude::*;
 
 pub use cache::CudaCache;
+pub use ledger::Ledger;
+pub use request::{TimedRequest, refresh_period};
 pub use runner::{KernelArgument, KernelBuffer, KernelRunner};
 pub use timing::{AttentionTimer, Ceilings, TimedLayer};
 pub use trial::{GpuBench, TimedPart};
 
 use self::cache::{MOST_GRAPHS, Recording};
 use self::launch::{Function, Loader, Operand};
+use self::ledger::Stream;
 use self::linear::{Products, Shape};
 use self::memory::{Buffer, failed};
 use super::cpu::available_bytes;
 use super::{BlockLists, Compilation, Device, Sampling};
 use crate::jit::{Architecture, Compiler, Watch};
+use crate::kv::trace::PagesRead;
 use crate::kv::{Budget, Placement, Traffic};
 use crate::session::SEGMENT;
 use crate::tuning::Tables;
@@ -72,7 +79,7 @@ pub struct CudaDevice {
     name: String,
     precision: Precision,
     context: Arc<CudaContext>,
-    stream: Arc<CudaStream>,
+    stream: Stream,
     /// Where pages of the cache move.
     copies: Arc<CudaStream>,
     loader: Loader,
@@ -135,7 +142,7 @@ impl CudaDevice {
     /// Those of [`CudaDevice::new`].
     pub fn watched(ordinal: usize, precision: Precision, watch: Watch) -> Result<Self> {
         let context = driver::open(ordinal)?;
-        let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
+        let stream = Stream::new(context.new_stream().map_err(failed("cuStreamCreate"))?);
         let product = context.name().map_err(failed("cuDeviceGetName"))?;
         let compiler = Compiler::from_environment(architecture(&context)?)?.for_gpu().watched(watch);
         let tables = Tables::from_environment(compiler.architecture())?;
@@ -168,6 +175,11 @@ impl CudaDevice {
     /// [`DensePath`]: ihip_dsl::emit::DensePath
     pub const fn take_dense_path(&mut self) {
         self.dense_path = true;
+    }
+
+    /// From here on, `ledger` is asked before memory is allocated, and told when that is given back.
+    pub fn account_to(&mut self, ledger: Arc<dyn Ledger>) {
+        self.stream.ledger = ledger;
     }
 
     /// The kernels of a plan as they are tuned for a request of `capacity` tokens.
@@ -378,6 +390,14 @@ impl Device for CudaDevice {
 
     fn record_masks(&mut self, cache: &mut CudaCache, record: bool) {
         cache.record = record;
+    }
+
+    fn record_pages(&mut self, cache: &mut CudaCache, record: bool) {
+        cache.record_pages = record;
+    }
+
+    fn pages_read(&mut self, cache: &CudaCache, layer: usize) -> Result<PagesRead> {
+        cache.pages_read(layer)
     }
 
     fn begin(&mut self, cache: &mut CudaCache, step: &Step, tokens: &[u32]) -> Result<()> {

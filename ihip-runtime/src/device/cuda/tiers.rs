@@ -15,6 +15,7 @@ use ihip_dsl::{LayerPlan, Plan};
 
 use super::CudaDevice;
 use super::cache::CudaCache;
+use super::ledger::Stream;
 use super::memory::{Buffer, failed};
 use crate::kv::{Reads, Row, Tier, Traffic};
 use crate::session::Phase;
@@ -41,7 +42,7 @@ pub(super) struct Tiers {
 impl Tiers {
     /// For a cache whose regions are `layers`.
     pub(super) fn new(
-        stream: &Arc<CudaStream>,
+        stream: &Stream,
         paging: Paging,
         sinks: usize,
         layers: &[[Arc<Buffer>; 2]],
@@ -265,7 +266,7 @@ impl CudaDevice {
 
 /// What a layer has of its own besides: its page table, and what its clock remembers.
 pub(super) fn state(
-    stream: &Arc<CudaStream>,
+    stream: &Stream,
     paging: &Paging,
     sinks: usize,
 ) -> Result<HashMap<emit::Buffer, Arc<Buffer>>> {
