@@ -158,6 +158,14 @@ struct alignas(16) Pairs {
 };
 ";
 
+/// A lane's part of a left factor.
+pub(super) const FOUR: &str = r"
+// A lane's part of a left factor.
+struct alignas(16) Four {
+    unsigned at[4];
+};
+";
+
 const PROBE: &str = r"
 // A lane's part of a key: pairs of neighbours in the order in which products take them.
 struct Probe {

@@ -22,11 +22,32 @@ struct alignas(16) Angles {
 
 /// Defines `Angles` and `turn_pairs`; `rotate` and `split_pair` are defined.
 pub(super) fn define(writer: &mut Writer, shape: Shape) {
-    let (parameters, low, high) =
-        if cached::scaled(shape) { (", float low_scale, float high_scale", " * low_scale", " * high_scale") } else { ("", "", "") };
+    let (parameters, low, high) = if cached::scaled(shape) {
+        (", float low_scale, float high_scale", " * low_scale", " * high_scale")
+    } else {
+        ("", "", "")
+    };
+    if cached::scaled(shape) {
+        writer.text(SCALE_OF);
+    }
     let turn = TURN_PAIRS.replace("$SCALES", parameters).replace("$LOW", low).replace("$HIGH", high);
     writer.text(ANGLES).text(&turn);
 }
+
+/// Defines `first_element`, for probes: `EACH` is defined.
+pub(super) fn places(writer: &mut Writer) {
+    writer.text(FIRST_ELEMENT);
+}
+
+const FIRST_ELEMENT: &str = r"
+// The first element of pair i of a lane's part of a key.
+inline int first_element(int i, int across) { return (i / (EACH / 2) * 4 + across) * EACH + i % (EACH / 2) * 2; }
+";
+
+const SCALE_OF: &str = r"
+// Which scale of a key is that of pair i of a lane's part.
+inline int scale_of(int i) { return i / (EACH / 2) * 4 * EACH / SCALE_GROUP; }
+";
 
 const TURN_PAIRS: &str = r"
 // Turns two neighbouring elements of a key, and those HALF further, by their angles. What the factors' type holds of them
