@@ -24,7 +24,7 @@ use crate::{PrunedLayer, QueryReduction, Ranking, ScanRope, StagePlan};
 const DEFAULT: ScanPrefill = ScanPrefill { warps: 8, chunks: 32, blocks: 1024 };
 /// A column that is two, of bounds or split, takes twice the registers.
 const TWO: ScanPrefill = ScanPrefill { chunks: 16, ..DEFAULT };
-/// What is turned takes more besides.
+/// Keys that are turned take more besides.
 const TURNED: ScanPrefill = ScanPrefill { chunks: 8, ..DEFAULT };
 
 /// Constants of the kernel.
@@ -44,8 +44,8 @@ impl ScanKeysTiles {
         let scan = Self { shape, layer, stage, tuning: DEFAULT };
         let (source, turned) = (scan.source(), scan.rotation().turns_keys());
         let tuning = match source {
-            _ if turned => TURNED,
             Source::Means | Source::Bounds => TWO,
+            Source::Keys | Source::Paths if turned => TURNED,
             Source::Keys | Source::Paths => DEFAULT,
         };
         let scan = Self { tuning, ..scan };

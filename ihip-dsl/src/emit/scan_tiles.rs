@@ -42,11 +42,12 @@ impl ScanTiles {
     pub(crate) fn new(shape: Shape, layer: &PrunedLayer, stage: usize, halving: Halving) -> Option<Self> {
         let layer = scan_constants(layer, stage);
         let scan = Self { shape, layer, stage, halving, tuning: DEFAULT };
-        let turned = scan.rotation().turns_keys();
+        let (turned, extended) = (scan.rotation().turns_keys(), scan.rotation() == Rotation::Extended);
         let scan = if turned { Self { tuning: TURNED, ..scan } } else { scan };
         // One of the heads that descend together would have a score of its own.
         let own_head = scan.together() && scan.layer.ranking == Ranking::Each;
-        let turns = !turned || turned::fits(shape);
+        // Where keys are brought back to, beside the rows of a group, is more than registers hold.
+        let turns = !turned || turned::fits(shape) && !(extended && scan.together());
         (turns && factor::fits(shape) && !own_head && !scoring::soft(scan.plan())).then_some(scan)
     }
 
