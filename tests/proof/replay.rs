@@ -242,7 +242,8 @@ impl Scan<'_> {
         let rows = if stage.scoring.query_reduction == QueryReduction::Mean { stage.query_block } else { 0 };
         let keys = if stage.scoring.representative == Representative::Mean { stage.chunk } else { 0 };
         let terms = self.tensors.key(0, 0).len() + (stage.query_stride + rows + keys) as usize;
-        let two = self.rope() == ScanRope::ChunkIndexed || stage.scoring.representative == Representative::Mean;
+        let turned = matches!(self.rope(), ScanRope::ChunkIndexed | ScanRope::DynamicExtend | ScanRope::SelfExtend);
+        let two = turned || stage.scoring.representative == Representative::Mean;
         let share = if two { tolerance::score_of_two } else { tolerance::score };
         let bound = share(self.kv_type, terms) * size + tolerance::least(self.kv_type) * elements;
         Bounded { value, bound, size }

@@ -115,9 +115,9 @@ impl Factors {
         let (turn, turn_row) = match self.rows.rotation {
             Rotation::QueriesTwice => (TURN_TWICE, ""),
             Rotation::Queries(_) => (TURN, ""),
-            Rotation::Chunks if self.rows.mean => ("", TURN_ROW_OF_MEAN),
-            Rotation::Chunks => (TURN_ROW, ""),
-            Rotation::None | Rotation::Halves | Rotation::Extended => ("", ""),
+            Rotation::Chunks | Rotation::Extended if self.rows.mean => ("", TURN_ROW_OF_MEAN),
+            Rotation::Chunks | Rotation::Extended => (TURN_ROW, ""),
+            Rotation::None | Rotation::Halves => ("", ""),
         };
         let signs = if self.copies == Copies::Signs { PARTS_BY_SIGN.trim_start_matches('\n') } else { "" };
         LOAD.replace("$ROW\n", row.trim_start_matches('\n'))

@@ -1,11 +1,12 @@
 //! Prefill on tensor cores, where chunks are not halved: averaged queries are the rows of a product, what stands for eight
 //! chunks its columns.
 //!
-//! A warp takes 16 chunks, and the rows of as many heads of a group as fit into shared memory: they share the columns. Lanes
+//! A warp takes up to 32 chunks, and the rows of as many heads of a group as fit into shared memory: they share the columns. Lanes
 //! load their parts of a column straight into the registers that the product takes it from. The mean of a chunk's keys is
 //! an f32, and split as queries are. Its bounds are two columns: greatest elements meet the rows' elements above zero, least
 //! ones those below. Where every key counts, the keys of a chunk follow each other.
 
+use super::extend;
 use super::factors::{Copies, Factors};
 use super::functions::{self, CACHE_ROW, ORDERED, ROTATE, Shape};
 use super::rows::{self, Heads, Rotation, Rows};
@@ -19,9 +20,11 @@ use super::{Buffer, Family, Kernel};
 use crate::tuning::{ScanPrefill, Tuning};
 use crate::{PrunedLayer, QueryReduction, Ranking, ScanRope, StagePlan};
 
-/// Two products beside each other take the same queries.
-const DEFAULT: ScanPrefill = ScanPrefill { warps: 8, chunks: 16, blocks: 1024 };
-/// What is turned takes twice the registers.
+/// Four products beside each other take the same queries.
+const DEFAULT: ScanPrefill = ScanPrefill { warps: 8, chunks: 32, blocks: 1024 };
+/// A column that is two, of bounds or split, takes twice the registers.
+const TWO: ScanPrefill = ScanPrefill { chunks: 16, ..DEFAULT };
+/// What is turned takes more besides.
 const TURNED: ScanPrefill = ScanPrefill { chunks: 8, ..DEFAULT };
 
 /// Constants of the kernel.
@@ -38,16 +41,16 @@ impl ScanKeysTiles {
     /// memory.
     pub(crate) fn new(shape: Shape, layer: &PrunedLayer, stage: usize) -> Option<Self> {
         let layer = scan_constants(layer, stage);
-        let rope = layer.stages[stage].rope;
-        let tuning = if rope == ScanRope::ChunkIndexed { TURNED } else { DEFAULT };
-        let scan = Self { shape, layer, stage, tuning };
-        let source = scan.source();
-        let turns = match rope {
-            ScanRope::Relative | ScanRope::Infllm | ScanRope::None => true,
-            // Bounds cannot be turned.
-            ScanRope::ChunkIndexed => source != Source::Bounds && turned::fits(shape),
-            ScanRope::DynamicExtend | ScanRope::SelfExtend => false,
+        let scan = Self { shape, layer, stage, tuning: DEFAULT };
+        let (source, turned) = (scan.source(), scan.rotation().turns_keys());
+        let tuning = match source {
+            _ if turned => TURNED,
+            Source::Means | Source::Bounds => TWO,
+            Source::Keys | Source::Paths => DEFAULT,
         };
+        let scan = Self { tuning, ..scan };
+        // Bounds cannot be turned.
+        let turns = !turned || source != Source::Bounds && turned::fits(shape);
         // Each row has a bound of its own: the mean of them is not that of the mean row.
         let mean_bound = source == Source::Bounds && scan.mean();
         let product = source != Source::Paths && !mean_bound && !scoring::soft(scan.plan());
@@ -163,6 +166,9 @@ impl ScanKeysTiles {
             self.shape.head_dim() / 32,
             "sixteen bytes of the cache's type that a lane has of a column",
         );
+        if let Some(extension) = extend::of_scan(plan.rope) {
+            extend::constants(writer, self.shape, extension);
+        }
         functions::ranking_constant(writer, self.layer.ranking, self.shape.rankings(self.layer.ranking));
     }
 
@@ -185,10 +191,16 @@ impl ScanKeysTiles {
                 writer.text(TURN_PAIRS);
             }
         }
+        if let Some(extension) = extend::of_scan(self.plan().rope) {
+            extend::functions(&mut writer, extension);
+        }
         functions::chunk_list(&mut writer, self.stage);
         writer.text(&self.signature(name));
         let head = if self.heads() == 1 { HEAD_HERE } else { HEADS_HERE };
         writer.more(&PLACE.replace("$HEAD\n", head.trim_start_matches('\n')));
+        if self.rotation() == Rotation::Extended {
+            writer.more(extend::BLOCK);
+        }
         ranking_here(&mut writer, self.layer.ranking, true);
         writer.more(&chunks_here(self.stage, self.layer.ranking));
         writer.text(&factors.load()).more("    sync_block();");
@@ -228,9 +240,15 @@ impl ScanKeysTiles {
             (Source::Keys | Source::Paths, false) => (LOAD_KEYS, MULTIPLY),
             (Source::Keys | Source::Paths, true) => (LOAD_TURNED_KEYS, MULTIPLY_SPLIT),
         };
+        let (place, position) = if self.rotation() == Rotation::Extended {
+            ("where it is brought back to", extend::block_position("token"))
+        } else {
+            ("the index of its chunk in the list", "min(base + set * 8 + down, chunks)".to_owned())
+        };
+        let load = load.replace("$PLACE", place).replace("$POSITION", &position);
         let row = if self.layer.ranking == Ranking::All { BLOCK_SCORES } else { "score_row" };
         let trim = |text: &str| text.trim_start_matches('\n').to_owned();
-        let body = COLUMNS.replace("$LOAD\n", &trim(load)).replace("$MULTIPLY\n", &trim(multiply));
+        let body = COLUMNS.replace("$LOAD\n", &trim(&load)).replace("$MULTIPLY\n", &trim(multiply));
         let body = self.factors().place_rows(&body);
         let body = if self.source() == Source::Keys { EVERY_KEY.replace("$COLUMNS\n", &nested(&body)) } else { body };
         SCAN.replace("$COLUMNS\n", &trim(&body)).replace("$START(", start).replace("$SCORE_ROW", row)
@@ -249,7 +267,7 @@ impl Tune for ScanKeysTiles {
     fn space(&self) -> Vec<Tuning> {
         let mut choices = Vec::new();
         for warps in [4, 8] {
-            for chunks in [8, 16] {
+            for chunks in [8, 16, 32] {
                 choices.extend([512, 1024, 2048].map(|blocks| ScanPrefill { warps, chunks, blocks }));
             }
         }
@@ -355,13 +373,15 @@ const LOAD_KEYS: &str = r"
 ";
 
 const LOAD_TURNED_KEYS: &str = r"
-        // A key's position is the index of its chunk in the list.
+        // A key's position is $PLACE.
         Pairs column[SETS][LOADS], rest[SETS][LOADS];
         for (int set = 0; set < SETS; ++set) {
-            const unsigned long long at = cache_row(page_table, first_token[set] <= limit ? first_token[set] + key : 0, kv_head);
+            const int token = first_token[set] <= limit ? first_token[set] + key : 0;
+            const unsigned long long at = cache_row(page_table, token, kv_head);
             const Pairs* const from = reinterpret_cast<const Pairs*>(&keys[at * HEAD_DIM]);
             for (int load = 0; load < LOADS; ++load) column[set][load] = from[load * 4 + across];
-            const float2* const angles = &rope_table[min(base + set * 8 + down, chunks) * HALF];
+            const int position = $POSITION;
+            const float2* const angles = &rope_table[position * HALF];
             for (int load = 0; load < LOADS / 2; ++load)
                 for (int pair = 0; pair < 4; ++pair) {
                     const Angles two = *reinterpret_cast<const Angles*>(&angles[(load * 4 + across) * 8 + pair * 2]);

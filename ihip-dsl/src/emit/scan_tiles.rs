@@ -5,6 +5,7 @@
 //! a group stand side by side, so that the probes they share come from the nearest cache. Where the heads of a group
 //! descend together, a warp has the rows of all of them, and loads their probes once.
 
+use super::extend;
 use super::factors::{Copies, Factors};
 use super::functions::{self, CACHE_ROW, ORDERED, ROTATE, Shape};
 use super::rows::{self, Heads, Rotation, Rows};
@@ -39,17 +40,13 @@ impl ScanTiles {
     /// The kernel for a stage, where scores are of a head, or of the group that descends together.
     pub(crate) fn new(shape: Shape, layer: &PrunedLayer, stage: usize, halving: Halving) -> Option<Self> {
         let layer = scan_constants(layer, stage);
-        let (rope, soft) = (layer.stages[stage].rope, scoring::soft(&layer.stages[stage]));
-        let tuning = if rope == ScanRope::ChunkIndexed { TURNED } else { DEFAULT };
-        let scan = Self { shape, layer, stage, halving, tuning };
-        let turns = match rope {
-            ScanRope::Relative | ScanRope::Infllm | ScanRope::None => true,
-            ScanRope::ChunkIndexed => turned::fits(shape),
-            ScanRope::DynamicExtend | ScanRope::SelfExtend => false,
-        };
+        let scan = Self { shape, layer, stage, halving, tuning: DEFAULT };
+        let turned = scan.rotation().turns_keys();
+        let scan = if turned { Self { tuning: TURNED, ..scan } } else { scan };
         // One of the heads that descend together would have a score of its own.
         let own_head = scan.together() && scan.layer.ranking == Ranking::Each;
-        (turns && shape.kv().is_factor() && !own_head && !soft).then_some(scan)
+        let turns = !turned || turned::fits(shape);
+        (turns && shape.kv().is_factor() && !own_head && !scoring::soft(scan.plan())).then_some(scan)
     }
 
     /// Blocks of threads for `rows` queries and lists of `chunks` chunks.
@@ -173,6 +170,9 @@ impl ScanTiles {
         if self.holds_pages() {
             writer.constant("PAGES", self.pages(), "pages that a chunk lies in at most");
         }
+        if let Some(extension) = extend::of_scan(stage.rope) {
+            extend::constants(writer, self.shape, extension);
+        }
         functions::ranking_constant(writer, self.layer.ranking, self.shape.rankings(self.layer.ranking));
     }
 
@@ -192,6 +192,9 @@ impl ScanTiles {
         if self.rotation().turns_keys() {
             writer.text(ANGLES).text(TURN_PAIRS);
         }
+        if let Some(extension) = extend::of_scan(stage.rope) {
+            extend::functions(&mut writer, extension);
+        }
         functions::chunk_list(&mut writer, self.stage);
         let rope = if stage.rope == ScanRope::None { "" } else { " const float2* __restrict__ rope_table," };
         let parents = if self.stage == 0 { "" } else { " const int* parents," };
@@ -202,6 +205,9 @@ impl ScanTiles {
         let (pages, last) = if self.holds_pages() { (WARP_PAGES, ", last = start + rows - 1") } else { ("", "") };
         let place = PLACE.replace("$HEAD\n", head.trim_start_matches('\n')).replace("$PAGES\n", pages);
         writer.more(&place.replace("$LAST", last));
+        if self.rotation() == Rotation::Extended {
+            writer.more(extend::BLOCK);
+        }
         ranking_here(&mut writer, self.layer.ranking, true);
         writer.more(&chunks_here(self.stage, self.layer.ranking));
         if factors.turns() == 1 {
@@ -240,7 +246,19 @@ impl ScanTiles {
         };
         let (pages, first_page, page, read) =
             if self.holds_pages() { (PAGES, FIRST_PAGE, ROW_OF_PAGE, READ) } else { ("", "", ROW_OF_TABLE, "") };
-        let (turn, rest) = if self.rotation().turns_keys() { (TURN, MULTIPLY_REST) } else { ("", "") };
+        let (place, moved, turn, rest) = match self.rotation() {
+            Rotation::Chunks => ("", String::new(), TURN_CHUNKS, MULTIPLY_REST),
+            Rotation::Extended => {
+                let position = extend::block_position("active ? token : 0");
+                (
+                    PROBE_POSITION,
+                    format!("                    position[set][side] = {position};\n"),
+                    TURN_EXTENDED,
+                    MULTIPLY_REST,
+                )
+            }
+            _ => ("", String::new(), "", ""),
+        };
         let products = factors.place_rows(&PRODUCTS.replace("$REST\n", rest.trim_start_matches('\n')));
         let (chunks, products) = if factors.turns() == 1 {
             (OWN_CHUNKS, products)
@@ -256,6 +274,8 @@ impl ScanTiles {
             .replace("$FIRST", if self.holds_pages() { ", first_page[SETS]" } else { "" })
             .replace("$PAGE\n", &trim(page))
             .replace("$READ\n", &trim(read))
+            .replace("$POSITION\n", &trim(place))
+            .replace("$MOVED\n", &moved)
             .replace("$TURN\n", &trim(turn))
             .replace("$PRODUCTS\n", &trim(&products))
             .replace("$START(", start)
@@ -344,12 +364,14 @@ $FIRST_PAGE
         for (int halving = 0; halving < HALVINGS; ++halving) {
             // The $TOKEN token of each half stands for it. What is loaded for an inactive chunk is ignored.
             Pairs probe[SETS][2][LOADS];
+$POSITION
             for (int set = 0; set < SETS; ++set) {
                 const bool active = left[set] < right[set] && left[set] <= limit;
                 const int middle = (left[set] + right[set]) / 2;
                 for (int side = 0; side < 2; ++side) {
                     const int token = side == 0 ? $LEFT : $RIGHT;
 $PAGE
+$MOVED
                     const Pairs* const key = reinterpret_cast<const Pairs*>(&keys[row * HEAD_DIM]);
                     for (int load = 0; load < LOADS; ++load) probe[set][side][load] = key[load * 4 + across];
                 }
@@ -426,7 +448,7 @@ const READ: &str = r"
         sync_warp();  // the pages have been read
 ";
 
-const TURN: &str = r"
+const TURN_CHUNKS: &str = r"
             // A key's position is the index of its chunk in the list.
             Pairs rest[SETS][2][LOADS];
             for (int set = 0; set < SETS; ++set) {
@@ -441,6 +463,26 @@ const TURN: &str = r"
                         }
                     }
             }
+";
+
+const PROBE_POSITION: &str = r"
+            int position[SETS][2];
+";
+
+const TURN_EXTENDED: &str = r"
+            // A key's position is where it is brought back to.
+            Pairs rest[SETS][2][LOADS];
+            for (int set = 0; set < SETS; ++set)
+                for (int side = 0; side < 2; ++side) {
+                    Pairs(&key)[LOADS] = probe[set][side], (&over)[LOADS] = rest[set][side];
+                    const float2* const angles = &rope_table[position[set][side] * HALF];
+                    for (int load = 0; load < LOADS / 2; ++load)
+                        for (int pair = 0; pair < 4; ++pair) {
+                            const Angles two = *reinterpret_cast<const Angles*>(&angles[(load * 4 + across) * 8 + pair * 2]);
+                            const int high = load + LOADS / 2;
+                            turn_pairs(key[load].at[pair], key[high].at[pair], over[load].at[pair], over[high].at[pair], two);
+                        }
+                }
 ";
 
 const TURNS: &str = r"

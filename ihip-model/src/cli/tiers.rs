@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use ihip_dsl::Plan;
 use ihip_runtime::Device;
-use ihip_runtime::kv::{Budget, KvError, Placement, Probes, Tokens, Traffic};
+use ihip_runtime::kv::{Budget, KvError, Placement, Probes, Tokens};
 
 use super::arguments::MOST_TOKENS;
 use super::device::Settings;
@@ -110,16 +110,5 @@ impl fmt::Display for Tiers {
             bytes(host as f64),
             grouped(most),
         )
-    }
-}
-
-/// What a progress line says of the tiers; nothing where all was on the GPU.
-pub(super) fn live(traffic: &Traffic) -> String {
-    let reads = traffic.reads();
-    match reads.hit_ratio() {
-        Some(ratio) if reads.misses > 0 => {
-            format!(", {:.1} % on the GPU, {} read from the host", 100.0 * ratio, bytes(traffic.missed_bytes as f64))
-        }
-        _ => String::new(),
     }
 }
