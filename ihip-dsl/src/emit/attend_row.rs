@@ -208,8 +208,9 @@ impl AttendRow {
                 .replace("$FIRST\n", first.trim_start_matches('\n'))
                 .replace("$NEXT\n", next.trim_start_matches('\n'))
                 .replace("$TURN\n", turn_key.trim_start_matches('\n'))
-                // Keys in registers have no index: left to itself the compiler keeps a loop with two angles as it is.
-                .replace("$UNROLL\n", if self.visible.blends() { "#pragma unroll\n" } else { "" }),
+                // Keys in registers have no index: left to itself the compiler keeps a loop as it is that has two angles
+                // or sums over a whole warp.
+                .replace("$UNROLL\n", if self.visible.blends() || self.team() == 32 { "#pragma unroll\n" } else { "" }),
         );
         let value = if cached::scaled(self.shape) {
             "load_numbers(&value_tile[slot * ROW_BYTES + at * BITS / 8], value_scales[slot * SCALES + at / SCALE_GROUP])"
