@@ -206,7 +206,7 @@ fn staggered_layers_renew_in_turn_and_each_as_often_as_declared() {
 
 #[test]
 fn staggered_layers_renew_every_stage_evenly_and_their_patterns_come_back() {
-    let pipelines = parse_str(
+    let flash = parse_str(
         "pub Flash {
             sink 256; window 1_024; refresh staggered;
             stage { chunk 256, refresh 96 }
@@ -217,8 +217,8 @@ fn staggered_layers_renew_every_stage_evenly_and_their_patterns_come_back() {
             layers 0..=2 { attend { keep 4_096 } rope { scan chunk_indexed } }
         }",
     );
-    let pipeline = pipelines.expect("a valid pipeline").remove(0);
-    let geometry = *session(&pipeline).plan().geometry();
+    let pipeline = flash.expect("a valid pipeline").remove(0);
+    let geometry = *session(&pipelines()[0]).plan().geometry();
     // A layer renews from its first or its second stage in each of 32 steps, if there are as many.
     for (layers, kinds) in [(30, 63), (32, 65)] {
         let plan = Plan::new(&pipeline, geometry, vec![1.0; 4], layers).expect("these layers are there");

@@ -128,6 +128,9 @@ fn products_are_true_f32_and_rows_independent() {
 
 pub(super) struct Attention;
 
+/// Sees the cache after a step; an error ends the request.
+pub(super) type Observe<'a, D> = dyn FnMut(&mut D, &mut <D as Device>::Cache, &Step) -> Result<()> + 'a;
+
 impl Attention {
     /// Prefill in steps of 64 tokens, then decoding; with or without recording what decoding runs. Returns the output
     /// of every token, `[tokens][heads · head_dim]`, and the block lists of layer 1 after every step.
@@ -156,7 +159,7 @@ impl Attention {
         qkv: &[f32],
         (prompt, chunk): (usize, usize),
         recorded: bool,
-        observe: &mut dyn FnMut(&mut D, &mut D::Cache, &Step) -> Result<()>,
+        observe: &mut Observe<'_, D>,
     ) -> Result<(Vec<f32>, Vec<Vec<i32>>)> {
         let tokens = qkv.len() / ROW;
         let plan = plan();

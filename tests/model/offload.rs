@@ -64,6 +64,9 @@ fn digest<D: Device>(generation: &mut Generation<'_, D>) -> u64 {
     digest
 }
 
+/// Spoils a row of a cache.
+type Spoil<D> = dyn Fn(&mut D, &mut <D as Device>::Cache);
+
 /// A request that is written.
 struct Request<'a, D: Device> {
     pipeline: &'a Pipeline,
@@ -74,7 +77,7 @@ struct Request<'a, D: Device> {
     /// Whether decoding steps are recorded and replayed.
     replays: bool,
     /// Spoils a row after the prompt.
-    spoil: Option<&'a dyn Fn(&mut D, &mut D::Cache)>,
+    spoil: Option<&'a Spoil<D>>,
 }
 
 /// Reads a prompt and writes the most likely tokens with at most `gpu` bytes of keys and values on the GPU.

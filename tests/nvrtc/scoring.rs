@@ -22,6 +22,13 @@ pub Summaries {
     attend { keep 2_048 }
     rope { scan relative, attend streaming }
 }
+pub Indexed {
+    query_block 64; sink 256; window 1024;
+    stage { chunk 128, query_stride 8 }
+    stage { keep 8_192, chunk 16, query_stride 2, representative mean }
+    attend { keep 2_048 }
+    rope { scan chunk_indexed, attend streaming }
+}
 pub Distributions {
     query_block 64; sink 256; window 1024; ranking each;
     stage { chunk 256, query_stride 4, descent kv_group, query_reduction mean, scores soft }
@@ -111,6 +118,9 @@ fn texts_of_kernels_that_score_otherwise() {
             "ihip_descents_s0_scan_decode_first_last_group_descent_relative_kv_group_c256_d128_bf16",
             "ihip_summaries_append_bounds_c16_d128_bf16",
             "ihip_summaries_s1_scan_min_max_relative_c16_k8192_d128_bf16",
+            "ihip_indexed_s0_scan_chunk_indexed_c128_d128_bf16",
+            "ihip_indexed_s1_scan_mean_chunk_indexed_c16_k8192_d128_bf16",
+            "ihip_dynamically_extended_s1_scan_group_descent_mean_rows_dynamic_extend_c32_k32768_d128_bf16",
             "ihip_distributions_s0_normalise_mean_rows_each_c256_h32",
             "ihip_dynamically_extended_s0_scan_decode_dynamic_extend_c256_d128_bf16",
             "ihip_dynamically_extended_attend_decode_dynamic_extend_k2048_d128_bf16",

@@ -158,7 +158,7 @@ impl Program {
 
 /// Halvings of a stage whose probes lie at the same places in every chunk, before the query in any step that scans it.
 fn most_levels(stage: &StagePlan) -> usize {
-    // A chunk of one page or less is read as a whole.
+    // The keys of a chunk of 8 tokens or fewer are read at once, as the columns of one product.
     let divides = |levels: &usize| stage.chunk > 8 && stage.chunk.is_multiple_of(1 << levels);
     // A window is twice a chunk less one at least: in a half of three tokens or more no probe is its last one.
     (1..=MOST_LEVELS).take_while(divides).take_while(|levels| stage.chunk >> levels >= 3).last().unwrap_or(0)

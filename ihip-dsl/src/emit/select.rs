@@ -66,7 +66,7 @@ impl Select {
             .constant("KEEP", self.keep, "chunks that stay")
             .constant("THREADS", THREADS, "threads of a block")
             .constant("WARPS", THREADS / 32, "warps of a block")
-            .constant("BATCH", 4, "loads of a thread under way at a time while the list is written");
+            .constant("BATCH", 2, "loads of a thread under way at a time while the list is written");
         functions::ranking_constant(&mut writer, self.layer.ranking, self.rankings);
         if let Some(block) = self.block {
             writer.constant("BLOCK", block, "tokens of a block of the final list");

@@ -110,6 +110,7 @@ impl CudaCache {
             }
             Tiers::new(stream, paging, &layers)
         });
+        let tiers = tiers.transpose()?;
         let nothing = Step { start: 0, rows: 0, t_max: 0, phase: Phase::Prefill };
         Ok(Self {
             page_table: Buffer::with(stream, what, &table)?,
@@ -117,7 +118,7 @@ impl CudaCache {
             frequencies: Buffer::with(stream, what, plan.frequencies())?,
             step_words: allocate(step::WORDS * size_of::<i32>(), true)?,
             workspace: allocate_all(&sizes.workspace)?,
-            tiers: tiers.transpose()?,
+            tiers,
             layers,
             states,
             given: None,
