@@ -147,7 +147,18 @@ impl KvType {
         if self.most().is_some() { 4 } else { self.bits() / 8 }
     }
 
-    /// Whether tensor cores multiply keys and values as they lie in the cache.
+    /// The type in which tensor cores multiply what the cache holds, where they do: it holds every number of the cache,
+    /// scales aside.
+    #[must_use]
+    pub const fn factor(self) -> Option<Self> {
+        match self {
+            Self::F32 => None,
+            Self::F16 => Some(Self::F16),
+            Self::Bf16 | Self::E4m3 | Self::E5m2 | Self::Int8 | Self::Int4 => Some(Self::Bf16),
+        }
+    }
+
+    /// Whether they multiply keys and values as they lie in the cache.
     #[must_use]
     pub const fn is_factor(self) -> bool {
         matches!(self, Self::F16 | Self::Bf16)

@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use crate::export::sha256;
 use crate::presets::{BoundThenExact, InfLlm, Paper3k, Paper3kFast, Paper3kFlash, Paper5k, Quest};
-use crate::shapes::{KNOWN_SHAPES, KnownShape};
+use crate::shapes::KnownShape;
 
 /// Name of the manifest among the files.
 pub const MANIFEST: &str = "manifest.toml";
@@ -203,13 +203,13 @@ impl Described {
 /// [`GalleryError::Plan`], [`GalleryError::Emit`], [`GalleryError::SameName`].
 pub fn entries() -> Result<Vec<Entry>, GalleryError> {
     let mut gallery = Gallery::default();
-    for model in KNOWN_SHAPES {
+    for model in KnownShape::published() {
         for kernel in ModelKernel::all(Activation::Bf16) {
             gallery.add("model", "model", kernel.emit(Activation::Bf16), model)?;
         }
     }
     for pipeline in pipelines() {
-        for model in KNOWN_SHAPES {
+        for model in KnownShape::published() {
             let plan = Plan::new(pipeline, model.geometry(KvType::Bf16), model.frequencies(), model.layers)?;
             for kernel in Program::new(&plan, Activation::F32)?.kernels() {
                 gallery.add(&snake_case(plan.name()), plan.name(), kernel, model)?;
@@ -350,7 +350,7 @@ mod tests {
 
     #[test]
     fn a_text_that_differs_in_names_alone_is_kept_once() {
-        let model = KNOWN_SHAPES[0];
+        let model = KnownShape::published().next().unwrap();
         let mut gallery = Gallery::default();
         for pipeline in [Paper3k::pipeline(), Paper3kFast::pipeline()] {
             let plan = Plan::new(pipeline, model.geometry(KvType::Bf16), model.frequencies(), model.layers).unwrap();

@@ -8,7 +8,7 @@ use ihip_dsl::Plan;
 use ihip_runtime::device::{BlockLists, Compilation, Sampling};
 use ihip_runtime::kv::trace::PagesRead;
 use ihip_runtime::kv::{Placement, Traffic};
-use ihip_runtime::session::Phase;
+use ihip_runtime::session::{Phase, SEGMENT};
 use ihip_runtime::{Device, Session, Step};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -44,7 +44,7 @@ impl Interrupt {
 pub struct Extent {
     /// Positions: prompt and new tokens together.
     pub capacity: usize,
-    /// Prompt tokens of one step; divides 8,192 and is a multiple of 64.
+    /// Prompt tokens of one step: a multiple of 64 that divides 8,192, or a multiple of 8,192.
     pub chunk: usize,
 }
 
@@ -58,6 +58,8 @@ pub struct Generation<'a, D: Device> {
     session: Session,
     chunk: usize,
     last: Option<Step>,
+    /// Whether decoding steps are recorded and replayed.
+    replays: bool,
 }
 
 impl<'a, D: Device> Generation<'a, D> {
@@ -75,13 +77,7 @@ impl<'a, D: Device> Generation<'a, D> {
         let cache = device.cache(plan, extent.capacity)?;
         let workspace = model.workspace(device, extent.chunk)?;
         let session = Session::new(Arc::clone(plan));
-        Ok(Self { model, device, interrupt, cache, workspace, session, chunk: extent.chunk, last: None })
-    }
-
-    /// The device, as it names itself.
-    #[must_use]
-    pub fn device_name(&self) -> String {
-        self.device.name()
+        Ok(Self { model, device, interrupt, cache, workspace, session, chunk: extent.chunk, last: None, replays: true })
     }
 
     /// Tokens read and written so far.
@@ -104,20 +100,27 @@ impl<'a, D: Device> Generation<'a, D> {
         self.device.compilation()
     }
 
-    /// Whether [`Generation::pages_read`] has the pages that the steps to come read; it has not at first. Gives whether
-    /// the device can tell.
-    pub fn record_pages(&mut self, record: bool) -> bool {
-        self.device.record_pages(&mut self.cache, record)
+    /// Whether [`Generation::pages_read`] has the pages of the decoding steps to come; it has not at first.
+    pub fn record_pages(&mut self, record: bool) {
+        self.device.record_pages(&mut self.cache, record);
     }
 
-    /// The pages that were read in `layer` since this was last asked.
-    pub fn pages_read(&mut self, layer: usize) -> PagesRead {
-        self.device.pages_read(&self.cache, layer)
+    /// The pages that the last decoding step read in `layer`, asked for once after each.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn pages_read(&mut self, layer: usize) -> Result<PagesRead> {
+        Ok(self.device.pages_read(&self.cache, layer)?)
     }
 
-    /// Keys, values and masks.
-    pub const fn cache_mut(&mut self) -> &mut D::Cache {
-        &mut self.cache
+    /// The device, and the request's keys, values and masks.
+    pub const fn device_and_cache(&mut self) -> (&mut D, &mut D::Cache) {
+        (self.device, &mut self.cache)
+    }
+
+    /// Whether decoding steps run as the device records them, as they do at first, or each operation on its own.
+    pub const fn replay(&mut self, replays: bool) {
+        self.replays = replays;
     }
 
     /// What the cache did so far.
@@ -136,8 +139,12 @@ impl<'a, D: Device> Generation<'a, D> {
         Ok(self.device.residence(&self.cache)?)
     }
 
-    /// Whether [`Generation::block_lists`] has those of the steps to come; it has not at first.
+    /// Whether [`Generation::block_lists`] has those of the steps to come; it has not at first. Prompts are then read in steps of
+    /// one call.
     pub fn record_masks(&mut self, record: bool) {
+        if record {
+            self.chunk = self.chunk.min(SEGMENT);
+        }
         self.device.record_masks(&mut self.cache, record);
     }
 
@@ -159,7 +166,7 @@ impl<'a, D: Device> Generation<'a, D> {
     pub fn prefill(&mut self, step: Step, tokens: &[u32]) -> Result<()> {
         let Self { model, device, cache, workspace, interrupt, .. } = self;
         device.begin(cache, &step, &tokens[step.start..step.start + step.rows])?;
-        model.forward(device, cache, workspace, step.rows, &mut || interrupt.check())?;
+        model.forward(device, cache, workspace, &step, &mut || interrupt.check())?;
         self.session.advance(&step);
         self.last = Some(step);
         Ok(())
@@ -170,15 +177,20 @@ impl<'a, D: Device> Generation<'a, D> {
     /// # Errors
     /// Those of the device, or [`Error::Interrupted`] before anything has run.
     pub fn decode(&mut self, token: u32) -> Result<()> {
-        let Self { model, device, cache, workspace, interrupt, .. } = self;
+        let Self { model, device, cache, workspace, interrupt, replays, .. } = self;
         interrupt.check()?;
         let step = self.session.decode_step();
         device.begin(cache, &step, &[token])?;
-        device.replay(cache, &step, &mut |device, cache| {
+        let mut operations = |device: &mut D, cache: &mut D::Cache| {
             // What is being recorded must run to its end: nothing stops it between layers.
-            model.forward(device, cache, workspace, 1, &mut || Ok::<_, ihip_runtime::Error>(()))?;
+            model.forward(device, cache, workspace, &step, &mut || Ok::<_, ihip_runtime::Error>(()))?;
             model.logits(device, workspace, 0..1)
-        })?;
+        };
+        if *replays {
+            device.replay(cache, &step, &mut operations)?;
+        } else {
+            operations(device, cache)?;
+        }
         self.session.advance(&step);
         self.last = Some(step);
         Ok(())
@@ -218,7 +230,8 @@ impl<'a, D: Device> Generation<'a, D> {
         let mut start = rows.start;
         while start < rows.end {
             self.interrupt.check()?;
-            let end = rows.end.min(start + LOGIT_ROWS);
+            let (_, of_call) = self.workspace.call_of(start);
+            let end = rows.end.min(start + LOGIT_ROWS).min(of_call.end);
             self.model.logits(self.device, &mut self.workspace, start..end)?;
             piece(start..end, &self.device.read(self.workspace.logits(), end - start)?);
             start = end;

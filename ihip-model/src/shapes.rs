@@ -14,6 +14,8 @@ pub struct KnownShape {
     pub fetched: Option<&'static str>,
     /// The model's name.
     pub name: &'static str,
+    /// Whether `kernels-generated` has its kernels.
+    pub published: bool,
     /// Query heads of a layer.
     pub query_heads: u32,
     /// Key-value heads of a layer.
@@ -29,11 +31,12 @@ pub struct KnownShape {
 }
 
 /// Every model of a known shape.
-pub const KNOWN_SHAPES: [KnownShape; 2] = [
+pub const KNOWN_SHAPES: [KnownShape; 4] = [
     KnownShape {
         word: "smollm2",
         fetched: Some(SMOLLM2.name),
         name: "SmolLM2-135M",
+        published: true,
         query_heads: 9,
         kv_heads: 3,
         head_dim: 64,
@@ -45,12 +48,38 @@ pub const KNOWN_SHAPES: [KnownShape; 2] = [
         word: "llama-3.1-8b",
         fetched: None,
         name: "Llama-3.1-8B",
+        published: true,
         query_heads: 32,
         kv_heads: 8,
         head_dim: 128,
         layers: 32,
         trained: 131_072,
         rope_base: 500_000.0,
+    },
+    // Heads of other sizes.
+    KnownShape {
+        word: "phi-3-mini",
+        fetched: None,
+        name: "Phi-3-mini-4k",
+        published: false,
+        query_heads: 32,
+        kv_heads: 32,
+        head_dim: 96,
+        layers: 32,
+        trained: 4_096,
+        rope_base: 10_000.0,
+    },
+    KnownShape {
+        word: "gemma-2-2b",
+        fetched: None,
+        name: "Gemma-2-2B",
+        published: false,
+        query_heads: 8,
+        kv_heads: 4,
+        head_dim: 256,
+        layers: 26,
+        trained: 8_192,
+        rope_base: 10_000.0,
     },
 ];
 
@@ -60,6 +89,11 @@ impl KnownShape {
     pub fn named(model: &str) -> Option<&'static Self> {
         let is = |word: &str| word.eq_ignore_ascii_case(model);
         KNOWN_SHAPES.iter().find(|shape| is(shape.word) || shape.fetched.is_some_and(is))
+    }
+
+    /// Those whose kernels are published.
+    pub fn published() -> impl Iterator<Item = Self> {
+        KNOWN_SHAPES.into_iter().filter(|shape| shape.published)
     }
 
     /// What the model brings to a pipeline.

@@ -1,5 +1,7 @@
 //! `ihip bench` and `ihip tune`: what is refused before a GPU is looked for.
 
+use ihip_runtime::kv::trace::{Header, write_header, write_layer};
+
 use super::ihip;
 
 #[test]
@@ -28,6 +30,37 @@ fn of_attention_with_its_help() {
 }
 
 #[test]
+fn of_a_request_in_two_tiers_whose_arguments_do_not_go_together() {
+    let refusal = |arguments: &[&str]| ihip(&[&["bench", "kv"], arguments].concat()).refusal();
+    let unknown = refusal(&["--model", "gpt-2"]);
+    assert!(unknown.starts_with("error: there is no geometry or file \"gpt-2\""), "{unknown}");
+    assert_eq!(
+        refusal(&["--context", "1M,2M,3M", "--kv-type", "e4m3,int4"]),
+        "error: 2 types of keys and values are given for 3 contexts: give one, or one for each\n"
+    );
+}
+
+#[test]
+fn of_a_request_in_two_tiers_with_a_page_trace_that_is_none_or_too_short() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let refusal = |bytes: &[u8]| {
+        let path = super::file_in(&folder, "pages", bytes);
+        ihip(&["bench", "kv", "--steps", "96", "--trace", &path]).refusal().replace(&path, "FILE")
+    };
+    assert_eq!(
+        refusal(b"pages"),
+        "error: FILE: it does not begin as a page trace: record one with `ihip generate --dump-pages`\n"
+    );
+    let mut trace = Vec::new();
+    write_header(&mut trace, Header { layers: 1, page: 16, prompt: 100 }).unwrap();
+    (0..2).for_each(|_| write_layer(&mut trace, &[vec![0, 3], vec![3]]).unwrap());
+    assert_eq!(
+        refusal(&trace),
+        "error: FILE has 2 steps, and 288 are taken: record them with `ihip generate --dump-pages --max-new-tokens 289`\n"
+    );
+}
+
+#[test]
 fn of_tuning_of_what_is_not_known_or_takes_no_time() {
     let refusal = ihip(&["bench", "tuning", "--model", "gpt-2"]).refusal();
     assert!(refusal.starts_with("error: there is no geometry or file \"gpt-2\""), "{refusal}");
@@ -42,8 +75,10 @@ fn of_tuning_of_what_is_not_known_or_takes_no_time() {
 }
 
 #[test]
-fn of_tuning_with_its_help() {
-    for (name, arguments) in [("tune_kernels", ["tune", "kernels"]), ("bench_tuning", ["bench", "tuning"])] {
+fn of_the_others_with_their_help() {
+    let commands =
+        [("tune_kernels", ["tune", "kernels"]), ("bench_tuning", ["bench", "tuning"]), ("bench_kv", ["bench", "kv"])];
+    for (name, arguments) in commands {
         let help = ihip(&[&arguments[..], &["--help"]].concat()).text().replace("own_pipeline", "ihip");
         insta::assert_snapshot!(name, help);
     }

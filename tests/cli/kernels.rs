@@ -78,7 +78,8 @@ fn what_is_not_there_is_refused_with_what_there_is() {
             .starts_with("error: no kernel of Paper3k has “nothing” in its name")
     );
     assert!(
-        refusal(&["list", "Paper3k", "--model", "gpt-7"]).contains("known geometries are smollm2 and llama-3.1-8b")
+        refusal(&["list", "Paper3k", "--model", "gpt-7"])
+            .contains("known geometries are smollm2, llama-3.1-8b, phi-3-mini, gemma-2-2b, or give the path")
     );
     assert!(refusal(&["check", "Paper3k", "--arch", "hopper"]).contains("hopper is no architecture: write sm_"));
     for context in ["0", "1.5M", "4096M", "many"] {

@@ -1,13 +1,13 @@
 //! Keys and values in two tiers: wherever pages lie and however they move, every result is the same.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use ihip_dsl::{LayerPruning, Plan, parse_str};
 use ihip_runtime::device::Device;
 use ihip_runtime::device::cpu::CpuDevice;
-use ihip_runtime::kv::{Allocate, Budget, Kind, KvError, Placement, Process, Row, Tier, Tokens};
+use ihip_runtime::kv::{Budget, Kind, KvError, Placement, Row, Tokens};
 use ihip_runtime::{Error, Session};
+use ihip_tests::support::failing::{Failing, TIERS};
 use ihip_tests::support::golden::Answer;
 use ihip_tests::support::layer::Layer;
 
@@ -105,40 +105,10 @@ fn what_does_not_fit_is_refused_with_the_numbers() {
     );
     assert!(device.cache(&plan, 240).is_ok());
     let tokens = Tokens { gpu: 96, host: 160 };
-    assert_eq!(device.placement(&plan, 240).expect("it fits"), Placement { keys: tokens, values: tokens });
-}
-
-/// Counts the bytes of each tier, and fails once.
-#[derive(Debug, Default)]
-struct Failing {
-    /// Which allocation of which tier fails, counted from 1.
-    which: Option<(Tier, u64)>,
-    asked: [AtomicU64; 2],
-    held: [AtomicU64; 2],
-}
-
-const TIERS: [Tier; 2] = [Tier::Gpu, Tier::Host];
-
-impl Failing {
-    fn held(&self) -> [u64; 2] {
-        [0, 1].map(|tier: usize| self.held[tier].load(Ordering::Relaxed))
-    }
-}
-
-impl Allocate for Failing {
-    fn allocate(&self, tier: Tier, count: usize) -> Option<Vec<f32>> {
-        let asked = self.asked[tier as usize].fetch_add(1, Ordering::Relaxed) + 1;
-        if self.which == Some((tier, asked)) {
-            return None;
-        }
-        self.held[tier as usize].fetch_add(count as u64, Ordering::Relaxed);
-        Process.allocate(tier, count)
-    }
-
-    fn release(&self, tier: Tier, values: Vec<f32>) {
-        self.held[tier as usize].fetch_sub(values.len() as u64, Ordering::Relaxed);
-        Process.release(tier, values);
-    }
+    assert_eq!(
+        device.placement(&plan, 240).expect("it fits"),
+        Placement { keys: tokens, values: tokens, ..Placement::default() }
+    );
 }
 
 #[test]
@@ -149,7 +119,7 @@ fn whichever_allocation_fails_bytes_come_back_and_the_next_request_is_right() {
     for tier in TIERS {
         // Keys, then values, of the one layer.
         for which in 1..=2 {
-            let failing = Arc::new(Failing { which: Some((tier, which)), ..Failing::default() });
+            let failing = Arc::new(Failing::at(tier, which));
             let request = || {
                 let mut device = device(LEAST);
                 device.allocate_from(failing.clone());
@@ -164,8 +134,7 @@ fn whichever_allocation_fails_bytes_come_back_and_the_next_request_is_right() {
             assert_same(&found, &expected, &format!("{name} after allocation {which} on the {tier} failed"));
             drop(next);
             assert_eq!(failing.held(), [0, 0]);
-            let asked = failing.asked[tier as usize].load(Ordering::Relaxed);
-            assert_eq!(asked, which + 2, "a run allocates when it begins and never after");
+            assert_eq!(failing.asked(tier), which + 2, "a run allocates when it begins and never after");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The kernels of measurements.
 
 use ihip_dsl::KvType;
-use ihip_dsl::emit::measure::MeasureKernel;
+use ihip_dsl::emit::measure::{GATHERED_ROW, MeasureKernel};
 use ihip_tests::support::host::{HostValue, host};
 
 const COUNT: usize = 100_000;
@@ -43,4 +43,28 @@ fn a_reader_writes_only_where_a_thread_sees_nothing_but_zeros() {
         host.launch(&MeasureKernel::Read.emit(), [2, 1, 1], &arguments);
         assert_eq!(host.read(to, 0, 4), seen.to_ne_bytes());
     }
+}
+
+#[test]
+fn a_gatherer_reads_rows_of_all_that_there_are_and_no_others() {
+    // One row is not zero: whoever reads it leaves the word alone.
+    let (rows, count) = (4, 64);
+    let seen = |rows_read: i32, marked: usize| {
+        let mut host = host();
+        let (from, to) = (host.allocate("from", rows * GATHERED_ROW), host.allocate("seen", 4));
+        let word = |at: usize| u32::from(at.is_multiple_of(4) && at / (GATHERED_ROW / 4) == marked);
+        let words: Vec<u32> = (0..rows * GATHERED_ROW / 4).map(word).collect();
+        host.write(from, 0, bytemuck::cast_slice(&words));
+        host.write(to, 0, &7_u32.to_ne_bytes());
+        let numbers = [count, rows_read, 3].map(HostValue::I32);
+        let arguments = [&[HostValue::Buffer(from, 0)], &numbers[..], &[HostValue::Buffer(to, 0)]].concat();
+        host.launch(&MeasureKernel::Gather.emit(), [4, 1, 1], &arguments);
+        u32::from_ne_bytes(host.read(to, 0, 4).try_into().expect("four bytes"))
+    };
+    // A warp each: 64 warps, of which those that read the marked row see it.
+    for marked in 0..rows {
+        assert_eq!(seen(rows as i32, marked), 1, "other warps read other rows than {marked}");
+    }
+    assert_eq!(seen(1, 0), 7, "all read the first row, and it is not zero");
+    assert_eq!(seen(1, 3), 1, "none reads beyond the rows that there are");
 }

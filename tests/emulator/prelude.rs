@@ -41,6 +41,7 @@ fn there_are_at_most_25_primitives() {
     to_float
     from_float
     pack
+    multiply_add
     exp2_fast
     rsqrt_fast
     sync_block

@@ -23,7 +23,7 @@ const fn used(primitive: &'static str, words: usize, body: &'static str) -> Use 
     Use { primitive, words, body }
 }
 
-const USES: [Use; 24] = [
+const USES: [Use; 25] = [
     used("KERNEL", 3, "out[3 * t] = threadIdx.x; out[3 * t + 1] = blockDim.x; out[3 * t + 2] = gridDim.x;"),
     used(
         "SHARED",
@@ -72,6 +72,15 @@ const USES: [Use; 24] = [
     const float low = static_cast<float>(in[t]), high = static_cast<float>(-in[63 - t]);
     out[2 * t] = pack<bf16>(low, high);
     out[2 * t + 1] = pack<f16>(low, high);",
+    ),
+    used(
+        "multiply_add",
+        2,
+        "
+    const unsigned a = pack<bf16>(in[t] % 17 - 8, in[t] % 13 - 6), b = pack<bf16>(in[t] % 11 - 5, in[t] % 7 - 3);
+    out[2 * t] = multiply_add(a, b, pack<bf16>(t - 32, in[63 - t] % 64));
+    // The smallest number below the normal ones, made a normal one.
+    out[2 * t + 1] = multiply_add(0x80010000u + (t + 1), 0x7b807b80u, 0x80008000u);",
     ),
     used("exp2_fast", 1, "out[t] = float_bits(exp2_fast(static_cast<float>(5 * t - 160)));"),
     used("rsqrt_fast", 1, "out[t] = float_bits(rsqrt_fast(bits_float((127u + 2 * (t - 32)) << 23)));"),

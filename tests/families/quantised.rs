@@ -16,12 +16,7 @@ pub fn quantised_layers() -> Vec<Layer> {
     let turns = QUANTISED.into_iter().enumerate();
     let layers = turns.flat_map(|(turn, kv_type)| {
         let shape = |number: usize| shapes[(turn + number) % shapes.len()];
-        let mut layers = vec![halved(kv_type, shape(0))];
-        // Beside its constants nothing tells one float of eight bits from the other.
-        if kv_type != KvType::E5m2 {
-            layers.extend([summarised(kv_type, shape(1)), rotated(kv_type, shape(2))]);
-        }
-        layers
+        [halved(kv_type, shape(0)), summarised(kv_type, shape(1)), rotated(kv_type, shape(2))]
     });
     layers.collect()
 }
@@ -30,7 +25,7 @@ fn scored(stage: Stage, representative: Representative, query_reduction: QueryRe
     Stage { scoring: Scoring { representative, query_reduction, scores: Scores::Raw }, ..stage }
 }
 
-/// Descents of each head and of groups, then every key.
+/// Descents of each head, of groups, and into chunks that are columns of one product; then every key.
 fn halved(kv_type: KvType, heads: (u32, u32, u32)) -> Layer {
     let together = Representative::Halving(Halving {
         probe: Probe::Middle,
@@ -40,7 +35,8 @@ fn halved(kv_type: KvType, heads: (u32, u32, u32)) -> Layer {
     let stages = [
         stage(0, 32, 64, 4),
         scored(stage(128, 16, 64, 2), together, QueryReduction::Max),
-        scored(stage(64, 8, 64, 1), Representative::Exact, QueryReduction::Max),
+        stage(96, 8, 64, 1),
+        scored(stage(64, 4, 64, 1), Representative::Exact, QueryReduction::Max),
     ];
     layer(heads, kv_type, 16, (16, 64), &stages, 48, (ScanRope::Relative, AttendRope::Streaming))
 }

@@ -29,7 +29,9 @@ fn programs() -> Vec<Program> {
 /// The kernels of a program, and those that move its pages.
 fn kernels(program: &Program) -> Vec<Kernel> {
     let slots = Slots { pages: 3, keys: 2, values: 1 };
-    [program.kernels(), Paging::new(program, slots).kernels()].concat()
+    let keeping = program.clone().keeping_probes(3);
+    let scans = keeping.kernels().into_iter().filter(|kernel| !program.kernels().contains(kernel));
+    [program.kernels(), scans.collect(), Paging::new(&keeping, slots).kernels()].concat()
 }
 
 /// Every list of launches of layer 0.
@@ -230,12 +232,14 @@ fn the_workspace_of_three_million_tokens_is_a_few_megabytes() {
 }
 
 #[test]
-fn a_head_of_unusual_size_is_refused_with_its_size() {
+fn heads_of_no_multiple_of_32_and_of_more_than_256_are_refused_with_their_size() {
     let base = layers()[0].clone();
-    let geometry = Geometry { head_dim: 80, ..base.geometry() };
-    let plan = Plan::dense(geometry, vec![1.0; 40], 1);
-    let error = Program::new(&plan, Activation::F32).map(|_| ()).expect_err("80 is unusual");
-    assert_eq!(error, EmitError::HeadDim { head_dim: 80 });
+    for head_dim in [16, 48, 80, 112, 288, 512] {
+        let geometry = Geometry { head_dim, ..base.geometry() };
+        let plan = Plan::dense(geometry, vec![1.0; head_dim as usize / 2], 1);
+        let error = Program::new(&plan, Activation::F32).map(|_| ()).expect_err("an unusual head");
+        assert_eq!(error, EmitError::HeadDim { head_dim });
+    }
 }
 
 /// What a kernel says besides the prelude.

@@ -12,6 +12,7 @@ use ihip_model::{Sampler, Special};
 use ihip_runtime::device::cpu::CpuDevice;
 use ihip_runtime::device::cuda::{CudaDevice, Precision};
 use ihip_runtime::device::{BlockLists, Device, Sampling};
+use ihip_runtime::kv::trace::PagesRead;
 use ihip_runtime::kv::{Budget, Placement, Traffic};
 use ihip_runtime::session::Phase;
 use ihip_runtime::{Result, Step};
@@ -240,12 +241,25 @@ impl<S: Device> Device for Lockstep<S> {
 
     fn record_masks(&mut self, _: &mut Self::Cache, _: bool) {}
 
+    fn record_pages(&mut self, cache: &mut Self::Cache, record: bool) {
+        self.first.record_pages(&mut cache.0, record);
+    }
+
+    fn pages_read(&mut self, cache: &Self::Cache, layer: usize) -> Result<PagesRead> {
+        self.first.pages_read(&cache.0, layer)
+    }
+
     fn begin(&mut self, cache: &mut Self::Cache, step: &Step, tokens: &[u32]) -> Result<()> {
         self.decoded += usize::from(step.phase != Phase::Prefill);
         self.step = step.clone();
         let rows: Vec<u32> = (0..step.rows as u32).collect();
         self.second.begin(&mut cache.1, step, &rows)?;
         self.first.begin(&mut cache.0, step, tokens)
+    }
+
+    fn turn_to(&mut self, cache: &mut Self::Cache, call: &Step) -> Result<()> {
+        self.second.turn_to(&mut cache.1, call)?;
+        self.first.turn_to(&mut cache.0, call)
     }
 
     fn replay(

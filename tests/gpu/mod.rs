@@ -8,6 +8,8 @@ use ihip_runtime::device::cuda::{CudaDevice, Precision};
 use ihip_tests::support::tolerance::product;
 
 mod device;
+mod faults;
+mod load;
 mod lockstep;
 mod model;
 mod seeded;

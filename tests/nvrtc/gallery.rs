@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use ihip_dsl::emit::{Activation, Program};
 use ihip_dsl::{KvType, Plan};
 use ihip_model::gallery::{self, Entry, MANIFEST, Manifest};
-use ihip_model::shapes::KNOWN_SHAPES;
+use ihip_model::shapes::KnownShape;
 use ihip_tests::support::nvrtc::nvrtc;
 
 /// How to bring the folder up to date.
@@ -79,7 +79,7 @@ fn every_file_compiles_for_every_tested_architecture_with_the_resources_of_the_m
 fn every_kernel_of_every_pipeline_is_there_under_its_name_or_named_with_a_text_like_it() {
     let entries = entries();
     for pipeline in gallery::pipelines() {
-        for model in KNOWN_SHAPES {
+        for model in KnownShape::published() {
             let plan = Plan::new(pipeline, model.geometry(KvType::Bf16), model.frequencies(), model.layers);
             let program = Program::new(&plan.expect("it fits"), Activation::F32).expect("a usual head");
             for kernel in program.kernels() {

@@ -61,8 +61,11 @@ fn texts_of_kernels_of_small_types() {
         for name in [
             "ihip_small_append_d128_e4m3_q_bf16",
             "ihip_small_append_rotated_d128_int4_q_bf16",
+            "ihip_small_attend_all_decode_d128_e4m3_q_bf16",
             "ihip_small_attend_decode_streaming_k2048_d128_int4_q_bf16",
+            "ihip_small_attend_streaming_k2048_d128_int4_q_bf16",
             "ihip_small_s0_scan_decode_relative_c256_d128_int4_q_bf16",
+            "ihip_small_s0_scan_relative_c256_d128_e4m3_q_bf16",
         ] {
             let kernel = kernels.iter().find(|kernel| kernel.name == name);
             let names: Vec<&str> = kernels.iter().map(|kernel| kernel.name.as_str()).collect();

@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use crate::families::{Data, Layer, every_layer, layer};
+use crate::families::{Data, HEAD_DIMS, Layer, every_head, every_layer, layer};
 
 /// Rows of the largest call.
 const ROWS: usize = 48;
@@ -24,8 +24,8 @@ const TOKENS: usize = 400;
 
 /// Query heads and key-value heads: every ratio of models in use.
 pub(super) const HEADS: [(u32, u32); 5] = [(2, 2), (3, 1), (4, 1), (8, 1), (6, 2)];
-/// Elements of a head that kernels are made for.
-pub(super) const HEAD_DIMS: [u32; 3] = [32, 64, 128];
+/// Elements of a head, in turns: large ones take the emulator longer, and come up less often.
+const HEAD_DIM_TURNS: [u32; 8] = [32, 64, 96, 128, 32, 256, 64, 96];
 
 /// A layer that was drawn.
 #[derive(Clone, Debug)]
@@ -45,13 +45,12 @@ pub(super) struct Drawn {
 pub(super) fn layers(count: usize, exact: bool) -> Vec<Drawn> {
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
-    // Where nothing is rounded, no number has a scale. Elsewhere the chosen layers are of every type that is left out.
-    let types = if exact { &KvType::ALL[..5] } else { &KvType::ALL[..3] };
+    // Where something is rounded, the chosen layers are of every type that is left out.
+    let types = if exact { KvType::ALL.as_slice() } else { &KvType::ALL[..3] };
     let mut draw = |number: usize| {
         let pruning: LayerPruning = prunings().new_tree(&mut runner).expect("nothing is rejected").current();
         let (query_heads, kv_heads) = HEADS[number % HEADS.len()];
-        // Each turn of the types goes through all head dimensions, and each turn of those through all types.
-        let head_dim = HEAD_DIMS[(number + number / 3) % HEAD_DIMS.len()];
+        let head_dim = HEAD_DIM_TURNS[number % HEAD_DIM_TURNS.len()];
         let turn = if exact { number + number / HEADS.len() } else { number };
         let kv_type = types[turn % types.len()];
         let layer = Layer {
@@ -69,8 +68,7 @@ pub(super) fn layers(count: usize, exact: bool) -> Vec<Drawn> {
 
 /// A dense layer of every type and head.
 pub(super) fn dense(exact: bool) -> Vec<Drawn> {
-    let types = KvType::ALL.into_iter().filter(|kv_type| !exact || kv_type.most().is_none());
-    let every = types.flat_map(|kv_type| HEAD_DIMS.map(|head_dim| (kv_type, head_dim)));
+    let every = KvType::ALL.into_iter().flat_map(|kv_type| HEAD_DIMS.map(|head_dim| (kv_type, head_dim)));
     let draw = |(number, (kv_type, head_dim)): (usize, (KvType, u32))| {
         let (query_heads, kv_heads) = HEADS[number % HEADS.len()];
         let all = (0, TOKENS as u32 + 1);
@@ -84,16 +82,17 @@ pub(super) fn dense(exact: bool) -> Vec<Drawn> {
 
 /// Layers that were chosen so that every kernel is among theirs, for every type that it takes.
 pub(super) fn chosen() -> Vec<Drawn> {
-    every_layer()
-        .into_iter()
-        .map(|layer| Drawn {
-            layer,
-            activation: Activation::F32,
-            exact: false,
-            dense: false,
-            instructions: Instructions::Portable,
-        })
-        .collect()
+    every_layer().into_iter().map(|layer| as_chosen(layer, Activation::F32)).collect()
+}
+
+/// Layers of every type and head, which take turns with the type of activations.
+pub(super) fn of_every_head() -> Vec<Drawn> {
+    let activations = [Activation::F32, Activation::Bf16].into_iter().cycle();
+    every_head().into_iter().zip(activations).map(|(layer, activation)| as_chosen(layer, activation)).collect()
+}
+
+fn as_chosen(layer: Layer, activation: Activation) -> Drawn {
+    Drawn { layer, activation, exact: false, dense: false, instructions: Instructions::Portable }
 }
 
 /// Those of `layers` that have texts for the host's instructions alone, with these.
@@ -344,6 +343,14 @@ impl Asked {
                     let at = (random.next() % keys.len() as u64) as usize;
                     keys[at] = wild;
                 }
+            }
+        }
+        if let Some(most) = layer.kv_type.most().filter(|_| drawn.exact) {
+            // Every scale is 1: each group has the largest whole number, or its opposite.
+            let size = layer.kv_type.group(head_dim).expect("the type has scales");
+            for group in keys.chunks_mut(size).chain(values.chunks_mut(size)) {
+                let sign = if random.next().is_multiple_of(2) { 1 } else { -1 };
+                group[(random.next() % size as u64) as usize] = (sign * most) as f32;
             }
         }
         // As an activation has them and, but for scales, as the cache does: both hold them as they are.

@@ -14,34 +14,43 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ihip_dsl::emit::{Activation, EmitError, Program};
+use ihip_dsl::emit::Activation;
 use ihip_dsl::words::{Place, Takes};
-use ihip_dsl::{KvType, LayerPruning, Pipeline, Refresh, reference};
+use ihip_dsl::{KvType, LayerPruning, Pipeline, Refresh};
 use ihip_model::registry;
-use ihip_runtime::session::Phase;
-use ihip_tests::support::agreement::near_tie;
 use ihip_tests::support::attention::Attention;
 use ihip_tests::support::host::host;
-use ihip_tests::support::layer::{Layer as CpuLayer, plan as cpu_plan};
 use ihip_tests::support::page;
-use ihip_tests::support::tolerance;
 use proptest::test_runner::{Config, FileFailurePersistence, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 
 use call::Checked;
 use draw::{Asked, Drawn, Kind};
 use table::Tally;
 
-use crate::families::{Data, Layer};
+use crate::families::{HEAD_DIMS, Layer};
 
 /// Layers that are drawn, and calls of each and of those that were chosen.
 const LAYERS: usize = 30;
 const CALLS: u32 = 4;
+/// Calls of a layer of each type and head.
+const CALLS_OF_EACH: u32 = 2;
 /// The same where nothing is rounded.
 const EXACT_LAYERS: usize = 18;
 const EXACT_CALLS: u32 = 3;
 
 fn layers() -> Vec<Drawn> {
-    [draw::layers(LAYERS, false), draw::chosen(), draw::dense(false)].concat()
+    [draw::layers(LAYERS, false), draw::chosen()].concat()
+}
+
+/// Pruned and dense layers of each type and head.
+fn layers_of_each() -> Vec<Drawn> {
+    [draw::of_every_head(), draw::dense(false)].concat()
+}
+
+/// `layers`, and those of them again that have texts for the host's instructions alone.
+fn with_own_texts(layers: Vec<Drawn>) -> Vec<Drawn> {
+    let own = draw::beyond_portable(&layers);
+    [layers, own].concat()
 }
 
 /// A prefill call, and decoding steps after it.
@@ -105,8 +114,8 @@ fn report(mode: &str, seen: &Tally) {
 
 #[test]
 fn drawn_calls_are_off_by_no_more_than_rounding_allows() {
-    let layers = layers();
-    let seen = check_all(&[layers.as_slice(), &draw::beyond_portable(&layers)].concat(), CALLS);
+    let mut seen = check_all(&with_own_texts(layers()), CALLS);
+    seen.join(check_all(&with_own_texts(layers_of_each()), CALLS_OF_EACH));
     let never: Vec<String> = draw::situations().difference(&seen.situations).cloned().collect();
     assert!(never.is_empty(), "never drawn: {never:?}");
     let halving = ["prefill", "decode"].map(|phase| format!("scan, halving, {phase}"));
@@ -115,18 +124,20 @@ fn drawn_calls_are_off_by_no_more_than_rounding_allows() {
     let others = ["scan, halving whole chunks, decode, tensor cores", "scan, prefill, tensor cores"];
     for family in halving.into_iter().chain(others.map(str::to_owned)) {
         for kv_type in KvType::ALL {
-            let takes = kv_type.is_factor() || !family.contains("tensor cores");
+            let takes = kv_type.factor().is_some() || !family.contains("tensor cores");
             let ran = seen.rows.keys().any(|place| place.family == family && place.kv_type == kv_type.word());
             assert_eq!(ran, takes, "{family}, {}", kv_type.word());
         }
     }
+    let gaps = seen.gaps(&KvType::ALL, &HEAD_DIMS);
+    assert!(gaps.is_empty(), "never run: {gaps:?}");
     report("rounded", &seen);
 }
 
 #[test]
 fn drawn_calls_in_whole_numbers_are_off_by_nothing() {
     let layers = [draw::layers(EXACT_LAYERS, true), draw::dense(true)].concat();
-    report("exact", &check_all(&[layers.as_slice(), &draw::beyond_portable(&layers)].concat(), EXACT_CALLS));
+    report("exact", &check_all(&with_own_texts(layers), EXACT_CALLS));
 }
 
 /// Few enough for a tool that makes kernels a hundred times slower.
@@ -173,7 +184,7 @@ fn every_kernel_of_every_preset_is_run_and_checked() {
 /// What is drawn has every word of a layer, every type, every head that kernels are made for, and every ratio of heads.
 #[test]
 fn every_word_type_and_shape_is_drawn() {
-    let layers = layers();
+    let layers = [layers(), layers_of_each()].concat();
     let mut wanted = BTreeSet::new();
     for word in [Place::Stage, Place::Attend, Place::Rope].iter().flat_map(|place| place.words()) {
         match word.takes {
@@ -184,7 +195,7 @@ fn every_word_type_and_shape_is_drawn() {
     wanted.extend(["query_block", "sink", "window", "stage", "attend", "rope"].map(str::to_owned));
     wanted.extend(["all", "kv_group", "each"].map(|ranking| format!("ranking {ranking}")));
     wanted.extend(KvType::ALL.map(|kv_type| format!("cache {}", kv_type.word())));
-    wanted.extend([32, 64, 128].map(|head_dim| format!("head {head_dim}")));
+    wanted.extend(HEAD_DIMS.map(|head_dim| format!("head {head_dim}")));
     wanted.extend([1, 3, 4, 8].map(|ratio| format!("ratio {ratio}")));
     for Drawn { layer, .. } in &layers {
         let phases = layer.pruning.clone().into();
@@ -201,29 +212,6 @@ fn every_word_type_and_shape_is_drawn() {
         wanted.remove(&format!("ratio {}", query_heads / kv_heads));
     }
     assert!(wanted.is_empty(), "never drawn: {wanted:?}");
-}
-
-/// No kernel is made for these heads: the program says which device takes them, and that one computes them.
-#[test]
-fn heads_of_96_and_256_are_refused_by_kernels_and_run_on_the_cpu() {
-    for (number, head_dim) in [96, 256, 96, 256].into_iter().enumerate() {
-        let mut drawn = draw::layers(4, false).swap_remove(number);
-        drawn.layer.heads.2 = head_dim;
-        drawn.layer.kv_type = KvType::F32;
-        let refused = Program::new(&drawn.layer.plan(), Activation::F32).expect_err("no kernel for such heads");
-        assert_eq!(refused, EmitError::HeadDim { head_dim });
-        let data = Data::new(&drawn.layer, 150, 20, number as u64);
-        let frequencies = drawn.layer.frequencies();
-        let problem = data.problem(&drawn.layer, &frequencies, 170);
-        let expected = reference::prefill(&problem);
-        assert!(!near_tie(&drawn.layer.pruning.stages, &expected.stages), "rounding decides in number {number}");
-        let answer = CpuLayer::new(&cpu_plan(&problem), 176, 2).call(&problem, Phase::Prefill);
-        let off = expected.out.iter().zip(&answer.out).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(
-            answer.out.len() == expected.out.len() && off < tolerance::output(KvType::F32, false),
-            "head of {head_dim}: {off}"
-        );
-    }
 }
 
 /// The table in the book is made of the rows that are committed.

@@ -3,10 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
+use ihip_dsl::KvType;
 use ihip_dsl::emit::{Activation, Family, Kernel};
 use serde::{Deserialize, Serialize};
 
 use super::draw::Drawn;
+
+/// Words of a family that say how it does what it does.
+const HOW: [&str; 3] = ["tensor cores", "bf16 output", "sm_90a"];
+
+const WHOLE_CHUNKS: &str = " whole chunks";
 
 /// A row of the table: which kernels.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -40,8 +46,7 @@ impl Place {
             .find(|what| kernel.name.contains(what))
             .unwrap_or(kernel.family.word());
         let halves = if own.contains(" = middle;\n") { ", halving" } else { "" };
-        let whole =
-            if own.contains("are the columns of one product: halving only picks") { " whole chunks" } else { "" };
+        let whole = if own.contains("are the columns of one product: halving only picks") { WHOLE_CHUNKS } else { "" };
         let tensor = if own.contains("mma_16x8x16") { ", tensor cores" } else { "" };
         let alone = if kernel.name.ends_with("_sm_90a") { ", sm_90a" } else { "" };
         let rounds = matches!(kernel.family, Family::Attend | Family::Dense) && drawn.activation == Activation::Bf16;
@@ -52,6 +57,12 @@ impl Place {
             kv_type: geometry.kv_type.word().to_owned(),
             head_dim: geometry.head_dim,
         }
+    }
+
+    /// What the kernels do, however they do it.
+    fn what(&self) -> String {
+        let words = self.family.split(", ").filter(|word| !HOW.contains(word));
+        words.collect::<Vec<_>>().join(", ").replace(WHOLE_CHUNKS, "")
     }
 }
 
@@ -95,6 +106,23 @@ impl Tally {
             seen.cases += other.cases;
             seen.worsen(other.error, other.tolerance);
         }
+    }
+
+    /// What ran for some type and head, and not for every one of `types` and `heads`: on tensor cores or not, whatever the
+    /// type of its output. Partial results are merged only where tensor cores do not attend.
+    pub(super) fn gaps(&self, types: &[KvType], heads: &[u32]) -> Vec<String> {
+        let ran: BTreeSet<(String, &str, u32)> =
+            self.rows.keys().map(|place| (place.what(), place.kv_type.as_str(), place.head_dim)).collect();
+        let whats: BTreeSet<String> = self.rows.keys().map(Place::what).collect();
+        let mut gaps = Vec::new();
+        for what in whats.iter().filter(|what| !what.starts_with(Family::Merge.word())) {
+            for kv_type in types.iter().map(|kv_type| kv_type.word()) {
+                for head in heads.iter().filter(|&&head| !ran.contains(&(what.clone(), kv_type, head))) {
+                    gaps.push(format!("{what}, {kv_type}, {head}"));
+                }
+            }
+        }
+        gaps
     }
 
     /// As a file that says on which `device` it came about.

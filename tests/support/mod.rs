@@ -7,6 +7,7 @@ pub mod command;
 pub mod declaration;
 pub mod descents;
 pub mod emulator;
+pub mod failing;
 pub mod generation;
 pub mod gguf;
 pub mod golden;

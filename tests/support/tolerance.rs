@@ -14,27 +14,33 @@ const F32: f64 = 1.0 / (1 << 24) as f64;
 /// turning others.
 const ONCE: usize = 24;
 
-/// The share that is lost of a number that tensor cores take as two of the cache's type: what the first rounds away, the
-/// second rounds again. Types that they do not take lose nothing.
+/// The share that is lost of a number that tensor cores take as two of the type in which they multiply the cache's: what
+/// the first rounds away, the second rounds again. Types that they do not take lose nothing.
 #[must_use]
 pub const fn split(kv_type: KvType) -> f64 {
-    match kv_type {
-        KvType::F32 | KvType::E4m3 | KvType::E5m2 | KvType::Int8 | KvType::Int4 => 0.0,
-        KvType::F16 => 1.0 / (1 << 22) as f64,
-        KvType::Bf16 => 1.0 / (1 << 17) as f64,
+    match kv_type.factor() {
+        None => 0.0,
+        Some(KvType::F16) => 1.0 / (1 << 22) as f64,
+        Some(_) => 1.0 / (1 << 17) as f64,
     }
 }
 
-/// The share that is lost of a number that they take as one of the cache's type.
+/// The share that is lost of a number that they take as one of that type.
 #[must_use]
 pub const fn rounded(kv_type: KvType) -> f64 {
-    if kv_type.is_factor() { held(kv_type) } else { 0.0 }
+    match kv_type.factor() {
+        None => 0.0,
+        Some(factor) => held(factor),
+    }
 }
 
 /// What is lost of it at most, whatever its size: an f16 knows no smaller steps.
 #[must_use]
 pub const fn least(kv_type: KvType) -> f64 {
-    if kv_type.is_factor() { least_held(kv_type) } else { 0.0 }
+    match kv_type.factor() {
+        None => 0.0,
+        Some(factor) => least_held(factor),
+    }
 }
 
 /// The share that is lost of a number that is cached: of its own size, or of the largest of its group where those share

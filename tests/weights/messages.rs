@@ -42,6 +42,7 @@ fn faults() -> Vec<(&'static str, Fault)> {
             "key that is not UTF-8",
             set("general.name", Meta::Raw(8, [&[1, 0, 0, 0, 0, 0, 0, 0], &b"\xFF"[..]].concat())),
         ),
+        ("an empty key", Box::new(|file: &mut Builder| file.metadata.push((String::new(), Meta::U32(4))))),
         ("unknown value type", set("general.name", Meta::Raw(13, vec![0; 8]))),
         ("boolean 2", set("general.flag", Meta::Raw(7, vec![2]))),
         ("array of arrays", set("general.nested", Meta::Raw(9, [&[9, 0, 0, 0][..], &[0; 8]].concat()))),
@@ -53,6 +54,14 @@ fn faults() -> Vec<(&'static str, Fault)> {
         ("five dimensions", tensor("output_norm.weight", |tensor| tensor.shape = vec![1; 5])),
         ("a dimension of 0", tensor("output_norm.weight", |tensor| tensor.shape = vec![64, 0])),
         ("dimensions that overflow", tensor("output_norm.weight", |tensor| tensor.shape = vec![1 << 40, 1 << 40])),
+        (
+            "tensors that overflow together",
+            Box::new(|file: &mut Builder| {
+                for name in ["output_norm.weight", "blk.1.attn_norm.weight"] {
+                    file.tensor(name).shape = vec![1 << 30, 1 << 30];
+                }
+            }),
+        ),
         ("a K-quant", tensor("blk.1.attn_q.weight", |tensor| tensor.code = 12)),
         ("an unknown tensor type", tensor("blk.1.attn_q.weight", |tensor| tensor.code = 99)),
         ("half a block", tensor("blk.1.ffn_gate.weight", |tensor| tensor.shape = vec![48, 128])),
@@ -64,6 +73,7 @@ fn faults() -> Vec<(&'static str, Fault)> {
         ("no architecture", remove("general.architecture")),
         ("no block count", remove("llama.block_count")),
         ("no layers", set("llama.block_count", Meta::U32(0))),
+        ("2³¹ layers", set("llama.block_count", Meta::U32(1 << 31))),
         ("too many layers", set("llama.block_count", Meta::U32(u32::MAX))),
         ("more layers than tensors", set("llama.block_count", Meta::U32(5))),
         ("fewer layers than tensors", set("llama.block_count", Meta::U32(3))),

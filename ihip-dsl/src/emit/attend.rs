@@ -8,9 +8,6 @@ use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel};
 use crate::{LayerPlan, Ranking};
 
-/// Rows of a tile: 16 threads down, 4 rows each.
-const TILE_ROWS: usize = 64;
-
 /// Constants of the kernel.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Attend {
@@ -29,13 +26,13 @@ impl Attend {
 
     fn query_block(&self) -> usize {
         match self.visible {
-            Visible::All => TILE_ROWS,
+            Visible::All => self.tile_rows(),
             Visible::Pruned { query_block, .. } => query_block,
         }
     }
 
     fn tile_queries(&self) -> usize {
-        self.query_block().min(TILE_ROWS)
+        self.query_block().min(self.tile_rows())
     }
 
     fn tiles_of_block(&self) -> usize {
@@ -48,18 +45,29 @@ impl Attend {
         if self.visible.ranking() == Ranking::Each {
             return 1;
         }
-        let fits =
-            |heads: &usize| self.shape.group().is_multiple_of(*heads) && heads * self.tile_queries() <= TILE_ROWS;
+        let fits = |heads: &usize| {
+            self.shape.group().is_multiple_of(*heads) && heads * self.tile_queries() <= self.tile_rows()
+        };
         (1..=self.shape.group()).rev().find(fits).unwrap_or(1)
     }
 
-    /// Threads across a tile: together with 16 down and 4 × 4 scores each, they make the tile's keys.
+    /// Threads across a tile: with 4 × 4 scores each, they make the tile's keys. More where rows are long, as long as each
+    /// has whole quads of the output, and the tile fits into the shared memory that every chip has.
     fn across(&self) -> usize {
-        if self.shape.head_dim() > 64 { 16 } else { 8 }
+        if self.shape.head_dim() == 128 { 16 } else { 8 }
+    }
+
+    /// Threads down a tile: they make its rows.
+    fn down(&self) -> usize {
+        if self.shape.head_dim() > 128 { 8 } else { 16 }
     }
 
     fn threads(&self) -> usize {
-        self.across() * TILE_ROWS / 4
+        self.across() * self.down()
+    }
+
+    fn tile_rows(&self) -> usize {
+        self.down() * 4
     }
 
     fn tile_keys(&self) -> usize {
@@ -67,7 +75,7 @@ impl Attend {
     }
 
     fn shared_floats(&self) -> usize {
-        (TILE_ROWS + self.tile_keys()) * (self.shape.head_dim() + 4) + TILE_ROWS * (self.tile_keys() + 4)
+        (self.tile_rows() + self.tile_keys()) * (self.shape.head_dim() + 4) + self.tile_rows() * (self.tile_keys() + 4)
     }
 
     /// Blocks of threads for `rows` rows.
@@ -77,32 +85,38 @@ impl Attend {
     }
 
     pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
+        let rows = self.tile_rows();
         let (heading, family) = match self.visible {
             Visible::All => (
-                "Prefill of a dense layer: causal attention over every key, rotated before it was cached.\n\
-                 A block of threads takes 64 rows of one query head.",
+                format!(
+                    "Prefill of a dense layer: causal attention over every key, rotated before it was cached.\n\
+                     A block of threads takes {rows} rows of one query head."
+                ),
                 Family::Dense,
             ),
             Visible::Pruned { .. } => (
-                "Prefill: attention over the kept blocks, the sinks and the window, each key in exactly one of the three.\n\
-                 A block of threads takes up to 64 rows of one query block.",
+                format!(
+                    "Prefill: attention over the kept blocks, the sinks and the window, each key in exactly one of the three.\n\
+                     A block of threads takes up to {rows} rows of one query block."
+                ),
                 Family::Attend,
             ),
         };
         let origin = if family == Family::Dense { "dense" } else { "attend" };
-        let mut writer = Writer::new(heading, &format!("{pipeline}, {origin}"));
+        let mut writer = Writer::new(&heading, &format!("{pipeline}, {origin}"));
         self.shape.constants(&mut writer);
         self.visible.constants(&mut writer, self.shape);
         if family == Family::Dense {
-            writer.constant("QUERY_BLOCK", TILE_ROWS, "queries of a tile");
+            writer.constant("QUERY_BLOCK", rows, "queries of a tile");
         }
         writer
             .constant("TILE_QUERIES", self.tile_queries(), "queries of a tile")
             .constant("TILE_HEADS", self.tile_heads(), "heads of a group in a tile: they share the keys")
             .constant("TILES", self.tiles_of_block(), "tiles of a query block")
-            .constant("TILE_ROWS", TILE_ROWS, "rows of a tile, 4 a thread")
+            .constant("TILE_ROWS", rows, "rows of a tile, 4 a thread")
             .constant("TILE_KEYS", self.tile_keys(), "keys of a tile, 4 a thread")
             .constant("ACROSS", self.across(), "threads across a tile")
+            .constant("DOWN", self.down(), "threads down a tile")
             .constant("COLUMNS", self.shape.head_dim() / self.across(), "output elements of a row that a thread holds")
             .constant("THREADS", self.threads(), "threads of a block")
             .constant("STRIDE", self.shape.head_dim() + 4, "floats between rows in shared memory: no bank conflicts")
@@ -267,19 +281,19 @@ $TURN
     }
     int position[4];
     for (int i = 0; i < 4; ++i) {
-        const int row = down + 16 * i;
+        const int row = down + DOWN * i;
         position[i] = row < TILE_HEADS * TILE_QUERIES && row % TILE_QUERIES < queries_here ? tile_first + row % TILE_QUERIES : -1;
     }
 ";
 
 const SCORES: &str = r"
         sync_block();
-        // 4 x 4 scores a thread: rows down + 16 * i, keys across + ACROSS * j.
+        // 4 x 4 scores a thread: rows down + DOWN * i, keys across + ACROSS * j.
         float score[4][4] = {};
 #pragma unroll 4
         for (int element = 0; element < HEAD_DIM; element += 4) {
             Quad<float> query[4], key[4];
-            for (int i = 0; i < 4; ++i) query[i] = load_quad(&queries[(down + 16 * i) * STRIDE + element]);
+            for (int i = 0; i < 4; ++i) query[i] = load_quad(&queries[(down + DOWN * i) * STRIDE + element]);
             for (int j = 0; j < 4; ++j) key[j] = load_quad(&tile[(across + ACROSS * j) * STRIDE + element]);
             for (int i = 0; i < 4; ++i)
                 for (int j = 0; j < 4; ++j)
@@ -301,7 +315,7 @@ const SCORES: &str = r"
             for (int j = 0; j < 4; ++j) {
                 const float weight = score[i][j] > LOWEST ? exp2_fast(score[i][j] - top) : 0.0f;
                 total[i] += weight;
-                weights[(down + 16 * i) * WEIGHT_STRIDE + across + ACROSS * j] = weight;
+                weights[(down + DOWN * i) * WEIGHT_STRIDE + across + ACROSS * j] = weight;
             }
         }
         sync_block();  // every thread has read the keys
@@ -312,7 +326,7 @@ const OUTPUT: &str = r"
         // 4 rows and COLUMNS elements a thread, four neighbours at a time.
         for (int key = 0; key < TILE_KEYS; key += 4) {
             Quad<float> weight[4];
-            for (int i = 0; i < 4; ++i) weight[i] = load_quad(&weights[(down + 16 * i) * WEIGHT_STRIDE + key]);
+            for (int i = 0; i < 4; ++i) weight[i] = load_quad(&weights[(down + DOWN * i) * WEIGHT_STRIDE + key]);
             for (int k = 0; k < 4; ++k)
                 for (int column = 0; column < COLUMNS; column += 4) {
                     const Quad<float> value = load_quad(&tile[(key + k) * STRIDE + (across + column / 4 * ACROSS) * 4]);
@@ -325,7 +339,7 @@ const OUTPUT: &str = r"
     for (int i = 0; i < 4; ++i) {
         for (int mask = ACROSS / 2; mask > 0; mask /= 2) total[i] += shuffle_xor(total[i], mask);
         if (position[i] < 0) continue;
-        const int row = down + 16 * i, head = first_head + row / TILE_QUERIES;
+        const int row = down + DOWN * i, head = first_head + row / TILE_QUERIES;
         const unsigned long long at = static_cast<unsigned long long>(first_row + first + row % TILE_QUERIES) * QUERY_HEADS + head;
         const float factor = total[i] > 0.0f ? 1.0f / total[i] : 0.0f;  // a row without a visible key is zero
         for (int column = 0; column < COLUMNS; column += 4) {

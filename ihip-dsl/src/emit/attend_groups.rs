@@ -5,10 +5,12 @@
 //! are turned. Tensor cores wait for exponentials only where both groups take them at a time.
 
 use super::attend_tiles::{PIECE, emitted};
+use super::cached;
 use super::functions::{CACHE_ROW, Shape};
 use super::visible::{Phase, Visible};
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel, hopper, slots};
+use super::{factor, factor_groups};
 use crate::{LayerPlan, Ranking};
 
 /// Rows of a product.
@@ -27,10 +29,12 @@ pub(crate) struct AttendGroups {
 }
 
 impl AttendGroups {
-    /// The kernel, where tensor cores take caches as they are, and keys have one position at most.
+    /// The kernel, where tensor cores take caches as they are or converted, no number has a scale, and keys have one
+    /// position at most.
     pub(crate) fn new(shape: Shape, kind: &LayerPlan) -> Option<Self> {
         let attend = Self { shape, visible: Visible::new(kind) };
-        let fits = shape.kv().is_factor() && shape.head_dim() >= 64 && !attend.visible.blends();
+        let factors = shape.kv().factor().is_some() && !cached::scaled(shape);
+        let fits = factors && matches!(shape.head_dim(), 64 | 128) && !attend.visible.blends();
         fits.then_some(attend)
     }
 
@@ -85,16 +89,24 @@ impl AttendGroups {
         match self.visible {
             Visible::All => 64,
             Visible::Pruned { .. } if self.visible.rotates() => 32 * self.groups(),
+            Visible::Pruned { .. } if self.converts() => 64,
             Visible::Pruned { .. } => 128,
         }
     }
 
+    /// Whether keys and values are converted before they are multiplied.
+    fn converts(&self) -> bool {
+        factor::converts(self.shape)
+    }
+
     /// Rows in shared memory: queries and two tiles of keys and values; or queries with their rest, two tiles of values,
-    /// two of keys as they were cached, and two turned, with their rests.
+    /// two of keys as they were cached, and two turned, with their rests. Beside what is converted are two tiles of each as they
+    /// were cached, in half the room.
     fn shared_rows(&self) -> usize {
-        match self.visible.rotates() {
-            false => self.rows() + 4 * self.tile_keys(),
-            true => 2 * self.rows() + 8 * self.tile_keys(),
+        match (self.visible.rotates(), self.converts()) {
+            (false, false) => self.rows() + 4 * self.tile_keys(),
+            (false, true) => self.rows() + 6 * self.tile_keys(),
+            (true, _) => 2 * self.rows() + 8 * self.tile_keys(),
         }
     }
 
@@ -136,9 +148,19 @@ impl AttendGroups {
             let turns = self.tile_keys() * head_dim / 16 / self.threads();
             writer.constant("TURNS", turns, "pairs of pieces of a key tile that a thread turns");
         }
-        writer.text(CACHE_ROW).text(PIECE);
+        writer.text(CACHE_ROW);
+        factor::define(&mut writer, self.shape);
+        if self.converts() {
+            writer.constant("ROW_PIECES", head_dim / 16, "16-byte pieces of a row's numbers");
+            factor::pieces(&mut writer);
+            factor::eights(&mut writer);
+        }
+        writer.text(PIECE);
         self.visible.functions(&mut writer);
-        writer.text(&hopper::functions(self.shape.kv(), &[self.tile_keys(), head_dim]));
+        writer.text(&hopper::functions(
+            self.shape.kv().factor().unwrap_or(self.shape.kv()),
+            &[self.tile_keys(), head_dim],
+        ));
         writer.text(&format!(
             "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const Cached* __restrict__ values, const unsigned* __restrict__ page_table,\n   {} Activation* out) {{",
             self.visible.parameters()
@@ -169,17 +191,29 @@ impl AttendGroups {
         let turns = self.visible.rotates();
         let listed = self.visible.has_list();
         let pruned = self.visible != Visible::All;
+        let converts = self.converts();
+        // What is worked on in shared memory is copied one tile earlier.
+        let ahead = turns || converts;
         let either = |condition: bool, yes: &str, no: &str| {
             let piece = if condition { yes } else { no };
             piece.trim_start_matches('\n').to_owned()
         };
         text.replace("$POSITIONS\n", &either(turns, "    SHARED(int, slot_positions, 4 * TILE_KEYS);\n", ""))
             .replace("$TILES\n", &either(turns, TURNED_TILES, PLAIN_TILES))
+            .replace("$CACHED_TILES\n", &either(converts, factor_groups::TILES, if turns { CACHED_TILES } else { "" }))
+            .replace("$TURN_KEYS\n", &either(turns, TURN_KEYS, ""))
+            .replace("$COPY\n", &either(converts, factor_groups::COPY, COPY))
+            .replace("$CONVERT_KEYS\n", &either(turns, "", factor_groups::CONVERT_KEYS))
+            .replace("$LOAD_PIECES\n", &either(converts, factor_groups::LOAD_PIECES, LOAD_PIECES))
+            .replace("$LOW", if converts { "element_of(low_pairs, e)" } else { "to_float(turned[0].at[e])" })
+            .replace("$HIGH", if converts { "element_of(high_pairs, e)" } else { "to_float(turned[1].at[e])" })
             .replace("$FIND_FIRST\n", &either(listed, "        upcoming = entry(tile_index + 1);\n", ""))
             .replace("$FIND_AFTER\n", &either(listed, "        upcoming = entry(tile_index + 4);\n", ""))
-            .replace("$TURN_KEYS\n", &either(turns, TURN_KEYS, ""))
-            .replace("$COPY_FIRST\n", &either(turns, TURNED_COPY_FIRST, PLAIN_COPY_FIRST))
-            .replace("$COPY_NEXT\n", &either(turns, TURNED_COPY_NEXT, PLAIN_COPY_NEXT))
+            .replace("$COPY_FIRST\n", &either(ahead, AHEAD_COPY_FIRST, PLAIN_COPY_FIRST))
+            .replace("$COPY_FIRST_VALUES\n", &either(converts, "    copy(cached_values, values, 0);\n", ""))
+            .replace("$LOOK_UP_FIRST\n", &either(turns, "    look_up(0);\n", ""))
+            .replace("$COPY_NEXT\n", &either(ahead, AHEAD_COPY_NEXT, PLAIN_COPY_NEXT))
+            .replace("$COPY_VALUES\n", &either(converts, factor_groups::COPY_VALUES, COPY_VALUES))
             .replace("$TURN\n", &either(turns, TURN_QUERY, ""))
             .replace("$DECLARE_RESTS", if turns { ", rests[2]" } else { "" })
             .replace("$SPLIT\n", &either(turns, SPLIT_QUERY, ""))
@@ -198,20 +232,24 @@ impl AttendGroups {
                 },
             )
             .replace("$KEEP_REST\n", &either(turns, KEEP_REST, ""))
-            .replace("$TURN_FIRST\n", &either(turns, TURN_FIRST, ""))
+            .replace("$TURN_FIRST\n", &either(ahead, TURN_FIRST, ""))
             .replace("$LOOK_UP\n", &either(turns, "        look_up(tile_index + 1);\n", ""))
-            .replace("$TURN_SECOND\n", &either(turns, "    turn_keys(1);\n", ""))
-            .replace("$TURN_NEXT\n", &either(turns, "        turn_keys(tile_index + 1);\n", ""))
+            .replace("$TURN_SECOND\n", &either(ahead, "    $PREPARE(1);\n", ""))
+            .replace("$TURN_NEXT\n", &either(ahead, "        $PREPARE(tile_index + 1);\n", ""))
+            .replace("$CONVERT_FIRST_VALUES\n", &either(converts, "    convert_values(0);\n", ""))
+            .replace("$CONVERT_VALUES\n", &either(converts, "        convert_values(tile_index);\n", ""))
+            .replace("$PREPARE", if turns { "turn_keys" } else { "convert_keys" })
+            .replace("$CACHED_TILE", if converts { "CACHED_TILE" } else { "TILE" })
     }
 }
 
 const PLACE: &str = r"
-    SHARED_DYNAMIC(Cached, unaligned);
+    SHARED_DYNAMIC(Factor, unaligned);
     SHARED(int, slot_tokens, 4 * TILE_KEYS);  // of the tile at hand and of the next three
 $POSITIONS
     SHARED(unsigned, slot_rows, 4 * TILE_KEYS);
     constexpr int TILE = TILE_KEYS * HEAD_DIM;
-    Cached* const query_tile = aligned_1024(unaligned);
+    Factor* const query_tile = aligned_1024(unaligned);
 $TILES
 
     const int start = step[STEP_START], rows = step[STEP_ROWS], first_row = step[STEP_FIRST_ROW];
@@ -226,29 +264,24 @@ $TILES
 ";
 
 const PLAIN_TILES: &str = r"
-    Cached* const value_tiles = query_tile + TILE_ROWS * HEAD_DIM;  // two
-    Cached* const key_tiles = value_tiles + 2 * TILE;               // two
+    Factor* const value_tiles = query_tile + TILE_ROWS * HEAD_DIM;  // two
+    Factor* const key_tiles = value_tiles + 2 * TILE;               // two
+$CACHED_TILES
 ";
 
 const TURNED_TILES: &str = r"
-    Cached* const query_rests = query_tile + TILE_ROWS * HEAD_DIM;   // what rounding took from it
-    Cached* const value_tiles = query_rests + TILE_ROWS * HEAD_DIM;  // two
-    Cached* const cached_tiles = value_tiles + 2 * TILE;             // two, keys as they were cached
-    Cached* const key_tiles = cached_tiles + 2 * TILE;               // two, each with what rounding took from it
+    Factor* const query_rests = query_tile + TILE_ROWS * HEAD_DIM;   // what rounding took from it
+    Factor* const value_tiles = query_rests + TILE_ROWS * HEAD_DIM;  // two
+    Factor* const key_tiles = value_tiles + 2 * TILE;                // two, each with what rounding took from it
+$CACHED_TILES
+";
+
+const CACHED_TILES: &str = r"
+    Factor* const cached_tiles = key_tiles + 4 * TILE;               // two, keys as they were cached
 ";
 
 const COPIES: &str = r"
-    // A thread copies the same piece of every so many keys.
-    const int own_key = thread / PIECES, own_piece = thread % PIECES;
-    const auto copy = [&](Cached* to, const Cached* from, int tile_index) {
-        if (tile_index >= tiles) return;
-        for (int key = own_key; key < TILE_KEYS; key += THREADS / PIECES) {
-            const int slot = tile_index % 4 * TILE_KEYS + key;
-            const unsigned long long row = static_cast<unsigned long long>(slot_rows[slot]) * HEAD_DIM;
-            const bool there = slot_tokens[slot] != NOWHERE;
-            copy_async_16(&to[swizzled_at<TILE_KEYS>(key, own_piece)], &from[row + own_piece * 8], there);
-        }
-    };
+$COPY
 $TURN_KEYS
     for (int tile_index = 0; tile_index < 3; ++tile_index) {
         find(tile_index);
@@ -260,12 +293,27 @@ $COPY_FIRST
     copy_async_commit();
 ";
 
+const COPY: &str = r"
+    // A thread copies the same piece of every so many keys.
+    const int own_key = thread / PIECES, own_piece = thread % PIECES;
+    const auto copy = [&](Factor* to, const Cached* from, int tile_index) {
+        if (tile_index >= tiles) return;
+        for (int key = own_key; key < TILE_KEYS; key += THREADS / PIECES) {
+            const int slot = tile_index % 4 * TILE_KEYS + key;
+            const unsigned long long row = static_cast<unsigned long long>(slot_rows[slot]) * HEAD_DIM;
+            const bool there = slot_tokens[slot] != NOWHERE;
+            copy_async_16(&to[swizzled_at<TILE_KEYS>(key, own_piece)], &from[row + own_piece * 8], there);
+        }
+    };
+";
+
 const PLAIN_COPY_FIRST: &str = "    copy(key_tiles, keys, 0);\n";
 
-const TURNED_COPY_FIRST: &str = r"
+const AHEAD_COPY_FIRST: &str = r"
     copy(cached_tiles, keys, 0);
-    copy(cached_tiles + TILE, keys, 1);
-    look_up(0);
+    copy(cached_tiles + $CACHED_TILE, keys, 1);
+$COPY_FIRST_VALUES
+$LOOK_UP_FIRST
 ";
 
 const TURN_KEYS: &str = r"
@@ -281,21 +329,20 @@ const TURN_KEYS: &str = r"
     // Keys are turned to their positions, and split.
     const auto turn_keys = [&](int tile_index) {
         if (tile_index >= tiles) return;
-        const Cached* const from = cached_tiles + tile_index % 2 * TILE;
-        Cached* const to = key_tiles + tile_index % 2 * 2 * TILE;
+        const auto* const from = cached_tiles + tile_index % 2 * $CACHED_TILE;
+        Factor* const to = key_tiles + tile_index % 2 * 2 * TILE;
         for (int turn = 0; turn < TURNS; ++turn) {
             const int item = thread + turn * THREADS, key = item / (PIECES / 2), piece = item % (PIECES / 2);
             const int low = swizzled_at<TILE_KEYS>(key, piece), high = swizzled_at<TILE_KEYS>(key, piece + PIECES / 2);
             Piece turned[2], rests[2];
-            turned[0] = *reinterpret_cast<const Piece*>(&from[low]);
-            turned[1] = *reinterpret_cast<const Piece*>(&from[high]);
+$LOAD_PIECES
             for (int e = 0; e < 8; ++e) {
-                float x = to_float(turned[0].at[e]), y = to_float(turned[1].at[e]);
+                float x = $LOW, y = $HIGH;
                 rotate(x, y, angles[turn][e]);
-                turned[0].at[e] = from_float<Cached>(x);
-                turned[1].at[e] = from_float<Cached>(y);
-                rests[0].at[e] = from_float<Cached>(x - to_float(turned[0].at[e]));
-                rests[1].at[e] = from_float<Cached>(y - to_float(turned[1].at[e]));
+                turned[0].at[e] = from_float<Factor>(x);
+                turned[1].at[e] = from_float<Factor>(y);
+                rests[0].at[e] = from_float<Factor>(x - to_float(turned[0].at[e]));
+                rests[1].at[e] = from_float<Factor>(y - to_float(turned[1].at[e]));
             }
             *reinterpret_cast<Piece*>(&to[low]) = turned[0];
             *reinterpret_cast<Piece*>(&to[high]) = turned[1];
@@ -303,6 +350,11 @@ const TURN_KEYS: &str = r"
             *reinterpret_cast<Piece*>(&to[TILE + high]) = rests[1];
         }
     };
+";
+
+const LOAD_PIECES: &str = r"
+            turned[0] = *reinterpret_cast<const Piece*>(&from[low]);
+            turned[1] = *reinterpret_cast<const Piece*>(&from[high]);
 ";
 
 const QUERIES: &str = r"
@@ -319,8 +371,8 @@ const QUERIES: &str = r"
                 y = to_float(qkv[from + of_head + HALF]) * QUERY_SCALE;
 $TURN
             }
-            pieces[0].at[e] = from_float<Cached>(x);
-            pieces[1].at[e] = from_float<Cached>(y);
+            pieces[0].at[e] = from_float<Factor>(x);
+            pieces[1].at[e] = from_float<Factor>(y);
 $SPLIT
         }
         const int low = swizzled_at<TILE_ROWS>(row, piece), high = swizzled_at<TILE_ROWS>(row, piece + PIECES / 2);
@@ -342,8 +394,8 @@ const TURN_QUERY: &str = r"
 ";
 
 const SPLIT_QUERY: &str = r"
-            rests[0].at[e] = from_float<Cached>(x - to_float(pieces[0].at[e]));
-            rests[1].at[e] = from_float<Cached>(y - to_float(pieces[1].at[e]));
+            rests[0].at[e] = from_float<Factor>(x - to_float(pieces[0].at[e]));
+            rests[1].at[e] = from_float<Factor>(y - to_float(pieces[1].at[e]));
 ";
 
 const STORE_QUERY_RESTS: &str = r"
@@ -430,7 +482,7 @@ $WHOLE
         for (int k = 0; k < TILE_KEYS / 16; ++k)
             for (int part = 0; part < 4; ++part) {
                 const float *const exact = &score[2 * k + part / 2][part % 2 * 2];
-                weight[k][part] = pack<Cached>(exact[0], exact[1]);
+                weight[k][part] = pack<Factor>(exact[0], exact[1]);
 $KEEP_REST
             }
     };
@@ -449,14 +501,14 @@ const WHOLE_ALL: &str = r"
 ";
 
 const KEEP_REST: &str = r"
-                weight_rest[k][part] = pack<Cached>(exact[0] - to_float(from_float<Cached>(exact[0])),
-                                                    exact[1] - to_float(from_float<Cached>(exact[1])));
+                weight_rest[k][part] = pack<Factor>(exact[0] - to_float(from_float<Factor>(exact[0])),
+                                                    exact[1] - to_float(from_float<Factor>(exact[1])));
 ";
 
 const TURN_FIRST: &str = r"
     copy_async_wait<0>();
     sync_block();
-    turn_keys(0);
+    $PREPARE(0);
 ";
 
 const LOOP: &str = r"
@@ -467,7 +519,7 @@ $LOOK_UP
         fence_products();
         sync_block();
 $COPY_NEXT
-        copy(value_tiles + tile_index % 2 * TILE, values, tile_index);
+$COPY_VALUES
         copy_async_commit();
         find(tile_index + 3);
 $FIND_AFTER
@@ -477,6 +529,7 @@ $FIND_AFTER
 $TURN_FIRST
     begin(0);
 $TURN_SECOND
+$CONVERT_FIRST_VALUES
     products_wait<0>();
     weigh(0);
     round_weights();
@@ -485,6 +538,7 @@ $TURN_SECOND
         begin(tile_index);
         add_values(tile_index - 1);
 $TURN_NEXT
+$CONVERT_VALUES
         products_wait<1>();
         weigh(tile_index);
         products_wait<0>();
@@ -518,6 +572,10 @@ const PLAIN_COPY_NEXT: &str = r"
         copy(key_tiles + (tile_index + 1) % 2 * TILE, keys, tile_index + 1);
 ";
 
-const TURNED_COPY_NEXT: &str = r"
-        copy(cached_tiles + tile_index % 2 * TILE, keys, tile_index + 2);
+const AHEAD_COPY_NEXT: &str = r"
+        copy(cached_tiles + tile_index % 2 * $CACHED_TILE, keys, tile_index + 2);
+";
+
+const COPY_VALUES: &str = r"
+        copy(value_tiles + tile_index % 2 * TILE, values, tile_index);
 ";

@@ -5,17 +5,21 @@
 //! starts the loads of everything that it reads before it uses the first, and no second launch joins the splits.
 
 use super::cached;
+use super::dense_row::PIECE_AT;
 use super::functions::{QUADS, Shape};
-use super::launch::{Activation, Element};
+use super::launch::Element;
+use super::splits::{self, split_outputs};
 use super::tune::Tune;
 use super::visible::{Phase, Visible};
 use super::writer::Writer;
-use super::{Argument, ArgumentKind, Family, Kernel};
+use super::{ArgumentKind, Family, Kernel};
 use crate::tuning::{AttendDecode, Tuning};
 use crate::{PrunedLayer, Ranking};
 
 /// What suits a large chip.
 const DEFAULT: AttendDecode = AttendDecode { threads: 256, keys: 128 };
+/// Keys where a head has more than 128 elements: as many bytes of values, and registers for keys.
+const KEYS_OF_LONG_ROWS: usize = 64;
 
 /// Constants of the kernel.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,7 +35,8 @@ impl AttendRow {
     pub(crate) fn new(shape: Shape, layer: &PrunedLayer) -> Self {
         // A list is read as it stands: how many queries share it in prefill does not matter here.
         let visible = Visible::pruned(&PrunedLayer { query_block: 1, ..layer.clone() });
-        Self { shape, visible, tuning: DEFAULT, appends: false }
+        let keys = if shape.head_dim() > 128 { KEYS_OF_LONG_ROWS } else { DEFAULT.keys };
+        Self { shape, visible, tuning: AttendDecode { keys, ..DEFAULT }, appends: false }
     }
 
     /// The same for steps that do nothing else: one launch that caches the step's key and value and attends. `None`
@@ -42,12 +47,13 @@ impl AttendRow {
     }
 
     /// Query heads of a group that one block of threads serves with the same keys: one where each has a list of its
-    /// own.
+    /// own, and no more than have a thread for each quad of output.
     fn heads(&self) -> usize {
         if self.visible.ranking() == Ranking::Each {
             return 1;
         }
-        (1..=8).rev().find(|heads| self.shape.group().is_multiple_of(*heads)).unwrap_or(1)
+        let most = (4 * DEFAULT.threads / self.shape.head_dim()).min(8);
+        (1..=most).rev().find(|heads| self.shape.group().is_multiple_of(*heads)).unwrap_or(1)
     }
 
     /// Pieces that the keys are split into: fixed, so that a result never depends on the chip.
@@ -65,14 +71,24 @@ impl AttendRow {
         }
     }
 
-    /// Lanes that take a key together.
+    /// Lanes that take a key together: those beyond a half of it have no part.
     fn team(&self) -> usize {
-        self.shape.head_dim() / 8
+        (self.shape.head_dim() / 8).next_power_of_two()
+    }
+
+    /// Whether every lane of a team has a part of a key.
+    fn full(&self) -> bool {
+        self.team() * 8 == self.shape.head_dim()
     }
 
     /// Quads of output.
     fn quads(&self) -> usize {
         self.heads() * self.shape.head_dim() / 4
+    }
+
+    /// Whether tensor cores take the values as they are cached, from rows whose pieces change places in eights or in fours.
+    fn multiplies(&self) -> bool {
+        self.shape.kv().is_factor() && self.shape.head_dim().is_power_of_two()
     }
 
     pub(crate) fn grid(&self) -> [u32; 3] {
@@ -115,6 +131,7 @@ impl AttendRow {
             .constant("HEADS", self.heads(), "query heads of a block of threads: they share the keys")
             .constant("FOURS", self.heads().div_ceil(4), "fours of heads")
             .constant("TILE_KEYS", keys, "keys of a split")
+            .constant("WEIGHT_ROW", keys + 8, "weights of a head, and a gap: heads lie in other banks of shared memory")
             .constant("THREADS", threads, "threads of a block")
             .constant("WARPS", threads / 32, "warps of a block")
             .constant("TEAM", team, "lanes that take a key together")
@@ -123,8 +140,12 @@ impl AttendRow {
             .constant("PIECE", 16 * 8 / self.shape.kv().bits(), "elements of a 16-byte copy")
             .constant("QUADS", quads, "quads of output")
             .constant("PARTS", threads / quads, "threads that share the keys of a quad")
-            .constant("BATCH", 8, "splits that are joined at a time")
-            .constant("NOWHERE", -1, "token of an empty slot")
+            .constant("BATCH", splits::joined(self.splits(), threads / quads), "splits that a thread joins at a time")
+            .constant("NOWHERE", -1, "token of an empty slot");
+        if self.multiplies() {
+            writer.constant("PIECES", self.shape.head_dim() / 8, "16-byte pieces of a row");
+        }
+        writer
             .float(
                 "QUERY_SCALE",
                 self.shape.geometry.query_scale * std::f32::consts::LOG2_E,
@@ -136,6 +157,9 @@ impl AttendRow {
         cached::quads(&mut writer, self.shape);
         if self.appends {
             cached::store(&mut writer, self.shape);
+        }
+        if self.multiplies() {
+            writer.text(PIECE_AT);
         }
         self.visible.functions(&mut writer);
         let cache = if self.appends {
@@ -163,28 +187,42 @@ impl AttendRow {
             (true, true) => SCALED_APPEND.trim_start_matches('\n'),
         };
         let copy = if cached::scaled(self.shape) { SCALED_COPY } else { COPY };
+        let value_at = if self.multiplies() { "piece_at(slot, element / PIECE)" } else { "slot * HEAD_DIM + element" };
+        let [onward, first, next, turn_key] = self.visible.follow_angles();
+        let quad = |element| {
+            let quad = cached::quad(self.shape, "keys", "row", element);
+            if self.full() { quad } else { format!("has_part ? {quad} : Quad<float>{{}}") }
+        };
         let load = LOAD
+            .replace("$ONWARD\n", onward.trim_start_matches('\n'))
             .replace("$TURN\n", turn)
             .replace("$APPEND\n", append)
             .replace("$COPY\n", copy.trim_start_matches('\n'))
-            .replace("$LOW", &cached::quad(self.shape, "keys", "row", "element"))
-            .replace("$HIGH", &cached::quad(self.shape, "keys", "row", "element + HALF"));
+            .replace("$VALUE_AT", value_at)
+            .replace("$ELEMENT\n", if self.full() { ELEMENT } else { ELEMENT_OR_NONE }.trim_start_matches('\n'))
+            .replace("$LOW", &quad("element"))
+            .replace("$HIGH", &quad("element + HALF"));
         writer.text(&load);
-        let [first, next, turn] = self.visible.follow_angles();
         writer.more(
             &SCORES
                 .replace("$FIRST\n", first.trim_start_matches('\n'))
                 .replace("$NEXT\n", next.trim_start_matches('\n'))
-                .replace("$TURN\n", turn.trim_start_matches('\n'))
-                // Keys in registers have no index: left to itself the compiler keeps a loop with two angles as it is.
-                .replace("$UNROLL\n", if self.visible.blends() { "#pragma unroll\n" } else { "" }),
+                .replace("$TURN\n", turn_key.trim_start_matches('\n'))
+                // Keys in registers have no index: left to itself the compiler keeps a loop as it is that has two angles
+                // or sums over a whole warp.
+                .replace("$UNROLL\n", if self.visible.blends() || self.team() == 32 { "#pragma unroll\n" } else { "" }),
         );
         let value = if cached::scaled(self.shape) {
             "load_numbers(&value_tile[slot * ROW_BYTES + at * BITS / 8], value_scales[slot * SCALES + at / SCALE_GROUP])"
         } else {
             "load_quad(&value_tile[slot * HEAD_DIM + at])"
         };
-        writer.text(&OUTPUT.replace("$VALUE", value)).text(JOIN);
+        if self.multiplies() {
+            writer.text(splits::OUTPUT_PRODUCTS);
+        } else {
+            writer.text(&splits::OUTPUT.replace("$VALUE", value));
+        }
+        writer.text(splits::JOIN);
         let mut arguments = self.visible.arguments(self.shape);
         if self.appends {
             let cached = Element::from(self.shape.kv());
@@ -306,7 +344,7 @@ const COPY: &str = r"
     for (int item = thread; item < TILE_KEYS * HEAD_DIM / PIECE; item += THREADS) {
         const int slot = item / (HEAD_DIM / PIECE), element = item % (HEAD_DIM / PIECE) * PIECE;
         const unsigned long long row = slot_row[slot];
-        copy_async_16(&value_tile[slot * HEAD_DIM + element], &values[row * HEAD_DIM + element], slot_token[slot] != NOWHERE);
+        copy_async_16(&value_tile[$VALUE_AT], &values[row * HEAD_DIM + element], slot_token[slot] != NOWHERE);
     }
 ";
 
@@ -320,20 +358,9 @@ const SCALED_COPY: &str = r"
         value_scales[item] = to_float(*cached_scale(values, slot_row[item / SCALES], item % SCALES * SCALE_GROUP));
 ";
 
-/// What a kernel writes whose last block joins the splits.
-pub(super) fn split_outputs(activation: Activation) -> [Argument; 4] {
-    let output = |name, element| Argument { name, kind: ArgumentKind::Output(element) };
-    [
-        output("partials", Element::F32),
-        output("partial_sums", Element::F32),
-        output("arrivals", Element::U32),
-        output("out", activation.element()),
-    ]
-}
-
 const PLACE: &str = r"
 $VALUES    SHARED(float, queries, HEADS * HEAD_DIM);
-    SHARED(float, weights, HEADS * TILE_KEYS);
+    SHARED(float, weights, HEADS * WEIGHT_ROW);
     SHARED(float, shares, PARTS * HEADS * HEAD_DIM);
     SHARED(int, slot_token, TILE_KEYS);
 $POSITIONS    SHARED(unsigned, slot_row, TILE_KEYS);
@@ -347,6 +374,7 @@ $POSITIONS    SHARED(unsigned, slot_row, TILE_KEYS);
 ";
 
 const LOAD: &str = r"
+$ONWARD
     for (int item = thread; item < HEADS * HALF; item += THREADS) {
         const int head = item / HALF, element = item % HALF;
         const Activation* const from =
@@ -361,14 +389,25 @@ $APPEND
     // All that the block reads of the cache is under way before the first of it is used.
 $COPY
     copy_async_commit();
-    // A lane of a team has four elements of a key and the four that they turn with.
-    const int element = lane % TEAM * 4, team = thread / TEAM;
+$ELEMENT
     Quad<float> x[KEYS_EACH], y[KEYS_EACH];
     for (int i = 0; i < KEYS_EACH; ++i) {
         const unsigned long long row = slot_row[team + i * TEAMS];
         x[i] = $LOW;
         y[i] = $HIGH;
     }
+";
+
+const ELEMENT: &str = r"
+    // A lane of a team has four elements of a key and the four that they turn with.
+    const int element = lane % TEAM * 4, team = thread / TEAM;
+";
+
+const ELEMENT_OR_NONE: &str = r"
+    // A lane of a team has four elements of a key and the four that they turn with. There are fewer fours than lanes: the
+    // last ones have zeros.
+    const int element = min(lane % TEAM * 4, HALF - 4), team = thread / TEAM;
+    const bool has_part = lane % TEAM * 4 < HALF;
 ";
 
 const SCORES: &str = r"
@@ -398,7 +437,7 @@ $TURN
             float sum = (upper ? other : one) + shuffle_xor(upper ? one : other, 2);
             for (int mask = 4; mask < TEAM; mask *= 2) sum += shuffle_xor(sum, mask);
             const int head = four * 4 + lane % 4;
-            if (lane % TEAM < 4 && head < HEADS) weights[head * TILE_KEYS + slot] = slot_token[slot] == NOWHERE ? LOWEST : sum;
+            if (lane % TEAM < 4 && head < HEADS) weights[head * WEIGHT_ROW + slot] = slot_token[slot] == NOWHERE ? LOWEST : sum;
         }
     }
     sync_block();
@@ -406,13 +445,13 @@ $TURN
     for (int head = warp; head < HEADS; head += WARPS) {
         float own[TILE_KEYS / 32], top = LOWEST, sum = 0.0f;
         for (int i = 0; i < TILE_KEYS / 32; ++i) {
-            own[i] = weights[head * TILE_KEYS + lane + 32 * i];
+            own[i] = weights[head * WEIGHT_ROW + lane + 32 * i];
             top = max(top, own[i]);
         }
         for (int mask = 16; mask > 0; mask /= 2) top = max(top, shuffle_xor(top, mask));
         for (int i = 0; i < TILE_KEYS / 32; ++i) {
             own[i] = own[i] > LOWEST ? exp2_fast(own[i] - top) : 0.0f;
-            weights[head * TILE_KEYS + lane + 32 * i] = own[i];
+            weights[head * WEIGHT_ROW + lane + 32 * i] = own[i];
             sum += own[i];
         }
         for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
@@ -423,92 +462,4 @@ $TURN
     }
     copy_async_wait<0>();
     sync_block();
-";
-
-const OUTPUT: &str = r"
-    // A thread has four elements of a head, of its part of the keys.
-    const int quad = thread % QUADS, part = thread / QUADS;
-    const int head = quad * 4 / HEAD_DIM, at = quad * 4 % HEAD_DIM;
-    const unsigned long long row = first_head + head;
-    Quad<float> output = {};
-    if (part < PARTS) {
-#pragma unroll 8
-        for (int slot = part; slot < TILE_KEYS; slot += PARTS) {
-            const float weight = weights[head * TILE_KEYS + slot];
-            const Quad<float> value = $VALUE;
-            for (int e = 0; e < 4; ++e) output.at[e] += weight * value.at[e];
-        }
-        store_quad(&shares[thread * 4], output);
-    }
-    sync_block();
-    if (part == 0) {
-        for (int other = 1; other < PARTS; ++other) {
-            const Quad<float> share = load_quad(&shares[(other * QUADS + quad) * 4]);
-            for (int e = 0; e < 4; ++e) output.at[e] += share.at[e];
-        }
-        store_quad(&partials[(row * SPLITS + split) * HEAD_DIM + at], output);
-        if (at == 0) {
-            partial_sums[(row * SPLITS + split) * 2] = largest[head];
-            partial_sums[(row * SPLITS + split) * 2 + 1] = total[head];
-        }
-    }
-";
-
-/// Joins the splits in the last block of those that share their heads. Defined are `part`, `quad`, `head`, `at` and
-/// `row`; `shares`, `largest` and `total` have room for every part.
-pub(super) const JOIN: &str = r"
-    // The last block of these heads joins their splits; no one waits for it.
-    fence_device();
-    sync_block();
-    if (thread == 0) {
-        arrived[0] = atomic_add(&arrivals[blockIdx.y], 1);
-        fence_device();
-    }
-    sync_block();
-    if (arrived[0] != SPLITS - 1) return;
-    if (thread == 0) arrivals[blockIdx.y] = 0;
-    float top = LOWEST, sum = 0.0f;
-    Quad<float> joined = {};
-    if (part < PARTS) {
-        for (int first = part; first < SPLITS; first += BATCH * PARTS) {
-            Quad<float> share[BATCH];
-            float its_top[BATCH], its_sum[BATCH];
-            for (int i = 0; i < BATCH; ++i) {
-                const unsigned long long from = row * SPLITS + min(first + i * PARTS, SPLITS - 1);
-                share[i] = load_quad(&partials[from * HEAD_DIM + at]);
-                its_top[i] = first + i * PARTS < SPLITS ? partial_sums[from * 2] : LOWEST;
-                its_sum[i] = partial_sums[from * 2 + 1];
-            }
-            float most = top;
-            for (int i = 0; i < BATCH; ++i) most = max(most, its_top[i]);
-            const float scale = exp2_fast(top - most);
-            sum *= scale;
-            for (int e = 0; e < 4; ++e) joined.at[e] *= scale;
-            for (int i = 0; i < BATCH; ++i) {
-                const float factor = its_top[i] > LOWEST ? exp2_fast(its_top[i] - most) : 0.0f;
-                sum += its_sum[i] * factor;
-                for (int e = 0; e < 4; ++e) joined.at[e] += share[i].at[e] * factor;
-            }
-            top = most;
-        }
-        store_quad(&shares[thread * 4], joined);
-        if (at == 0) {
-            largest[part * HEADS + head] = top;
-            total[part * HEADS + head] = sum;
-        }
-    }
-    sync_block();
-    if (part > 0) return;
-    for (int other = 1; other < PARTS; ++other) {
-        const Quad<float> share = load_quad(&shares[(other * QUADS + quad) * 4]);
-        const float its_top = largest[other * HEADS + head], most = max(top, its_top);
-        const float scale = exp2_fast(top - most), factor = its_top > LOWEST ? exp2_fast(its_top - most) : 0.0f;
-        sum = sum * scale + total[other * HEADS + head] * factor;
-        for (int e = 0; e < 4; ++e) joined.at[e] = joined.at[e] * scale + share.at[e] * factor;
-        top = most;
-    }
-    const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;  // a row without a visible key is zero
-    for (int e = 0; e < 4; ++e) joined.at[e] *= factor;
-    store_quad(&out[(static_cast<unsigned long long>(first_row) * QUERY_HEADS + row) * HEAD_DIM + at], joined);
-}
 ";

@@ -4,16 +4,19 @@
 //! of sixteen: a fragment of keys, once loaded from shared memory, is multiplied with both, which is what tensor cores
 //! are fast enough to wait for. Queries stay in shared memory, and registers for the output. While a tile is multiplied,
 //! the next one is copied and the slots of the one after it are found: nothing waits for a chain of loads. Where kernels
-//! rotate, keys are turned in f32 and split, like queries and weights, into what the cache's type holds and the rest; in
+//! rotate, keys are turned in f32 and split, like queries and weights, into what the factors' type holds and the rest; in
 //! layers whose cache is rotated they were rounded before, and one product has to do.
 
+use super::cached;
 use super::dense_row::PIECE_AT;
 use super::functions::{CACHE_ROW, Shape};
 use super::slots;
 use super::tune::Tune;
+use super::turned_tile as turned;
 use super::visible::{Phase, Visible};
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel};
+use super::{factor, factor_tile};
 use crate::tuning::{AttendPrefill, Tuning};
 use crate::{LayerPlan, Ranking};
 
@@ -36,7 +39,7 @@ pub(crate) struct AttendTiles {
 }
 
 impl AttendTiles {
-    /// The kernel, for caches that tensor cores take as they are.
+    /// The kernel, for caches that tensor cores take, as they are or converted, and heads of a power of two.
     pub(crate) fn new(shape: Shape, kind: &LayerPlan) -> Option<Self> {
         let visible = Visible::new(kind);
         // Fewer keys where more has to be held of each, so that all of it fits into registers.
@@ -46,7 +49,8 @@ impl AttendTiles {
             false => 64,
         };
         let tuning = AttendPrefill { rows: MOST_ROWS, keys };
-        (shape.kv().is_factor()).then_some(Self { shape, visible, tuning })
+        let fits = shape.kv().factor().is_some() && matches!(shape.head_dim(), 32 | 64 | 128);
+        fits.then_some(Self { shape, visible, tuning })
     }
 
     fn query_block(&self) -> usize {
@@ -87,13 +91,24 @@ impl AttendTiles {
         self.warps() * self.bands() * BAND
     }
 
-    /// Rows in shared memory: queries and two tiles of keys and values; or queries with their rest, one tile of values,
-    /// and of keys one as it was cached, one turned, and its rest. As chosen here they fit any GPU's multiprocessor.
-    fn shared_rows(&self) -> usize {
-        match self.visible.rotates() {
-            false => self.tile_rows() + 4 * self.tuning.keys,
-            true => 2 * self.tile_rows() + 4 * self.tuning.keys,
-        }
+    /// Bytes of shared memory: queries and two tiles of keys and values; or queries with their rest, one tile of values,
+    /// and of keys one as it was cached, one turned, and its rest. What is converted is there once, beside what it is made
+    /// of. As chosen here they fit any GPU's multiprocessor.
+    fn shared_bytes(&self) -> usize {
+        let keys = self.tuning.keys;
+        let rows = match (self.visible.rotates(), self.converts()) {
+            (false, false) => self.tile_rows() + 4 * keys,
+            (true, false) => 2 * self.tile_rows() + 4 * keys,
+            (false, true) => self.tile_rows() + 2 * keys,
+            (true, true) => 2 * self.tile_rows() + 3 * keys,
+        };
+        let cached = if self.converts() { 2 * factor_tile::bytes(self.shape, keys) } else { 0 };
+        rows * self.shape.head_dim() * 2 + cached
+    }
+
+    /// Whether keys and values are converted before they are multiplied.
+    fn converts(&self) -> bool {
+        factor::converts(self.shape)
     }
 
     /// Blocks of threads for `rows` rows.
@@ -134,7 +149,12 @@ impl AttendTiles {
             let turns = (self.tuning.keys * self.shape.head_dim() / 16).div_ceil(self.threads());
             writer.constant("TURNS", turns, "pairs of pieces of a key tile that a thread turns");
         }
-        writer.text(CACHE_ROW).text(PIECE).text(PIECE_AT);
+        writer.text(CACHE_ROW);
+        factor::define(&mut writer, self.shape);
+        if self.converts() {
+            factor_tile::define(&mut writer, self.shape, self.visible.rotates());
+        }
+        writer.text(PIECE).text(PIECE_AT);
         self.visible.functions(&mut writer);
         writer.text(&format!(
             "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const Cached* __restrict__ values, const unsigned* __restrict__ page_table,\n   {} Activation* out) {{",
@@ -149,7 +169,9 @@ impl AttendTiles {
         writer.text(&text(QUERIES));
         writer.text(&slots::find(&self.visible, 3));
         writer.text(&text(PIPELINE));
-        writer.more(&text(SCORES));
+        let scaled = cached::scaled(self.shape);
+        let products = if scaled && !self.visible.rotates() { factor_tile::SCALED_PRODUCTS } else { PRODUCTS };
+        writer.more(&text(products)).more(&text(SCORES));
         writer.more(&text(OUTPUT));
         let mut arguments = self.visible.arguments(self.shape);
         arguments.push(Argument { name: "out", kind: ArgumentKind::Output(self.shape.activation.element()) });
@@ -159,7 +181,7 @@ impl AttendTiles {
             text: writer.finish(),
             arguments,
             threads: self.threads() as u32,
-            shared_bytes: (self.shared_rows() * self.shape.head_dim() * 2) as u32,
+            shared_bytes: self.shared_bytes() as u32,
         }
     }
 
@@ -169,39 +191,71 @@ impl AttendTiles {
         let blends = self.visible.blends();
         let listed = self.visible.has_list();
         let pruned = self.visible != Visible::All;
+        let converts = self.converts();
         let either = |condition: bool, yes: &str, no: &str| {
             let piece = if condition { yes } else { no };
             piece.trim_start_matches('\n').to_owned()
         };
-        text.replace("$TILES\n", &either(turns, TURNED_TILES, PLAIN_TILES))
+        // Of tiles that are turned, as they lie in the cache or converted, and of others.
+        let which = |turned: [&str; 2], plain: [&str; 2]| {
+            let [as_it_is, converted] = if turns { turned } else { plain };
+            either(converts, converted, as_it_is)
+        };
+        let scaled = cached::scaled(self.shape);
+        let text = text
+            .replace(
+                "$TILES\n",
+                &which([turned::TURNED_TILES, factor_tile::TURNED_TILES], [PLAIN_TILES, factor_tile::PLAIN_TILES]),
+            )
+            .replace("$COPY\n", &either(converts, factor_tile::COPY, COPY))
+            .replace(
+                "$FIRST_COPIES\n",
+                &which(
+                    [turned::TURNED_FIRST_COPY, factor_tile::TURNED_FIRST_COPY],
+                    [PLAIN_FIRST_COPIES, factor_tile::PLAIN_FIRST_COPIES],
+                ),
+            )
+            .replace(
+                "$TILE_THERE\n",
+                &which([turned::TURNED_THERE, factor_tile::TURNED_THERE], [PLAIN_THERE, factor_tile::PLAIN_THERE]),
+            )
+            .replace("$TURN_KEYS\n", &either(turns, turned::TURN_KEYS, ""))
+            .replace("$LOAD_PIECES\n", &either(converts, factor_tile::LOAD_PIECES, turned::LOAD_PIECES))
+            .replace("$LOW", if converts { factor_tile::LOW } else { "to_float(turned[0].at[e])" })
+            .replace("$HIGH", if converts { factor_tile::HIGH } else { "to_float(turned[1].at[e])" })
+            .replace(
+                "$COPY_NEXT_KEYS\n",
+                &either(converts, factor_tile::NEXT_KEYS, "        copy(cached_tile, keys, tile_index + 1);\n"),
+            )
+            .replace("$VALUES_THERE\n", &which([turned::VALUES_THERE, factor_tile::VALUES_THERE], ["", ""]))
+            .replace("$ADD_VALUES\n", &either(scaled, factor_tile::SCALED_OUTPUT, ADD_VALUES))
+            .replace("$KEEP_SCALED_REST\n", &either(turns, factor_tile::KEEP_SCALED_REST, ""))
+            .replace("$REST_SCALED_OUTPUT\n", &either(turns, factor_tile::REST_SCALED_OUTPUT, ""));
+        factor_tile::adapt(self.shape, &text)
         .replace("$POSITIONS\n", &match (turns, blends) {
             (false, _) => String::new(),
             (true, false) => "    SHARED(int, slot_positions, 3 * TILE_KEYS);\n".to_owned(),
             (true, true) => "    SHARED(int, slot_positions, 3 * TILE_KEYS);  // packed\n    SHARED(int, slot_extended, 3 * TILE_KEYS);   // drawn together\n".to_owned(),
         })
-        .replace("$TURN\n", &either(turns, TURN_QUERY, ""))
+        .replace("$TURN\n", &either(turns, turned::TURN_QUERY, ""))
         .replace("$DECLARE_RESTS", if turns { ", rests[2]" } else { "" })
-        .replace("$SPLIT\n", &either(turns, SPLIT_QUERY, ""))
-        .replace("$STORE_RESTS\n", &either(turns, STORE_QUERY_RESTS, ""))
+        .replace("$SPLIT\n", &either(turns, turned::SPLIT_QUERY, ""))
+        .replace("$STORE_RESTS\n", &either(turns, turned::STORE_QUERY_RESTS, ""))
         .replace("$NEXT\n", &either(listed, "        upcoming = entry(tile_index + 1);\n", ""))
         .replace("$AFTER_NEXT\n", &either(listed, "        upcoming = entry(tile_index + 3);\n", ""))
-        .replace("$FIRST_COPIES\n", &either(turns, TURNED_FIRST_COPY, PLAIN_FIRST_COPIES))
-        .replace("$TILE_THERE\n", &either(turns, TURNED_THERE, PLAIN_THERE))
         .replace("$ANGLES\n", &match (turns, blends) {
             (false, _) => String::new(),
-            (true, false) => either(true, ANGLES, ""),
-            (true, true) => either(true, BLENDED_ANGLES, ""),
+            (true, false) => either(true, turned::ANGLES, ""),
+            (true, true) => either(true, turned::BLENDED_ANGLES, ""),
         })
-        .replace("$TURN_KEYS\n", &either(turns, TURN_KEYS, ""))
         .replace("$DECLARE_QUERY_REST", if turns { ", query_rest[BANDS][4]" } else { "" })
-        .replace("$LOAD_QUERY_REST\n", &either(turns, LOAD_QUERY_REST, ""))
-        .replace("$REST_PRODUCTS\n", &either(turns, REST_PRODUCTS, ""))
+        .replace("$LOAD_QUERY_REST\n", &either(turns, turned::LOAD_QUERY_REST, ""))
+        .replace("$REST_PRODUCTS\n", &either(turns, turned::REST_PRODUCTS, ""))
         .replace("$WHOLE\n", &either(pruned, WHOLE_PRUNED, WHOLE_ALL))
         .replace("$SEEN", if pruned { "in_window ? distance >= 0 && distance < WINDOW : distance >= WINDOW" } else { "distance >= 0" })
-        .replace("$VALUES_THERE\n", &either(turns, VALUES_THERE, ""))
         .replace("$DECLARE_WEIGHT_REST", if turns { ", weight_rest[BANDS][4]" } else { "" })
-        .replace("$KEEP_WEIGHT_REST\n", &either(turns, KEEP_WEIGHT_REST, ""))
-        .replace("$REST_OUTPUT\n", &either(turns, REST_OUTPUT, ""))
+        .replace("$KEEP_WEIGHT_REST\n", &either(turns, turned::KEEP_WEIGHT_REST, ""))
+        .replace("$REST_OUTPUT\n", &either(turns, turned::REST_OUTPUT, ""))
     }
 }
 
@@ -258,12 +312,12 @@ pub(super) const fn emitted(visible: &Visible) -> (&'static str, Family, &'stati
 pub(super) const PIECE: &str = r"
 // Eight neighbouring elements of a row: sixteen bytes.
 struct alignas(16) Piece {
-    Cached at[8];
+    Factor at[8];
 };
 ";
 
 const PLACE: &str = r"
-    SHARED_DYNAMIC(Cached, query_tile);   // [TILE_ROWS][HEAD_DIM]
+    SHARED_DYNAMIC(Factor, query_tile);   // [TILE_ROWS][HEAD_DIM]
 $TILES
     SHARED(int, slot_tokens, 3 * TILE_KEYS);   // of the tile at hand and of the next two
 $POSITIONS
@@ -281,16 +335,8 @@ $POSITIONS
 ";
 
 const PLAIN_TILES: &str = r"
-    Cached* const value_tiles = query_tile + TILE_ROWS * HEAD_DIM;        // two of [TILE_KEYS][HEAD_DIM]
-    Cached* const key_tiles = value_tiles + 2 * TILE_KEYS * HEAD_DIM;     // two
-";
-
-const TURNED_TILES: &str = r"
-    Cached* const query_rests = query_tile + TILE_ROWS * HEAD_DIM;        // what rounding took from it
-    Cached* const value_tile = query_rests + TILE_ROWS * HEAD_DIM;        // [TILE_KEYS][HEAD_DIM]
-    Cached* const cached_tile = value_tile + TILE_KEYS * HEAD_DIM;        // keys as they were cached
-    Cached* const key_tile = cached_tile + TILE_KEYS * HEAD_DIM;          // turned
-    Cached* const key_rests = key_tile + TILE_KEYS * HEAD_DIM;            // what rounding took from them
+    Factor* const value_tiles = query_tile + TILE_ROWS * HEAD_DIM;        // two of [TILE_KEYS][HEAD_DIM]
+    Factor* const key_tiles = value_tiles + 2 * TILE_KEYS * HEAD_DIM;     // two
 ";
 
 const QUERIES: &str = r"
@@ -308,8 +354,8 @@ const QUERIES: &str = r"
                 y = to_float(qkv[from + of_head + HALF]) * QUERY_SCALE;
 $TURN
             }
-            pieces[0].at[e] = from_float<Cached>(x);
-            pieces[1].at[e] = from_float<Cached>(y);
+            pieces[0].at[e] = from_float<Factor>(x);
+            pieces[1].at[e] = from_float<Factor>(y);
 $SPLIT
         }
         const int low = piece_at(row, piece), high = piece_at(row, piece + PIECES / 2);
@@ -326,33 +372,8 @@ $STORE_RESTS
     }
 ";
 
-const TURN_QUERY: &str = r"
-                rotate(x, y, rope_table[(tile_first + query - origin) * HALF + element]);
-";
-
-const SPLIT_QUERY: &str = r"
-            rests[0].at[e] = from_float<Cached>(x - to_float(pieces[0].at[e]));
-            rests[1].at[e] = from_float<Cached>(y - to_float(pieces[1].at[e]));
-";
-
-const STORE_QUERY_RESTS: &str = r"
-        *reinterpret_cast<Piece*>(&query_rests[low]) = rests[0];
-        *reinterpret_cast<Piece*>(&query_rests[high]) = rests[1];
-";
-
 const PIPELINE: &str = r"
-    // A thread copies the same piece of every so many keys.
-    const int own_key = thread / PIECES, own_piece = thread % PIECES;
-    const auto copy = [&](Cached* to, const Cached* from, int tile_index) {
-        if (tile_index < tiles)
-#pragma unroll 2
-            for (int key = own_key; key < TILE_KEYS; key += THREADS / PIECES) {
-                const int slot = tile_index % 3 * TILE_KEYS + key;
-                const unsigned long long row = static_cast<unsigned long long>(slot_rows[slot]) * HEAD_DIM;
-                copy_async_16(&to[piece_at(key, own_piece)], &from[row + own_piece * 8], slot_tokens[slot] != NOWHERE);
-            }
-        copy_async_commit();
-    };
+$COPY
     for (int tile_index = 0; tile_index < 2; ++tile_index) {
         find(tile_index);
         store(tile_index);
@@ -377,75 +398,36 @@ $TURN_KEYS
 $AFTER_NEXT
 ";
 
+const COPY: &str = r"
+    // A thread copies the same piece of every so many keys.
+    const int own_key = thread / PIECES, own_piece = thread % PIECES;
+    const auto copy = [&](Factor* to, const Cached* from, int tile_index) {
+        if (tile_index < tiles)
+#pragma unroll 2
+            for (int key = own_key; key < TILE_KEYS; key += THREADS / PIECES) {
+                const int slot = tile_index % 3 * TILE_KEYS + key;
+                const unsigned long long row = static_cast<unsigned long long>(slot_rows[slot]) * HEAD_DIM;
+                copy_async_16(&to[piece_at(key, own_piece)], &from[row + own_piece * 8], slot_tokens[slot] != NOWHERE);
+            }
+        copy_async_commit();
+    };
+";
+
 const PLAIN_FIRST_COPIES: &str = r"
     copy(key_tiles, keys, 0);
     copy(value_tiles, values, 0);
 ";
 
-const TURNED_FIRST_COPY: &str = "    copy(cached_tile, keys, 0);\n";
-
 const PLAIN_THERE: &str = r"
         const int current = tile_index % 2 * TILE_KEYS * HEAD_DIM, other = TILE_KEYS * HEAD_DIM - current;
-        const Cached *const key_tile = key_tiles + current, *const value_tile = value_tiles + current;
+        const Factor *const key_tile = key_tiles + current, *const value_tile = value_tiles + current;
         copy_async_wait<0>();
         sync_block();  // the tile is there, and the one before has been read
         copy(key_tiles + other, keys, tile_index + 1);
         copy(value_tiles + other, values, tile_index + 1);
 ";
 
-const TURNED_THERE: &str = r"
-        copy_async_wait<0>();
-        sync_block();  // the tile's keys are there, and the tile before has been read
-        copy(value_tile, values, tile_index);
-";
-
-const ANGLES: &str = r"
-        float2 angles[TURNS][8];
-        for (int turn = 0; turn < TURNS; ++turn) {
-            const int item = min(thread + turn * THREADS, TILE_KEYS * PIECES / 2 - 1);
-            const int position = slot_positions[slots + item / (PIECES / 2)], element = item % (PIECES / 2) * 8;
-            for (int e = 0; e < 8; ++e) angles[turn][e] = rope_table[position * HALF + element + e];
-        }
-";
-
-const BLENDED_ANGLES: &str = r"
-        float2 angles[TURNS][8];
-        for (int turn = 0; turn < TURNS; ++turn) {
-            const int item = min(thread + turn * THREADS, TILE_KEYS * PIECES / 2 - 1);
-            const int slot = slots + item / (PIECES / 2), element = item % (PIECES / 2) * 8;
-            for (int e = 0; e < 8; ++e)
-                angles[turn][e] = blend(rope_table[slot_positions[slot] * HALF + element + e],
-                                        rope_table[slot_extended[slot] * HALF + element + e]);
-        }
-";
-
-const TURN_KEYS: &str = r"
-        // Keys are turned to their positions, and split.
-        for (int turn = 0; turn < TURNS; ++turn) {
-            const int item = thread + turn * THREADS, key = item / (PIECES / 2), piece = item % (PIECES / 2);
-            if (item >= TILE_KEYS * PIECES / 2) break;
-            const int low = piece_at(key, piece), high = piece_at(key, piece + PIECES / 2);
-            Piece turned[2], rests[2];
-            turned[0] = *reinterpret_cast<const Piece*>(&cached_tile[low]);
-            turned[1] = *reinterpret_cast<const Piece*>(&cached_tile[high]);
-            for (int e = 0; e < 8; ++e) {
-                float x = to_float(turned[0].at[e]), y = to_float(turned[1].at[e]);
-                rotate(x, y, angles[turn][e]);
-                turned[0].at[e] = from_float<Cached>(x);
-                turned[1].at[e] = from_float<Cached>(y);
-                rests[0].at[e] = from_float<Cached>(x - to_float(turned[0].at[e]));
-                rests[1].at[e] = from_float<Cached>(y - to_float(turned[1].at[e]));
-            }
-            *reinterpret_cast<Piece*>(&key_tile[low]) = turned[0];
-            *reinterpret_cast<Piece*>(&key_tile[high]) = turned[1];
-            *reinterpret_cast<Piece*>(&key_rests[low]) = rests[0];
-            *reinterpret_cast<Piece*>(&key_rests[high]) = rests[1];
-        }
-        sync_block();
-        copy(cached_tile, keys, tile_index + 1);
-";
-
-const SCORES: &str = r"
+const PRODUCTS: &str = r"
         float score[BANDS][TILE_KEYS / 8][4] = {};
 #pragma unroll
         for (int i = 0; i < STEPS; ++i) {
@@ -461,12 +443,15 @@ $LOAD_QUERY_REST
                 unsigned key[4];
                 load_matrix_x4(key, &key_tile[at]);
                 for (int band = 0; band < BANDS; ++band) {
-                    mma_16x8x16<Cached>(score[band][2 * n], query[band], {key[0], key[1]});
-                    mma_16x8x16<Cached>(score[band][2 * n + 1], query[band], {key[2], key[3]});
+                    mma_16x8x16<Factor>(score[band][2 * n], query[band], {key[0], key[1]});
+                    mma_16x8x16<Factor>(score[band][2 * n + 1], query[band], {key[2], key[3]});
                 }
 $REST_PRODUCTS
             }
         }
+";
+
+const SCORES: &str = r"
 $WHOLE
         if (!whole)
             for (int n = 0; n < TILE_KEYS / 8; ++n)
@@ -500,22 +485,6 @@ $WHOLE
         for (int r = 0; r < ROWS; ++r) top[r] = top[r] > LOWEST ? top[r] : 0.0f;
 ";
 
-const LOAD_QUERY_REST: &str = r"
-                load_matrix_x4(query_rest[band], &query_rests[at]);
-";
-
-const REST_PRODUCTS: &str = r"
-                for (int band = 0; band < BANDS; ++band) {
-                    mma_16x8x16<Cached>(score[band][2 * n], query_rest[band], {key[0], key[1]});
-                    mma_16x8x16<Cached>(score[band][2 * n + 1], query_rest[band], {key[2], key[3]});
-                }
-                load_matrix_x4(key, &key_rests[at]);
-                for (int band = 0; band < BANDS; ++band) {
-                    mma_16x8x16<Cached>(score[band][2 * n], query[band], {key[0], key[1]});
-                    mma_16x8x16<Cached>(score[band][2 * n + 1], query[band], {key[2], key[3]});
-                }
-";
-
 const WHOLE_PRUNED: &str = r"
         const bool in_window = tile_index >= listed_tiles + sink_tiles;
         // Slots are ascending: the outer ones tell whether every row sees the whole tile.
@@ -528,38 +497,11 @@ const WHOLE_ALL: &str = r"
         const bool whole = tile_index * TILE_KEYS + TILE_KEYS - 1 <= tile_first;
 ";
 
-const VALUES_THERE: &str = r"
-        copy_async_wait<1>();
-        sync_block();  // the tile's values are there
-";
-
 const OUTPUT: &str = r"
 $VALUES_THERE
 #pragma unroll
         for (int k = 0; k < TILE_KEYS / 16; ++k) {
-            // Scores are where the product takes its left factor from.
-            unsigned weight[BANDS][4]$DECLARE_WEIGHT_REST;
-            for (int band = 0; band < BANDS; ++band)
-                for (int part = 0; part < 4; ++part) {
-                    const int r = band * 2 + part % 2;
-                    float exact[2];
-                    for (int e = 0; e < 2; ++e) {
-                        exact[e] = exp2_fast(score[band][2 * k + part / 2][part % 2 * 2 + e] - top[r]);
-                        total[r] += exact[e];
-                    }
-                    weight[band][part] = pack<Cached>(exact[0], exact[1]);
-$KEEP_WEIGHT_REST
-                }
-#pragma unroll
-            for (int i = 0; i < STEPS; ++i) {
-                unsigned value[4];
-                load_matrix_x4_transposed(value, &value_tile[k * 16 * HEAD_DIM + (value_at ^ i * 16)]);
-                for (int band = 0; band < BANDS; ++band) {
-                    mma_16x8x16<Cached>(output[band][2 * i], weight[band], {value[0], value[1]});
-                    mma_16x8x16<Cached>(output[band][2 * i + 1], weight[band], {value[2], value[3]});
-                }
-$REST_OUTPUT
-            }
+$ADD_VALUES
         }
         store(tile_index + 2);
     }
@@ -577,14 +519,28 @@ $REST_OUTPUT
 }
 ";
 
-const KEEP_WEIGHT_REST: &str = r"
-                    for (int e = 0; e < 2; ++e) exact[e] -= to_float(from_float<Cached>(exact[e]));
-                    weight_rest[band][part] = pack<Cached>(exact[0], exact[1]);
-";
-
-const REST_OUTPUT: &str = r"
-                for (int band = 0; band < BANDS; ++band) {
-                    mma_16x8x16<Cached>(output[band][2 * i], weight_rest[band], {value[0], value[1]});
-                    mma_16x8x16<Cached>(output[band][2 * i + 1], weight_rest[band], {value[2], value[3]});
+const ADD_VALUES: &str = r"
+            // Scores are where the product takes its left factor from.
+            unsigned weight[BANDS][4]$DECLARE_WEIGHT_REST;
+            for (int band = 0; band < BANDS; ++band)
+                for (int part = 0; part < 4; ++part) {
+                    const int r = band * 2 + part % 2;
+                    float exact[2];
+                    for (int e = 0; e < 2; ++e) {
+                        exact[e] = exp2_fast(score[band][2 * k + part / 2][part % 2 * 2 + e] - top[r]);
+                        total[r] += exact[e];
+                    }
+                    weight[band][part] = pack<Factor>(exact[0], exact[1]);
+$KEEP_WEIGHT_REST
                 }
+#pragma unroll
+            for (int i = 0; i < STEPS; ++i) {
+                unsigned value[4];
+                load_matrix_x4_transposed(value, &value_tile[k * 16 * HEAD_DIM + (value_at ^ i * 16)]);
+                for (int band = 0; band < BANDS; ++band) {
+                    mma_16x8x16<Factor>(output[band][2 * i], weight[band], {value[0], value[1]});
+                    mma_16x8x16<Factor>(output[band][2 * i + 1], weight[band], {value[2], value[3]});
+                }
+$REST_OUTPUT
+            }
 ";

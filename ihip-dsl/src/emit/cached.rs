@@ -26,10 +26,17 @@ pub(super) const fn scaled(shape: Shape) -> bool {
     shape.kv().most().is_some()
 }
 
-/// Defines `cache_row` and, where numbers have scales, where both lie: constants and `cached_numbers`, `cached_scale`
-/// and `number`. `PAGE` and `HEAD_DIM` are defined.
+/// Defines `cache_row` and, where numbers have scales, [`places`] and `number`. `PAGE` and `HEAD_DIM` are defined.
 pub(super) fn rows(writer: &mut Writer, shape: Shape) {
     writer.text(CACHE_ROW);
+    places(writer, shape);
+    if scaled(shape) {
+        writer.text(NUMBER);
+    }
+}
+
+/// Defines where numbers and their scales lie, where they have any: constants, `cached_numbers` and `cached_scale`.
+pub(super) fn places(writer: &mut Writer, shape: Shape) {
     let (kv_type, head_dim) = (shape.kv(), shape.head_dim());
     let Some(group) = kv_type.group(head_dim) else { return };
     writer.text(SCALED_ROWS);
@@ -94,12 +101,12 @@ pub(super) fn bound_vectors(writer: &mut Writer, shape: Shape) {
     writer.text(if scaled(shape) { BOUND_VECTORS } else { VECTORS });
 }
 
-/// The text of a lane's [`vectors`] of a row.
-pub(super) fn vector(shape: Shape, row: &str) -> String {
+/// The text of a lane's [`vectors`] of a row of `from`, from element `$PART` on.
+pub(super) fn vector(shape: Shape, from: &str, row: &str) -> String {
     if scaled(shape) {
-        format!("load_vector(keys, {row}, lane * VECTOR)")
+        format!("load_vector({from}, {row}, $PART)")
     } else {
-        format!("*reinterpret_cast<const Vector*>(&keys[{row} * HEAD_DIM + lane * VECTOR])")
+        format!("*reinterpret_cast<const Vector*>(&{from}[{row} * HEAD_DIM + $PART])")
     }
 }
 
@@ -170,7 +177,9 @@ inline const Cached* cached_numbers(const Cached* from, unsigned long long row) 
 inline const bf16* cached_scale(const Cached* from, unsigned long long row, int element) {
     return reinterpret_cast<const bf16*>(from + row / PAGE * PAGE_BYTES + PAGE * ROW_BYTES) + row % PAGE * SCALES + element / SCALE_GROUP;
 }
+";
 
+const NUMBER: &str = r"
 // Number i of a word, the first in its lowest bits.
 inline float number(unsigned word, int i) {
     return static_cast<float>(static_cast<int>(word << (32 - BITS - BITS * i)) >> (32 - BITS));

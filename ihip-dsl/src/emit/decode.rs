@@ -10,8 +10,6 @@ use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel};
 
 const THREADS: usize = 128;
-/// Keys that a block of threads holds at a time.
-const TILE_KEYS: usize = 64;
 /// Blocks of threads of a dense layer, over all heads: enough to fill a large chip, whatever the context.
 const DENSE_BLOCKS: usize = 1024;
 /// Splits of a dense layer at most: the merge goes through them one by one.
@@ -52,9 +50,14 @@ impl SplitDense {
         [self.splits() as u32, self.blocks_of_split() as u32, 1]
     }
 
+    /// Keys that a block of threads holds at a time: what fits into the shared memory that every chip has.
+    fn tile_keys(&self) -> usize {
+        if self.shape.head_dim() > 128 { 32 } else { 64 }
+    }
+
     fn shared_bytes(&self) -> usize {
-        let stride = self.shape.head_dim() + 4;
-        (2 * TILE_KEYS * stride + self.heads() * (stride + TILE_KEYS)) * 4
+        let (stride, keys) = (self.shape.head_dim() + 4, self.tile_keys());
+        (2 * keys * stride + self.heads() * (stride + keys)) * 4
     }
 
     pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
@@ -65,7 +68,7 @@ impl SplitDense {
         writer
             .constant("SPLITS", self.splits(), "pieces of the keys")
             .constant("HEADS", self.heads(), "query heads of a block of threads: they share the keys")
-            .constant("TILE_KEYS", TILE_KEYS, "keys in shared memory at a time")
+            .constant("TILE_KEYS", self.tile_keys(), "keys in shared memory at a time")
             .constant("THREADS", THREADS, "threads of a block")
             .constant("WARPS", THREADS / 32, "warps of a block")
             .constant("STRIDE", self.shape.head_dim() + 4, "floats between rows in shared memory: no bank conflicts")
@@ -92,7 +95,7 @@ impl SplitDense {
         let tile = |from, to| Tile {
             from,
             to,
-            rows: ("TILE_KEYS", TILE_KEYS),
+            rows: ("TILE_KEYS", self.tile_keys()),
             threads: THREADS,
             shape: self.shape,
             loads: 16,
@@ -174,16 +177,19 @@ const ATTEND: &str = r"
             weights[item] = slot_token[slot] == NOWHERE ? LOWEST : score;
         }
         sync_block();
-        // A warp a head, two keys a lane.
+        // A warp a head.
         for (int head = warp; head < HEADS; head += WARPS) {
-            float one = weights[head * TILE_KEYS + lane], other = weights[head * TILE_KEYS + lane + 32];
-            float top = max(largest[head], max(one, other));
+            float own[TILE_KEYS / 32], top = largest[head], sum = 0.0f;
+            for (int i = 0; i < TILE_KEYS / 32; ++i) {
+                own[i] = weights[head * TILE_KEYS + lane + 32 * i];
+                top = max(top, own[i]);
+            }
             for (int mask = 16; mask > 0; mask /= 2) top = max(top, shuffle_xor(top, mask));
-            one = one > LOWEST ? exp2_fast(one - top) : 0.0f;
-            other = other > LOWEST ? exp2_fast(other - top) : 0.0f;
-            weights[head * TILE_KEYS + lane] = one;
-            weights[head * TILE_KEYS + lane + 32] = other;
-            float sum = one + other;
+            for (int i = 0; i < TILE_KEYS / 32; ++i) {
+                own[i] = own[i] > LOWEST ? exp2_fast(own[i] - top) : 0.0f;
+                weights[head * TILE_KEYS + lane + 32 * i] = own[i];
+                sum += own[i];
+            }
             for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
             if (lane == 0) {
                 scale[head] = exp2_fast(largest[head] - top);

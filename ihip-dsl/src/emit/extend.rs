@@ -49,11 +49,6 @@ pub(super) fn block_position(token: &str) -> String {
     format!("extended_position({token}, first_position, end_position) - origin")
 }
 
-/// `turn_back`: what a decoding step makes of a key that a few lanes hold together.
-pub(super) fn turn_back(writer: &mut Writer) {
-    writer.text(TURN_BACK);
-}
-
 /// `blend`: how the attention's `dynamic_extend` joins two positions.
 pub(super) fn blend(writer: &mut Writer) {
     let [packed, extended] = BLEND;
@@ -97,7 +92,8 @@ inline int extension_origin(int first, int end) {
 }
 ";
 
-const TURN_BACK: &str = r"
+/// `turn_back`: what a decoding step makes of a key that a few lanes hold together, each the elements from `$PART` on.
+pub(super) const TURN_BACK: &str = r"
 // A lane's part of a key as f32.
 struct Turned {
     float at[VECTOR];
@@ -109,7 +105,7 @@ inline Turned turn_back(const Vector& key, int token, int position, const float2
     const int distance = position - extended_position(token, position, position + 1);
     Turned turned;
     for (int e = 0; e < VECTOR; ++e) {
-        const int element = lane * VECTOR + e;
+        const int element = $PART + e;
         const float2 angle = rope_table[distance * HALF + element % HALF];
         const float here = to_float(key.at[e]), there = shuffle_xor(here, LANES / 2);
         turned.at[e] = here * angle.x + (element < HALF ? there : -there) * angle.y;

@@ -1,6 +1,6 @@
 //! Rows of averaged queries in shared memory, as the left factors of products on tensor cores.
 //!
-//! A product takes sixteen rows. Each is split into what the cache's type holds of it and the rest, so that products are
+//! A product takes sixteen rows. Each is split into what the factors' type holds of it and the rest, so that products are
 //! exact to about 2⁻¹⁷ of the query. A lane takes its part of a factor with one load.
 
 use super::functions::Shape;
@@ -130,12 +130,12 @@ impl Factors {
 }
 
 const SPLIT_PAIR: &str = r"
-// Two numbers as what the cache's type holds of them and the rest.
+// Two numbers as what the factors' type holds of them and the rest.
 inline void split_pair(float low, float high, unsigned& whole, unsigned& rest) {
-    whole = pack<Cached>(low, high);
-    low -= to_float(Cached{static_cast<unsigned short>(whole)});
-    high -= to_float(Cached{static_cast<unsigned short>(whole >> 16)});
-    rest = pack<Cached>(low, high);
+    whole = pack<Factor>(low, high);
+    low -= to_float(Factor{static_cast<unsigned short>(whole)});
+    high -= to_float(Factor{static_cast<unsigned short>(whole >> 16)});
+    rest = pack<Factor>(low, high);
 }
 ";
 
@@ -155,9 +155,9 @@ $TURN
             }
             for (int half = 0; half < 2; ++half) {
                 const float* const turned = half == 0 ? turned_x : turned_y;
-                const int at = element + half * HALF, piece = at / 8;
-                const int to = ((team * COPIES + copy) * 2 * TILES + slot / 16) * STEPS * STEP + (piece / 4 * 2 + at % 8 / 4) * STEP +
-                               (slot % 8 * 4 + piece % 4) * 4 + at % 4 / 2 * 2 + slot % 16 / 8;
+                const int at = element + half * HALF, load = at / EACH, pair = load / 4 * (EACH / 2) + at % EACH / 2;
+                const int to = ((team * COPIES + copy) * 2 * TILES + slot / 16) * STEPS * STEP + pair / 2 * STEP +
+                               (slot % 8 * 4 + load % 4) * 4 + pair % 2 * 2 + slot % 16 / 8;
                 split_pair(turned[0], turned[1], factors[to], factors[to + PART]);
             }
         }

@@ -1,4 +1,4 @@
-//! Kernels that measurements need besides those of a plan: data that looks random, and a reader of memory.
+//! Kernels that measurements need besides those of a plan: data that looks random, and readers of memory.
 
 use super::cached;
 use super::writer::Writer;
@@ -13,7 +13,13 @@ pub enum MeasureKernel {
     /// Reads `count` vectors of 16 bytes; any grid will do. A word is written where a thread saw nothing but zeros,
     /// which keeps the compiler from leaving the loads out.
     Read,
+    /// Reads `count` rows of [`GATHERED_ROW`] bytes, each drawn from `rows` of them, the same for the same `seed`; any grid
+    /// will do. What it writes is as with [`MeasureKernel::Read`].
+    Gather,
 }
+
+/// Bytes of a row that [`MeasureKernel::Gather`] reads: the least of a head's part of a page that lies with the host.
+pub const GATHERED_ROW: usize = 2048;
 
 /// Threads of a block.
 const THREADS: u32 = 512;
@@ -25,6 +31,7 @@ impl MeasureKernel {
         match self {
             Self::Noise(element) => format!("ihip_measure_noise_{}", element.word()),
             Self::Read => "ihip_measure_read".to_owned(),
+            Self::Gather => "ihip_measure_gather".to_owned(),
         }
     }
 
@@ -34,15 +41,17 @@ impl MeasureKernel {
         let name = self.name();
         let i32 = |name| Argument { name, kind: ArgumentKind::I32 };
         let output = |name, element| Argument { name, kind: ArgumentKind::Output(element) };
+        let from = Argument { name: "from", kind: ArgumentKind::Input(Element::U32) };
+        let seen = output("seen", Element::U32);
         let (heading, origin, body, arguments) = match self {
             Self::Noise(element) => {
                 let arguments = vec![output("out", element.into()), i32("count"), i32("seed")];
                 let body = if element.most().is_some() { NOISE_BYTES } else { NOISE_FLOATS };
                 (NOISE_HEADING, "noise", body, arguments)
             }
-            Self::Read => {
-                let input = Argument { name: "from", kind: ArgumentKind::Input(Element::U32) };
-                (READ_HEADING, "read", READ, vec![input, i32("count"), output("seen", Element::U32)])
+            Self::Read => (READ_HEADING, "read", READ, vec![from, i32("count"), seen]),
+            Self::Gather => {
+                (GATHER_HEADING, "gather", GATHER, vec![from, i32("count"), i32("rows"), i32("seed"), seen])
             }
         };
         let mut writer = Writer::new(heading, &format!("measure, {origin}"));
@@ -51,6 +60,9 @@ impl MeasureKernel {
             writer.text(&format!("using Element = {};", Element::from(element).word()));
         }
         writer.constant("THREADS", THREADS, "threads of a block");
+        if self == Self::Gather {
+            writer.constant("ROW", GATHERED_ROW / 16, "pieces of 16 bytes to a row");
+        }
         let body = body.replace("$MIX\n", MIX.trim_start_matches('\n'));
         writer.text(&body.replace("NAME", &name));
         let text = writer.finish();
@@ -109,6 +121,29 @@ KERNEL(THREADS) NAME(const unsigned* __restrict__ from, int count, unsigned* see
         Words batch[8];
         for (int i = 0; i < 8; ++i) batch[i] = words[min(first + i * threads, count - 1)];
         for (int i = 0; i < 8; ++i) all |= batch[i].at[0] ^ batch[i].at[1] ^ batch[i].at[2] ^ batch[i].at[3];
+    }
+    if (all == 0) seen[0] = 1;
+}
+";
+
+const GATHER_HEADING: &str = "Reads rows at random places, a warp each.";
+
+const GATHER: &str = r"
+$MIX
+
+struct alignas(16) Words {
+    unsigned at[4];
+};
+
+KERNEL(THREADS) NAME(const unsigned* __restrict__ from, int count, int rows, int seed, unsigned* seen) {
+    const Words* const words = reinterpret_cast<const Words*>(from);
+    const int lane = threadIdx.x % 32, warps = gridDim.x * (THREADS / 32);
+    unsigned all = 0;
+    for (int i = blockIdx.x * (THREADS / 32) + threadIdx.x / 32; i < count; i += warps) {
+        const unsigned row = mix(static_cast<unsigned>(i) ^ mix(seed)) % static_cast<unsigned>(rows);
+        Words batch[ROW / 32];
+        for (int j = 0; j < ROW / 32; ++j) batch[j] = words[row * ROW + 32 * j + lane];
+        for (int j = 0; j < ROW / 32; ++j) all |= batch[j].at[0] ^ batch[j].at[1] ^ batch[j].at[2] ^ batch[j].at[3];
     }
     if (all == 0) seen[0] = 1;
 }

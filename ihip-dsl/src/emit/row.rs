@@ -37,14 +37,26 @@ impl Row<'_> {
         &self.layer.stages[self.stage]
     }
 
-    /// Elements of a key that a lane loads at once: 16 bytes of them, and no more than have partners in another lane.
+    /// Elements of a key that a lane holds: 16 bytes of them, no more than have partners in another lane, and so many that
+    /// a warp has a key.
     pub(super) fn vector(&self) -> usize {
-        (16 * 8 / self.shape.kv().bits()).min(16)
+        (16 * 8 / self.shape.kv().bits()).min(16).max(self.padded() / 32)
+    }
+
+    /// Elements of a head, up to a power of two.
+    fn padded(&self) -> usize {
+        self.shape.head_dim().next_power_of_two()
+    }
+
+    /// Whether every lane of a team has a part of a key.
+    fn full(&self) -> bool {
+        self.padded() == self.shape.head_dim()
     }
 
     /// What they are.
     pub(super) fn loads(&self) -> &'static str {
         match self.vector() * self.shape.kv().bits() {
+            256 => "elements of two 16-byte loads",
             128 => "elements of a 16-byte load",
             _ => "elements of an 8-byte load",
         }
@@ -52,7 +64,7 @@ impl Row<'_> {
 
     /// Lanes that read one key together.
     pub(super) fn lanes(&self) -> usize {
-        self.shape.head_dim() / self.vector()
+        self.padded() / self.vector()
     }
 
     /// Whether heads of a group have lists of their own: then a block of threads works for one of them.
@@ -113,6 +125,19 @@ impl Row<'_> {
         text.replace("$FIRST_HEAD", if one { "query_head" } else { "kv_head * GROUP" })
             .replace("$HEADS", if one { "HEADS" } else { "GROUP" })
             .replace("$START(", if self.stage == 0 { "chunk_start(" } else { "chunk_start(kept, " })
+            .replace("$PART", if self.full() { "lane * VECTOR" } else { "part_of(lane)" })
+    }
+
+    /// Defines where a lane's part of a key begins, unless parts simply follow one another. `LANES` and `HALF` are defined.
+    pub(super) fn parts(&self, writer: &mut Writer) {
+        if !self.full() {
+            writer.text(PARTS);
+        }
+    }
+
+    /// What a lane has of a key: `load`, which is of type `part`, or zeros.
+    pub(super) fn part(&self, part: &str, load: &str) -> String {
+        if self.full() { load.to_owned() } else { format!("has_part(lane) ? {load} : {part}{{}}") }
     }
 
     /// Defines what turns the query by its distance to a chunk, where that differs from chunk to chunk.
@@ -139,7 +164,7 @@ impl Row<'_> {
         }
         if let Some(extension) = extend::of_scan(self.plan().rope) {
             extend::functions(writer, extension);
-            extend::turn_back(writer);
+            writer.text(&self.text(extend::TURN_BACK));
         }
     }
 
@@ -177,6 +202,16 @@ struct alignas(16) Vector {
 };
 ";
 
+const PARTS: &str = r"
+// Where a lane's part of a key begins: half of the lanes share each half of it, so that elements which turn together lie
+// half of the lanes apart. Lanes beyond the end of a half have no part of it.
+inline int part_of(int lane) {
+    return lane / (LANES / 2) * HALF + min(lane % (LANES / 2) * VECTOR, HALF - VECTOR);
+}
+
+inline bool has_part(int lane) { return lane % (LANES / 2) * VECTOR < HALF; }
+";
+
 const PLACE: &str = r"
     SHARED(float, queries, $COPIES$HEADS * HEAD_DIM);
     const int position = step[STEP_START], first_row = step[STEP_FIRST_ROW];
@@ -210,26 +245,26 @@ const ANGLES: &str = r"
         // A key's position is the index of its chunk. Turning the query back by it serves all keys of the chunk.
         const int distance = max(0, min(position, chunks + SCAN_WINDOW) - chunk);
         float2 angle[VECTOR];
-        for (int e = 0; e < VECTOR; ++e) angle[e] = rope_table[distance * HALF + (lane * VECTOR + e) % HALF];
+        for (int e = 0; e < VECTOR; ++e) angle[e] = rope_table[distance * HALF + ($PART + e) % HALF];
 ";
 
 const QUERY: &str = r"
                 float query[VECTOR];
-                for (int e = 0; e < VECTOR; ++e) query[e] = queries[head * HEAD_DIM + lane * VECTOR + e];
+                for (int e = 0; e < VECTOR; ++e) query[e] = queries[head * HEAD_DIM + $PART + e];
 ";
 
 const QUERY_TWICE: &str = r"
                 float query[VECTOR], right_query[VECTOR];
                 for (int e = 0; e < VECTOR; ++e) {
-                    query[e] = queries[head * HEAD_DIM + lane * VECTOR + e];
-                    right_query[e] = queries[($HEADS + head) * HEAD_DIM + lane * VECTOR + e];
+                    query[e] = queries[head * HEAD_DIM + $PART + e];
+                    right_query[e] = queries[($HEADS + head) * HEAD_DIM + $PART + e];
                 }
 ";
 
 const QUERY_TURNED: &str = r"
                 float query[VECTOR];
                 for (int e = 0; e < VECTOR; ++e) {
-                    const int element = lane * VECTOR + e;
+                    const int element = $PART + e;
                     const float here = queries[head * HEAD_DIM + element];
                     const float there = queries[head * HEAD_DIM + (element + HALF) % HEAD_DIM];
                     query[e] = here * angle[e].x + (element < HALF ? -there : there) * angle[e].y;

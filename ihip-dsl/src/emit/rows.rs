@@ -3,9 +3,6 @@
 use super::functions::Shape;
 use super::writer::Writer;
 
-/// Threads of a block.
-pub(super) const THREADS: usize = 128;
-const WARPS: usize = THREADS / 32;
 /// Rows and keys of a warp's product: 8 threads across, 4 down, 4 × 4 results each.
 const WARP_ROWS: usize = 16;
 const WARP_COLUMNS: usize = 32;
@@ -61,8 +58,16 @@ pub(super) struct Rows {
     pub(super) mean: bool,
     /// Rows of a query block and head, before the mean is taken.
     pub(super) of_head: usize,
+    /// Warps of a block of threads: [`warps`].
+    pub(super) warps: usize,
     /// Warps side by side along the rows, at least.
     pub(super) least_warps: usize,
+}
+
+/// Warps of a block of threads: fewer where rows are so long that those of four, and their keys, do not fit into the shared
+/// memory that every chip has.
+pub(super) const fn warps(shape: Shape) -> usize {
+    if shape.head_dim() > 128 { 2 } else { 4 }
 }
 
 /// What becomes of the products of a thread's rows with one key.
@@ -96,9 +101,14 @@ impl Rows {
         self.heads == Heads::One && !self.mean
     }
 
+    /// Threads of a block.
+    pub(super) const fn threads(&self) -> usize {
+        32 * self.warps
+    }
+
     /// Warps side by side along the rows; the others take other keys.
     pub(super) fn row_warps(&self) -> usize {
-        self.count().div_ceil(WARP_ROWS).next_power_of_two().clamp(self.least_warps, WARPS)
+        self.count().div_ceil(WARP_ROWS).next_power_of_two().clamp(self.least_warps, self.warps)
     }
 
     pub(super) fn padded(&self) -> usize {
@@ -107,7 +117,7 @@ impl Rows {
 
     /// Rows in shared memory at a time.
     pub(super) fn tile_rows(&self) -> usize {
-        self.padded().min(WARP_ROWS * WARPS)
+        self.padded().min(WARP_ROWS * self.warps)
     }
 
     /// Whether all rows are in shared memory together.
@@ -117,7 +127,7 @@ impl Rows {
 
     /// Keys of a tile.
     pub(super) fn columns(&self) -> usize {
-        WARP_COLUMNS * WARPS / self.row_warps()
+        WARP_COLUMNS * self.warps / self.row_warps()
     }
 
     /// Floats from one copy of the rows to the next: a warp reads four rows of each at a time, from all banks.

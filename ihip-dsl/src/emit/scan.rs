@@ -6,7 +6,7 @@
 use super::cached;
 use super::extend;
 use super::functions::{self, ORDERED, QUADS, ROTATE, Shape};
-use super::rows::{Heads, Product, Rotation, Rows, THREADS};
+use super::rows::{Heads, Product, Rotation, Rows, warps};
 use super::scoring::{self, BLOCK_SCORES, Output, Source, scan_constants, scoring_words, stem};
 use super::tile::Tile;
 use super::writer::Writer;
@@ -72,6 +72,7 @@ impl Scan {
             },
             mean: self.plan().scoring.query_reduction == QueryReduction::Mean,
             of_head: self.plan().rows(),
+            warps: warps(self.shape),
             least_warps: 1,
         }
     }
@@ -156,7 +157,7 @@ impl Scan {
         }
         writer
             .float("LOWEST", f32::MIN, "below every product")
-            .constant("THREADS", THREADS, "threads of a block")
+            .constant("THREADS", rows.threads(), "threads of a block")
             .constant("ROW_WARPS", rows.row_warps(), "warps side by side along the rows")
             .constant("CHUNKS", self.chunks_of_group(), "chunks that descend together")
             .constant("PROBES", self.probes(), "two a chunk: the left ones of 4 chunks, their right ones, and so on")
@@ -209,7 +210,7 @@ impl Scan {
             from: "keys",
             to: "probes",
             rows: ("PROBES", self.probes()),
-            threads: THREADS,
+            threads: rows.threads(),
             shape: self.shape,
             loads: 16,
             indent: 12,
@@ -236,7 +237,7 @@ impl Scan {
             family: Family::Scan,
             text: writer.finish(),
             arguments: scoring::arguments(self.operands(|stage| Buffer::Lists { stage })),
-            threads: THREADS as u32,
+            threads: rows.threads() as u32,
             shared_bytes: (self.shared_floats(copies) * 4) as u32,
         }
     }

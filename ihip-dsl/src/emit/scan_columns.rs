@@ -3,9 +3,12 @@
 //! A warp takes as many chunks as make eight probes: of every head a left and a right one, or of the group where its
 //! heads descend together. Every lane loads its part of one probe straight into the registers that the product takes it
 //! from, so that probes which heads share are loaded once, and no sum has to be passed from lane to lane. Queries are
-//! split into what the cache's type holds of them and the rest: products are exact to about 2⁻¹⁷ of the query.
+//! split into what the factors' type holds of them and the rest: products are exact to about 2⁻¹⁷ of the query.
 
+use super::cached;
+use super::factor;
 use super::functions::{self, CACHE_ROW, ORDERED, ROTATE, Shape};
+use super::probes::Kept;
 use super::row::{Row, scan_space};
 use super::scan::probe_texts;
 use super::scoring::{self, Output, Source, row_constants, scoring_words, stem};
@@ -30,16 +33,23 @@ pub(crate) struct ScanColumns {
     stage: usize,
     halving: Halving,
     tuning: ScanDecode,
+    kept: Kept,
 }
 
 impl ScanColumns {
     /// The kernel for a stage, where one product has room for the heads of a group.
     pub(crate) fn new(shape: Shape, layer: &PrunedLayer, stage: usize, halving: Halving) -> Option<Self> {
-        let scan = Self { shape, layer: row_constants(layer, stage), stage, halving, tuning: DEFAULT };
+        let scan =
+            Self { shape, layer: row_constants(layer, stage), stage, halving, tuning: DEFAULT, kept: Kept::default() };
         let rope =
             matches!(scan.plan().rope, ScanRope::Relative | ScanRope::Infllm | ScanRope::ChunkIndexed | ScanRope::None);
-        let fits = shape.kv().is_factor() && scan.copies() * shape.group() <= ROWS && scan.probes() <= COLUMNS;
+        let fits = factor::fits(shape) && scan.copies() * shape.group() <= ROWS && scan.probes() <= COLUMNS;
         (rope && fits && layer.ranking != Ranking::Each && !scoring::soft(scan.plan())).then_some(scan)
+    }
+
+    /// The same where the GPU keeps `kept`, unless a chunk is read as a whole.
+    pub(super) fn keeping(self, kept: Kept) -> Self {
+        if self.whole() { self } else { Self { kept, ..self } }
     }
 
     pub(crate) fn grid(&self) -> [u32; 3] {
@@ -48,7 +58,7 @@ impl ScanColumns {
 
     pub(super) fn operands(&self, parents: impl Fn(usize) -> Buffer) -> Vec<scoring::Operand> {
         let operands = scoring::operands(self.shape, &self.layer, self.stage, Source::Keys, Output::Scores, parents);
-        self.row().named(operands)
+        self.kept.operand(self.row().named(operands))
     }
 
     fn plan(&self) -> &StagePlan {
@@ -127,8 +137,9 @@ impl ScanColumns {
             .constant("RIGHT_ROW", (self.copies() - 1) * self.shape.group(), "the first of those for right probes")
             .constant("PROBES", self.probes(), "columns of a product that are probes of one chunk")
             .constant("CHUNKS", self.chunks(), "chunks that a warp descends at a time")
-            .constant("LOADS", self.shape.head_dim() / 32, "16-byte loads with which a lane reads its part of a probe");
-        writer.text(PAIRS);
+            .constant("STEPS", self.shape.head_dim() / 16, "products along a row");
+        factor::define(&mut writer, self.shape);
+        factor::probes(&mut writer, self.shape);
         if !self.holds_pages() {
             writer.text(CACHE_ROW);
         }
@@ -137,9 +148,11 @@ impl ScanColumns {
             writer.text(ROTATE);
         }
         functions::chunk_list_of_row(&mut writer, self.stage);
+        self.kept.functions(&mut writer);
         let table = if stage.rope == ScanRope::None { "" } else { " const float2* __restrict__ rope_table," };
         writer.text(&format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{table}\n   {} unsigned* scores, int score_stride) {{",
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{}{table}\n   {} unsigned* scores, int score_stride) {{",
+            self.kept.parameter(),
             row.parents()
         ));
         row.load(&mut writer);
@@ -176,7 +189,13 @@ impl ScanColumns {
             ),
             ChunkScore::Last => ("The score is that of the half taken last.", "max(left_score, right_score)"),
         };
-        let (pages, row) = if self.holds_pages() { (PAGES, ROW_OF_PAGE) } else { ("", ROW_OF_TABLE) };
+        let (pages, page, row) = if self.holds_pages() {
+            (PAGES, PAGE_OF_LANE, "(page * KV_HEADS + kv_head) * PAGE + (active ? token % PAGE : 0)")
+        } else {
+            ("", "", "cache_row(page_table, active ? token : 0, kv_head)")
+        };
+        let row = ROW.replace("$PAGE\n", page.trim_start_matches('\n')).replace("$PROBE", &self.kept.row("token", row));
+        let row = self.kept.test("            ") + row.trim_start_matches('\n');
         let (head, join) = if self.together() { ("", "") } else { (HEAD, JOIN_HEADS) };
         let (body, scores) = match (self.whole(), self.together()) {
             (false, false) => (HALVE, HEAD_SCORES),
@@ -195,13 +214,14 @@ impl ScanColumns {
             }
         };
         let score_row = if self.layer.ranking == Ranking::All { "" } else { "kv_head * score_stride + " };
+        let product = if cached::scaled(self.shape) { SCALED_PRODUCT } else { PRODUCT };
         BODY.replace("$HALVE\n", body.trim_start_matches('\n'))
-            .replace("$PRODUCT\n", &placed(PRODUCT))
+            .replace("$PRODUCT\n", &placed(product))
             .replace("$ONCE\n", &once)
             .replace("$EACH\n", &each)
             .replace("$HEAD\n", head.trim_start_matches('\n'))
             .replace("$PAGES\n", pages.trim_start_matches('\n'))
-            .replace("$ROW\n", &placed(row))
+            .replace("$ROW\n", &placed(&row))
             .replace("$REDUCE\n", reduce.trim_start_matches('\n'))
             .replace("$SCORES\n", picks.trim_start_matches('\n'))
             .replace("$JOIN\n", join.trim_start_matches('\n'))
@@ -213,6 +233,7 @@ impl ScanColumns {
             .replace("$RIGHT", &right)
             .replace("$SENTENCE", sentence)
             .replace("$BEST", best)
+            .replace("$KEYS", self.kept.keys())
     }
 }
 
@@ -238,43 +259,34 @@ impl Tune for ScanColumns {
     }
 }
 
-/// What a lane loads of a key.
-pub(super) const PAIRS: &str = r"
-// Eight neighbouring elements of a key as pairs: one load.
-struct alignas(16) Pairs {
-    unsigned at[4];
-};
-";
-
 const FACTOR: &str = r"
-// The left factor of the products. Rows from 8 on hold what rounding to the cache's type took from the first ones.
+// The left factor of the products. Rows from 8 on hold what rounding to the factors' type took from the first ones.
 // Elements come in the order in which lanes load them from a key: a product does not mind.
-unsigned factor[2 * LOADS][4];
-for (int load = 0; load < LOADS; ++load)
-    for (int pair = 0; pair < 4; ++pair) {
-        float whole[2], rest[2];
-        for (int e = 0; e < 2; ++e) {
-            const int element = (load * 4 + across) * 8 + pair * 2 + e;
+unsigned factor[STEPS][4];
+for (int pair = 0; pair < 2 * STEPS; ++pair) {
+    float whole[2], rest[2];
+    for (int e = 0; e < 2; ++e) {
+        const int element = (pair / (EACH / 2) * 4 + across) * EACH + pair % (EACH / 2) * 2 + e;
 $LOAD
-            whole[e] = to_float(from_float<Cached>(x));
-            rest[e] = x - whole[e];
-        }
-        factor[2 * load + pair / 2][pair % 2 * 2] = pack<Cached>(whole[0], whole[1]);
-        factor[2 * load + pair / 2][pair % 2 * 2 + 1] = pack<Cached>(rest[0], rest[1]);
+        whole[e] = to_float(from_float<Factor>(x));
+        rest[e] = x - whole[e];
     }
+    factor[pair / 2][pair % 2 * 2] = pack<Factor>(whole[0], whole[1]);
+    factor[pair / 2][pair % 2 * 2 + 1] = pack<Factor>(rest[0], rest[1]);
+}
 ";
 
 const LOAD: &str = r"
-            const float x = down < ROWS ? queries[down * HEAD_DIM + element] : 0.0f;
+        const float x = down < ROWS ? queries[down * HEAD_DIM + element] : 0.0f;
 ";
 
 const LOAD_TURNED: &str = r"
-            // A key's position is the index of its chunk. Turning the query back by it once serves all of its probes.
-            const int distance = max(0, min(position, chunks + SCAN_WINDOW) - chunk), row = min(down, ROWS - 1);
-            const float2 angle = rope_table[distance * HALF + element % HALF];
-            const float here = queries[row * HEAD_DIM + element];
-            const float there = queries[row * HEAD_DIM + (element + HALF) % HEAD_DIM];
-            const float x = here * angle.x + (element < HALF ? -there : there) * angle.y;
+        // A key's position is the index of its chunk. Turning the query back by it once serves all of its probes.
+        const int distance = max(0, min(position, chunks + SCAN_WINDOW) - chunk), row = min(down, ROWS - 1);
+        const float2 angle = rope_table[distance * HALF + element % HALF];
+        const float here = queries[row * HEAD_DIM + element];
+        const float there = queries[row * HEAD_DIM + (element + HALF) % HEAD_DIM];
+        const float x = here * angle.x + (element < HALF ? -there : there) * angle.y;
 ";
 
 const BODY: &str = r"
@@ -340,17 +352,26 @@ $SCORES
 ";
 
 const PRODUCT: &str = r"
-            const Pairs* const key = reinterpret_cast<const Pairs*>(&keys[row * HEAD_DIM]);
-            Pairs probe[LOADS];
-            for (int load = 0; load < LOADS; ++load) probe[load] = key[load * 4 + across];
-            float product[4] = {}, other[4] = {};
-            for (int load = 0; load < LOADS; ++load) {
-                mma_16x8x16<Cached>(product, factor[2 * load], {probe[load].at[0], probe[load].at[1]});
-                mma_16x8x16<Cached>(other, factor[2 * load + 1], {probe[load].at[2], probe[load].at[3]});
-            }
+            const Probe probe = load_probe($KEYS, row, across);
+            float product[2][4] = {};
+            for (int i = 0; i < STEPS; ++i)
+                mma_16x8x16<Factor>(product[i % 2], factor[i], {probe.at[2 * i], probe.at[2 * i + 1]});
             // Of row `down`: columns 2 * across and 2 * across + 1.
-            const float even = product[0] + other[0] + (product[2] + other[2]);
-            const float odd = product[1] + other[1] + (product[3] + other[3]);
+            const float even = product[0][0] + product[1][0] + (product[0][2] + product[1][2]);
+            const float odd = product[0][1] + product[1][1] + (product[0][3] + product[1][3]);
+";
+
+const SCALED_PRODUCT: &str = r"
+            const Probe probe = load_probe($KEYS, row, across);
+            float product[SCALES][4] = {};
+            for (int i = 0; i < STEPS; ++i)
+                mma_16x8x16<Factor>(product[i / (STEPS / SCALES)], factor[i], {probe.at[2 * i], probe.at[2 * i + 1]});
+            // Of row `down`: columns 2 * across and 2 * across + 1, whose scales their lanes have.
+            float even = 0.0f, odd = 0.0f;
+            for (int scale = 0; scale < SCALES; ++scale) {
+                even += (product[scale][0] + product[scale][2]) * shuffle(probe.scale, across * 8 + scale);
+                odd += (product[scale][1] + product[scale][3]) * shuffle(probe.scale, across * 8 + 4 + scale);
+            }
 ";
 
 const HEAD: &str = r"
@@ -363,13 +384,13 @@ const PAGES: &str = r"
         const unsigned pages = page_table[min(first_page + lane % (32 / CHUNKS), position / PAGE)];
 ";
 
-const ROW_OF_PAGE: &str = r"
+const PAGE_OF_LANE: &str = r"
             const unsigned page = shuffle(pages, slot * (32 / CHUNKS) + (active ? token / PAGE - first_page : 0));
-            const unsigned long long row = (page * KV_HEADS + kv_head) * PAGE + (active ? token % PAGE : 0);
 ";
 
-const ROW_OF_TABLE: &str = r"
-            const unsigned long long row = cache_row(page_table, active ? token : 0, kv_head);
+const ROW: &str = r"
+$PAGE
+            const unsigned long long row = $PROBE;
 ";
 
 const HEAD_SCORES: &str = r"

@@ -7,7 +7,7 @@
 use super::cached;
 use super::extend;
 use super::functions::{self, ORDERED, QUADS, ROTATE, Shape};
-use super::rows::{Heads, Product, Rotation, Rows, THREADS};
+use super::rows::{Heads, Product, Rotation, Rows, warps};
 use super::scan::{BLOCKS, chunks_here, heads_of, ranking_here};
 use super::scoring::{self, BLOCK_SCORES, Output, Source, path_length, scan_constants, scoring_words, stem};
 use super::tile::Tile;
@@ -82,6 +82,7 @@ impl ScanKeys {
             heads: Heads::One,
             mean: !self.soft() && !bounds && self.plan().scoring.query_reduction == QueryReduction::Mean,
             of_head: self.plan().rows(),
+            warps: warps(self.shape),
             // Two rows of bounds a chunk: half as many chunks fit.
             least_warps: if bounds { 2 } else { 1 },
         }
@@ -156,7 +157,7 @@ impl ScanKeys {
             );
         }
         writer
-            .constant("THREADS", THREADS, "threads of a block")
+            .constant("THREADS", rows.threads(), "threads of a block")
             .constant("ROW_WARPS", rows.row_warps(), "warps side by side along the rows")
             .constant("CHUNKS", rows.columns(), "chunks of a group")
             .constant("STRIDE", self.shape.head_dim() + 4, "floats between rows in shared memory: no bank conflicts");
@@ -224,7 +225,7 @@ impl ScanKeys {
             family: Family::Scan,
             text: writer.finish(),
             arguments: scoring::arguments(self.operands(|stage| Buffer::Lists { stage })),
-            threads: THREADS as u32,
+            threads: rows.threads() as u32,
             shared_bytes: (floats * 4) as u32,
         }
     }
@@ -312,7 +313,7 @@ impl ScanKeys {
             from,
             to,
             rows: ("CHUNKS", self.rows().columns()),
-            threads: THREADS,
+            threads: self.rows().threads(),
             shape: self.shape,
             loads: 16,
             indent: 12,

@@ -112,6 +112,7 @@ impl ScanKeysRow {
             Source::Bounds => cached::bound_vectors(&mut writer, self.shape),
             Source::Keys | Source::Paths => cached::vectors(&mut writer, self.shape),
         }
+        row.parts(&mut writer);
         if !soft {
             writer.text(ORDERED);
         }
@@ -144,13 +145,18 @@ impl ScanKeysRow {
         } else {
             format!("{load}{}", SUMMARY_SCORE.replace("$SCORE", score))
         };
+        let bound =
+            |at| row.part("Vector", &format!("*reinterpret_cast<const Vector*>(&bounds[{at} * HEAD_DIM + $PART])"));
         let (turn, key) = if row.turns_keys() { (TURN, "turned[i].at[e]") } else { ("", "to_float(held[i].at[e])") };
         let scan = SCAN
             .replace("$ANGLES\n", row.angles())
             .replace("$LOAD\n", load.trim_start_matches('\n'))
             .replace("$TURN\n", turn.trim_start_matches('\n'))
             .replace("$KEY", key)
-            .replace("$VECTOR", &cached::vector(self.shape, "row"))
+            .replace("$VECTOR", &row.part("Vector", &cached::vector(self.shape, "keys", "row")))
+            .replace("$MEAN", &row.part("Summary", "*reinterpret_cast<const Summary*>(&means[row * HEAD_DIM + $PART])"))
+            .replace("$LEAST", &bound("row * 2"))
+            .replace("$GREATEST", &bound("(row * 2 + 1)"))
             .replace("$QUERY\n", &row.query())
             .replace("$WRITE\n", &row.write());
         writer.text(&row.text(&scan));
@@ -213,13 +219,13 @@ $WRITE
 
 const LOAD_MEAN: &str = r"
         const unsigned long long row = static_cast<unsigned long long>(scored ? (first_token - SINK) / CHUNK : 0) * KV_HEADS + kv_head;
-        const Summary mean = *reinterpret_cast<const Summary*>(&means[row * HEAD_DIM + lane * VECTOR]);
+        const Summary mean = $MEAN;
 ";
 
 const LOAD_BOUNDS: &str = r"
         const unsigned long long row = static_cast<unsigned long long>(scored ? (first_token - SINK) / CHUNK : 0) * KV_HEADS + kv_head;
-        const Vector least = *reinterpret_cast<const Vector*>(&bounds[row * 2 * HEAD_DIM + lane * VECTOR]);
-        const Vector greatest = *reinterpret_cast<const Vector*>(&bounds[(row * 2 + 1) * HEAD_DIM + lane * VECTOR]);
+        const Vector least = $LEAST;
+        const Vector greatest = $GREATEST;
 ";
 
 const SUMMARY_SCORE: &str = r"#pragma unroll

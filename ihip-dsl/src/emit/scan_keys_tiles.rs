@@ -7,14 +7,14 @@
 //! ones those below. Where every key counts, the keys of a chunk follow each other.
 
 use super::extend;
+use super::factor;
 use super::factors::{Copies, Factors};
 use super::functions::{self, CACHE_ROW, ORDERED, ROTATE, Shape};
-use super::rows::{Heads, Rotation, Rows};
+use super::rows::{self, Heads, Rotation, Rows};
 use super::scan::{chunks_here, heads_of, ranking_here};
-use super::scan_columns::PAIRS;
 use super::scoring::{self, BLOCK_SCORES, Output, Source, scan_constants, scoring_words, stem};
 use super::tune::Tune;
-use super::turned::{self, ANGLES, TURN_PAIRS};
+use super::turned::{self, ANGLES};
 use super::writer::Writer;
 use super::{Buffer, Family, Kernel};
 use crate::tuning::{ScanPrefill, Tuning};
@@ -54,7 +54,9 @@ impl ScanKeysTiles {
         // Each row has a bound of its own: the mean of them is not that of the mean row.
         let mean_bound = source == Source::Bounds && scan.mean();
         let product = source != Source::Paths && !mean_bound && !scoring::soft(scan.plan());
-        (turns && product && shape.kv().is_factor() && scan.factors_of(1).turns() == 1).then_some(scan)
+        // Means are numbers of their own.
+        let factors = shape.kv().is_factor() || source == Source::Means && shape.kv().factor().is_some();
+        (turns && product && factors && scan.factors_of(1).turns() == 1).then_some(scan)
     }
 
     /// Blocks of threads for `rows` queries and lists of `chunks` chunks.
@@ -95,8 +97,14 @@ impl ScanKeysTiles {
     /// The rows of so many heads.
     fn factors_of(&self, heads: usize) -> Factors {
         let heads = if heads == 1 { Heads::One } else { Heads::Group(heads) };
-        let rows =
-            Rows { rotation: self.rotation(), heads, mean: self.mean(), of_head: self.plan().rows(), least_warps: 1 };
+        let rows = Rows {
+            rotation: self.rotation(),
+            heads,
+            mean: self.mean(),
+            of_head: self.plan().rows(),
+            warps: rows::warps(self.shape),
+            least_warps: 1,
+        };
         let copies = if self.source() == Source::Bounds { Copies::Signs } else { Copies::One };
         Factors { shape: self.shape, rows, copies }
     }
@@ -155,10 +163,10 @@ impl ScanKeysTiles {
             writer.constant("KEYS", plan.chunk, "keys of a chunk, one after the other");
         }
         self.factors().constants(writer);
-        writer.constant(
+        writer.constant("EACH", 8, "elements of a column that a lane has beside each other").constant(
             "LOADS",
             self.shape.head_dim() / 32,
-            "sixteen bytes of the cache's type that a lane has of a column",
+            "such elements of a lane",
         );
         if let Some(extension) = extend::of_scan(plan.rope) {
             extend::constants(writer, self.shape, extension);
@@ -170,7 +178,8 @@ impl ScanKeysTiles {
         let factors = self.factors();
         let mut writer = Writer::new(&self.heading(), &format!("{pipeline}, stage {}", self.stage));
         self.constants(&mut writer);
-        writer.text(PAIRS);
+        factor::alias(&mut writer, self.shape);
+        writer.text(factor::PAIRS);
         if self.source() == Source::Keys {
             writer.text(CACHE_ROW);
         }
@@ -180,9 +189,10 @@ impl ScanKeysTiles {
         }
         factors.functions(&mut writer);
         if self.rotation().turns_keys() {
-            writer.text(ANGLES);
             if self.source() == Source::Keys {
-                writer.text(TURN_PAIRS);
+                turned::define(&mut writer, self.shape);
+            } else {
+                writer.text(ANGLES);
             }
         }
         if let Some(extension) = extend::of_scan(self.plan().rope) {
@@ -434,7 +444,7 @@ const MULTIPLY: &str = r"
                     const Pairs factor = *reinterpret_cast<const Pairs*>(&own_factors[part * PART + (tile * STEPS + at) * STEP]);
                     for (int set = 0; set < SETS; ++set) {
                         const Pairs& whole = column[set][at / 2];
-                        mma_16x8x16<Cached>(product[set], factor.at, {whole.at[at % 2 * 2], whole.at[at % 2 * 2 + 1]});
+                        mma_16x8x16<Factor>(product[set], factor.at, {whole.at[at % 2 * 2], whole.at[at % 2 * 2 + 1]});
                     }
 ";
 
@@ -442,8 +452,8 @@ const MULTIPLY_SPLIT: &str = r"
                     const Pairs factor = *reinterpret_cast<const Pairs*>(&own_factors[part * PART + (tile * STEPS + at) * STEP]);
                     for (int set = 0; set < SETS; ++set) {
                         const Pairs &whole = column[set][at / 2], &over = rest[set][at / 2];
-                        mma_16x8x16<Cached>(product[set], factor.at, {whole.at[at % 2 * 2], whole.at[at % 2 * 2 + 1]});
-                        if (part == 0) mma_16x8x16<Cached>(product[set], factor.at, {over.at[at % 2 * 2], over.at[at % 2 * 2 + 1]});
+                        mma_16x8x16<Factor>(product[set], factor.at, {whole.at[at % 2 * 2], whole.at[at % 2 * 2 + 1]});
+                        if (part == 0) mma_16x8x16<Factor>(product[set], factor.at, {over.at[at % 2 * 2], over.at[at % 2 * 2 + 1]});
                     }
 ";
 
@@ -453,7 +463,7 @@ const MULTIPLY_BOUNDS: &str = r"
                     const Pairs below = *reinterpret_cast<const Pairs*>(&of_part[2 * PART]);
                     for (int set = 0; set < SETS; ++set) {
                         const Pairs &most = greatest[set][at / 2], &fewest = least[set][at / 2];
-                        mma_16x8x16<Cached>(product[set], above.at, {most.at[at % 2 * 2], most.at[at % 2 * 2 + 1]});
-                        mma_16x8x16<Cached>(product[set], below.at, {fewest.at[at % 2 * 2], fewest.at[at % 2 * 2 + 1]});
+                        mma_16x8x16<Factor>(product[set], above.at, {most.at[at % 2 * 2], most.at[at % 2 * 2 + 1]});
+                        mma_16x8x16<Factor>(product[set], below.at, {fewest.at[at % 2 * 2], fewest.at[at % 2 * 2 + 1]});
                     }
 ";

@@ -5,15 +5,16 @@
 //! a group stand side by side, so that the probes they share come from the nearest cache. Where the heads of a group
 //! descend together, a warp has the rows of all of them, and loads their probes once.
 
+use super::cached;
 use super::extend;
+use super::factor;
 use super::factors::{Copies, Factors};
 use super::functions::{self, CACHE_ROW, ORDERED, ROTATE, Shape};
-use super::rows::{Heads, Rotation, Rows};
+use super::rows::{self, Heads, Rotation, Rows};
 use super::scan::{chunks_here, heads_of, probe_texts, ranking_here};
-use super::scan_columns::PAIRS;
 use super::scoring::{self, BLOCK_SCORES, Output, Source, scan_constants, scoring_words, stem};
 use super::tune::Tune;
-use super::turned::{self, ANGLES, TURN_PAIRS};
+use super::turned;
 use super::writer::Writer;
 use super::{Buffer, Family, Kernel};
 use crate::tuning::{ScanPrefill, Tuning};
@@ -47,7 +48,7 @@ impl ScanTiles {
         let own_head = scan.together() && scan.layer.ranking == Ranking::Each;
         // Where keys are brought back to, beside the rows of a group, is more than registers hold.
         let turns = !turned || turned::fits(shape) && !(extended && scan.together());
-        (turns && shape.kv().is_factor() && !own_head && !scoring::soft(scan.plan())).then_some(scan)
+        (turns && factor::fits(shape) && !own_head && !scoring::soft(scan.plan())).then_some(scan)
     }
 
     /// Blocks of threads for `rows` queries and lists of `chunks` chunks.
@@ -89,8 +90,14 @@ impl ScanTiles {
     /// The rows that a warp multiplies.
     fn factors(&self) -> Factors {
         let heads = if self.together() { Heads::Group(self.shape.group()) } else { Heads::One };
-        let rows =
-            Rows { rotation: self.rotation(), heads, mean: self.mean(), of_head: self.plan().rows(), least_warps: 1 };
+        let rows = Rows {
+            rotation: self.rotation(),
+            heads,
+            mean: self.mean(),
+            of_head: self.plan().rows(),
+            warps: rows::warps(self.shape),
+            least_warps: 1,
+        };
         let copies = if self.rotation() == Rotation::QueriesTwice { Copies::Sides } else { Copies::One };
         Factors { shape: self.shape, rows, copies }
     }
@@ -157,11 +164,6 @@ impl ScanTiles {
             .constant("SETS", chunks / 8, "eights of them, each the columns of two products")
             .constant("SIDES", 2 / factors.copies(), "probes of a chunk that take the same copy of the queries");
         factors.constants(writer);
-        writer.constant(
-            "LOADS",
-            self.shape.head_dim() / 32,
-            "16-byte loads with which a lane reads its part of a probe",
-        );
         if self.holds_pages() {
             writer.constant("PAGES", self.pages(), "pages that a chunk lies in at most");
         }
@@ -175,7 +177,9 @@ impl ScanTiles {
         let (stage, factors) = (self.plan(), self.factors());
         let mut writer = Writer::new(&self.heading(), &format!("{pipeline}, stage {}", self.stage));
         self.constants(&mut writer);
-        writer.text(PAIRS);
+        factor::define(&mut writer, self.shape);
+        factor::probes(&mut writer, self.shape);
+        writer.text(factor::FOUR);
         if !self.holds_pages() {
             writer.text(CACHE_ROW);
         }
@@ -185,7 +189,8 @@ impl ScanTiles {
         }
         factors.functions(&mut writer);
         if self.rotation().turns_keys() {
-            writer.text(ANGLES).text(TURN_PAIRS);
+            turned::places(&mut writer);
+            turned::define(&mut writer, self.shape);
         }
         if let Some(extension) = extend::of_scan(stage.rope) {
             extend::functions(&mut writer, extension);
@@ -254,7 +259,12 @@ impl ScanTiles {
             }
             _ => ("", String::new(), "", ""),
         };
-        let products = factors.place_rows(&PRODUCTS.replace("$REST\n", rest.trim_start_matches('\n')));
+        let scaled = cached::scaled(self.shape);
+        // What is turned is scaled before.
+        let multiply = if scaled && !self.rotation().turns_keys() { MULTIPLY_SCALED } else { MULTIPLY };
+        let multiply = multiply.replace("$REST\n", rest.trim_start_matches('\n'));
+        let products = factors.place_rows(&PRODUCTS.replace("$MULTIPLY\n", multiply.trim_start_matches('\n')));
+        let turn_pair = if scaled { TURN_SCALED_PAIR } else { TURN_PAIR };
         let (chunks, products) = if factors.turns() == 1 {
             (OWN_CHUNKS, products)
         } else {
@@ -272,6 +282,7 @@ impl ScanTiles {
             .replace("$POSITION\n", &trim(place))
             .replace("$MOVED\n", &moved)
             .replace("$TURN\n", &trim(turn))
+            .replace("$TURN_PAIR\n", &trim(turn_pair))
             .replace("$PRODUCTS\n", &trim(&products))
             .replace("$START(", start)
             .replace("$CLAMP", clamp)
@@ -358,17 +369,18 @@ $FIRST_PAGE
         }
         for (int halving = 0; halving < HALVINGS; ++halving) {
             // The $TOKEN token of each half stands for it. What is loaded for an inactive chunk is ignored.
-            Pairs probe[SETS][2][LOADS];
+            Probe probe[SETS][2];
 $POSITION
+#pragma unroll
             for (int set = 0; set < SETS; ++set) {
                 const bool active = left[set] < right[set] && left[set] <= limit;
                 const int middle = (left[set] + right[set]) / 2;
+#pragma unroll
                 for (int side = 0; side < 2; ++side) {
                     const int token = side == 0 ? $LEFT : $RIGHT;
 $PAGE
 $MOVED
-                    const Pairs* const key = reinterpret_cast<const Pairs*>(&keys[row * HEAD_DIM]);
-                    for (int load = 0; load < LOADS; ++load) probe[set][side][load] = key[load * 4 + across];
+                    probe[set][side] = load_probe(keys, row, across);
                 }
             }
 $TURN
@@ -445,18 +457,16 @@ const READ: &str = r"
 
 const TURN_CHUNKS: &str = r"
             // A key's position is the index of its chunk in the list.
-            Pairs rest[SETS][2][LOADS];
+            unsigned rest[SETS][2][2 * STEPS];
             for (int set = 0; set < SETS; ++set) {
                 const float2* const angles = &rope_table[min(base + set * 8 + down, chunks) * HALF];
-                for (int load = 0; load < LOADS / 2; ++load)
-                    for (int pair = 0; pair < 4; ++pair) {
-                        const Angles two = *reinterpret_cast<const Angles*>(&angles[(load * 4 + across) * 8 + pair * 2]);
-                        for (int side = 0; side < 2; ++side) {
-                            Pairs(&key)[LOADS] = probe[set][side], (&over)[LOADS] = rest[set][side];
-                            const int high = load + LOADS / 2;
-                            turn_pairs(key[load].at[pair], key[high].at[pair], over[load].at[pair], over[high].at[pair], two);
-                        }
+                for (int pair = 0; pair < STEPS; ++pair) {
+                    const Angles two = *reinterpret_cast<const Angles*>(&angles[first_element(pair, across)]);
+                    for (int side = 0; side < 2; ++side) {
+                        unsigned(&key)[2 * STEPS] = probe[set][side].at, (&over)[2 * STEPS] = rest[set][side];
+$TURN_PAIR
                     }
+                }
             }
 ";
 
@@ -466,18 +476,26 @@ const PROBE_POSITION: &str = r"
 
 const TURN_EXTENDED: &str = r"
             // A key's position is where it is brought back to.
-            Pairs rest[SETS][2][LOADS];
+            unsigned rest[SETS][2][2 * STEPS];
             for (int set = 0; set < SETS; ++set)
                 for (int side = 0; side < 2; ++side) {
-                    Pairs(&key)[LOADS] = probe[set][side], (&over)[LOADS] = rest[set][side];
+                    unsigned(&key)[2 * STEPS] = probe[set][side].at, (&over)[2 * STEPS] = rest[set][side];
                     const float2* const angles = &rope_table[position[set][side] * HALF];
-                    for (int load = 0; load < LOADS / 2; ++load)
-                        for (int pair = 0; pair < 4; ++pair) {
-                            const Angles two = *reinterpret_cast<const Angles*>(&angles[(load * 4 + across) * 8 + pair * 2]);
-                            const int high = load + LOADS / 2;
-                            turn_pairs(key[load].at[pair], key[high].at[pair], over[load].at[pair], over[high].at[pair], two);
-                        }
+                    for (int pair = 0; pair < STEPS; ++pair) {
+                        const Angles two = *reinterpret_cast<const Angles*>(&angles[first_element(pair, across)]);
+$TURN_PAIR
+                    }
                 }
+";
+
+const TURN_PAIR: &str = r"
+                        turn_pairs(key[pair], key[pair + STEPS], over[pair], over[pair + STEPS], two);
+";
+
+const TURN_SCALED_PAIR: &str = r"
+                        const float low_scale = shuffle(probe[set][side].scale, down * 4 + scale_of(pair));
+                        const float high_scale = shuffle(probe[set][side].scale, down * 4 + scale_of(pair + STEPS));
+                        turn_pairs(key[pair], key[pair + STEPS], over[pair], over[pair + STEPS], two, low_scale, high_scale);
 ";
 
 const TURNS: &str = r"
@@ -491,19 +509,10 @@ $PRODUCTS
 
 const PRODUCTS: &str = r"
             for (int tile = 0; tile < TILES; ++tile)
+#pragma unroll
                 for (int copy = 0; copy < COPIES; ++copy) {
                     float product[SIDES][SETS][4] = {};
-                    for (int part = 0; part < 2; ++part)
-                        for (int at = 0; at < STEPS; ++at) {
-                            const Pairs factor = *reinterpret_cast<const Pairs*>(
-                                &own_factors[(copy * 2 + part) * PART + (tile * STEPS + at) * STEP]);
-                            for (int side = 0; side < SIDES; ++side)
-                                for (int set = 0; set < SETS; ++set) {
-                                    const Pairs& key = probe[set][copy + side][at / 2];
-                                    mma_16x8x16<Cached>(product[side][set], factor.at, {key.at[at % 2 * 2], key.at[at % 2 * 2 + 1]});
-$REST
-                                }
-                        }
+$MULTIPLY
                     // A lane has the columns 2 * across and 2 * across + 1 of two rows, and goes on with one of them.
                     const int row = $ROW;
                     const bool one = $ONE, other = $OTHER;
@@ -518,7 +527,44 @@ $REST
                 }
 ";
 
+const MULTIPLY: &str = r"
+                    for (int part = 0; part < 2; ++part)
+                        for (int at = 0; at < STEPS; ++at) {
+                            const Four factor = *reinterpret_cast<const Four*>(
+                                &own_factors[(copy * 2 + part) * PART + (tile * STEPS + at) * STEP]);
+                            for (int side = 0; side < SIDES; ++side)
+                                for (int set = 0; set < SETS; ++set) {
+                                    const unsigned* const key = &probe[set][copy + side].at[2 * at];
+                                    mma_16x8x16<Factor>(product[side][set], factor.at, {key[0], key[1]});
+$REST
+                                }
+                        }
+";
+
 const MULTIPLY_REST: &str = r"
-                                    const Pairs& over = rest[set][copy + side][at / 2];
-                                    if (part == 0) mma_16x8x16<Cached>(product[side][set], factor.at, {over.at[at % 2 * 2], over.at[at % 2 * 2 + 1]});
+                                    const unsigned* const over = &rest[set][copy + side][2 * at];
+                                    if (part == 0) mma_16x8x16<Factor>(product[side][set], factor.at, {over[0], over[1]});
+";
+
+const MULTIPLY_SCALED: &str = r"
+                    for (int scale = 0; scale < SCALES; ++scale) {
+                        float sum[SIDES][SETS][4] = {};
+                        for (int at = scale * (STEPS / SCALES); at < (scale + 1) * (STEPS / SCALES); ++at)
+                            for (int part = 0; part < 2; ++part) {
+                                const Four factor = *reinterpret_cast<const Four*>(
+                                    &own_factors[(copy * 2 + part) * PART + (tile * STEPS + at) * STEP]);
+                                for (int side = 0; side < SIDES; ++side)
+                                    for (int set = 0; set < SETS; ++set) {
+                                        const unsigned* const key = &probe[set][copy + side].at[2 * at];
+                                        mma_16x8x16<Factor>(sum[side][set], factor.at, {key[0], key[1]});
+                                    }
+                            }
+                        // The lanes of a column have its scales.
+                        for (int side = 0; side < SIDES; ++side)
+                            for (int set = 0; set < SETS; ++set)
+                                for (int e = 0; e < 2; ++e) {
+                                    const float its = shuffle(probe[set][copy + side].scale, across * 8 + e * 4 + scale);
+                                    for (int r = 0; r < 4; r += 2) product[side][set][r + e] += sum[side][set][r + e] * its;
+                                }
+                    }
 ";

@@ -3,6 +3,7 @@
 use super::functions::Shape;
 use super::launch::Buffer;
 use super::normalise::Normalise;
+use super::probes::Kept;
 use super::scan::Scan;
 use super::scan_columns::ScanColumns;
 use super::scan_keys::ScanKeys;
@@ -13,7 +14,7 @@ use super::scan_tiles::ScanTiles;
 use super::scoring::{self, Operand};
 use super::tune::Tune;
 use super::{Extent, Kernel};
-use crate::{PrunedLayer, StagePlan};
+use crate::{PrunedLayer, ScanRope, StagePlan};
 
 /// One of them.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,13 +43,13 @@ impl Score {
         let plan = &layer.stages[stage];
         let mut scores = Vec::new();
         if let Some(halving) = scoring::halving(plan) {
-            scores.push(match ScanTiles::new(shape, layer, stage, halving) {
+            scores.push(match ScanTiles::new(shape, layer, stage, halving).filter(|_| is_short(shape)) {
                 Some(scan) => Self::ScanTiles(scan),
                 None => Self::Scan(Scan::new(shape, layer, stage, halving)),
             });
         }
         if scores.is_empty() || scoring::soft(plan) {
-            scores.push(match ScanKeysTiles::new(shape, layer, stage) {
+            scores.push(match ScanKeysTiles::new(shape, layer, stage).filter(|_| is_short(shape)) {
                 Some(scan) => Self::ScanKeysTiles(scan),
                 None => Self::ScanKeys(ScanKeys::new(shape, layer, stage)),
             });
@@ -59,14 +60,25 @@ impl Score {
 
     /// Those of a decoding step.
     pub(super) fn decode(shape: Shape, layer: &PrunedLayer, stage: usize) -> Vec<Self> {
-        let scan = match scoring::halving(&layer.stages[stage]) {
-            Some(halving) => match ScanColumns::new(shape, layer, stage, halving) {
+        let plan = &layer.stages[stage];
+        let fits = is_short(shape) || plan.rope != ScanRope::ChunkIndexed;
+        let scan = match scoring::halving(plan) {
+            Some(halving) => match ScanColumns::new(shape, layer, stage, halving).filter(|_| fits) {
                 Some(scan) => Self::ScanColumns(scan),
                 None => Self::ScanRow(ScanRow::new(shape, layer, stage, halving)),
             },
             None => Self::ScanKeysRow(ScanKeysRow::new(shape, layer, stage)),
         };
         std::iter::once(scan).chain(normalise(shape, layer, stage)).collect()
+    }
+
+    /// The same where the GPU keeps `kept`, which scans of decoding that halve read.
+    pub(super) fn keeping(self, kept: Kept) -> Self {
+        match self {
+            Self::ScanColumns(score) => Self::ScanColumns(score.keeping(kept)),
+            Self::ScanRow(score) => Self::ScanRow(score.keeping(kept)),
+            other => other,
+        }
     }
 
     pub(super) fn stem(&self, pipeline: &str) -> String {
@@ -122,6 +134,12 @@ impl Score {
             Self::Normalise(score) => score.operands(parents),
         }
     }
+}
+
+/// Whether a lane has registers for its parts of the keys that a product takes on tensor cores: two halves of several
+/// chunks, or a key and what turning it leaves over. It has them for one half that stays as it is in any case.
+const fn is_short(shape: Shape) -> bool {
+    shape.head_dim() <= 128
 }
 
 fn normalise(shape: Shape, layer: &PrunedLayer, stage: usize) -> Option<Score> {

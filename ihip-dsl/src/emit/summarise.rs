@@ -8,6 +8,7 @@ use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel};
 use crate::{PrunedLayer, StagePlan};
 
+/// Threads of a block where they make whole teams.
 const THREADS: usize = 128;
 
 /// Constants of the kernel.
@@ -88,9 +89,13 @@ impl Summarise {
         self.shape.head_dim() / 4
     }
 
-    /// Such teams of a block.
+    /// Such teams of a block: four make whole warps in any case.
     fn teams(&self) -> usize {
-        THREADS / self.lanes()
+        if THREADS.is_multiple_of(self.lanes()) { THREADS / self.lanes() } else { 4 }
+    }
+
+    fn threads(&self) -> usize {
+        self.teams() * self.lanes()
     }
 
     pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
@@ -116,7 +121,7 @@ impl Summarise {
             .constant("PAGE", self.shape.geometry.page, "tokens of a page of the cache")
             .constant("SINK", self.sink, "first tokens, which are in no chunk")
             .constant("CHUNK", self.chunk, "tokens of a chunk")
-            .constant("THREADS", THREADS, "threads of a block")
+            .constant("THREADS", self.threads(), "threads of a block")
             .constant("LANES", self.lanes(), "threads that take four elements each of a head")
             .constant("TEAMS", self.teams(), "such teams in a block");
         writer.text(QUADS);
@@ -137,7 +142,7 @@ impl Summarise {
             family: Family::Append,
             text: writer.finish(),
             arguments: self.operands().into_iter().map(|operand| operand.argument).collect(),
-            threads: THREADS as u32,
+            threads: self.threads() as u32,
             shared_bytes: 0,
         }
     }

@@ -114,7 +114,7 @@ pub(super) enum Error {
     /// A model of which neither the geometry nor a file is known.
     #[error(
         "there is no geometry or file {model:?}: known geometries are {}, or give the path of a GGUF file",
-        KNOWN_SHAPES.map(|shape| shape.word).join(" and ")
+        KNOWN_SHAPES.map(|shape| shape.word).join(", ")
     )]
     UnknownShape {
         /// What was asked for.
@@ -174,11 +174,27 @@ pub(super) enum Error {
         /// Why not.
         error: TraceError,
     },
-    /// Pages that a device does not keep apart.
-    #[error("{device} does not tell which pages a step reads: record page traces with --device cpu")]
-    NoPages {
-        /// The device.
-        device: String,
+    /// A page trace that ends too early for what is measured with it.
+    #[error(
+        "{} has {steps} steps, and {needed} are taken: record them with `ihip generate --dump-pages --max-new-tokens {}`",
+        path.display(),
+        needed + 1
+    )]
+    ShortTrace {
+        /// The file.
+        path: PathBuf,
+        /// Its steps.
+        steps: usize,
+        /// Steps that are needed.
+        needed: usize,
+    },
+    /// Types of keys and values that belong to no context.
+    #[error("{types} types of keys and values are given for {contexts} contexts: give one, or one for each")]
+    Unpaired {
+        /// Types.
+        types: usize,
+        /// Contexts.
+        contexts: usize,
     },
     /// A key that names no entry of the cache, or several.
     #[error("{found} entries of the cache begin with {key}: `ihip cache list` shows their keys")]

@@ -32,16 +32,8 @@ impl PageTrace {
     /// Begins with what follows a prompt of so many tokens.
     ///
     /// # Errors
-    /// [`Error::NoPages`] where the device does not tell, [`Error::WriteResult`].
-    pub(super) fn begin<D: Device>(
-        &mut self,
-        generation: &mut Generation<'_, D>,
-        plan: &Plan,
-        prompt: usize,
-    ) -> Result<()> {
-        if !generation.record_pages(false) {
-            return Err(Error::NoPages { device: generation.device_name() });
-        }
+    /// [`Error::WriteResult`].
+    pub(super) fn begin(&mut self, plan: &Plan, prompt: usize) -> Result<()> {
         let header = Header { layers: plan.layers() as u32, page: plan.geometry().page, prompt: prompt as u32 };
         let Self { path, file } = self;
         write_header(file, header).map_err(|source| Error::WriteResult { path: path.clone(), source })
@@ -50,11 +42,11 @@ impl PageTrace {
     /// Adds what the last step read.
     ///
     /// # Errors
-    /// [`Error::WriteResult`].
+    /// [`Error::WriteResult`], and those of the device.
     pub(super) fn record<D: Device>(&mut self, generation: &mut Generation<'_, D>, plan: &Plan) -> Result<()> {
         let Self { path, file } = self;
         for layer in 0..plan.layers() {
-            let written = write_layer(file, &generation.pages_read(layer));
+            let written = write_layer(file, &generation.pages_read(layer)?);
             written.map_err(|source| Error::WriteResult { path: path.clone(), source })?;
         }
         Ok(())

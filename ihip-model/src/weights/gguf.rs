@@ -361,11 +361,14 @@ fn header(cursor: &mut Cursor<'_>) -> Result<(u64, u64)> {
 }
 
 fn metadata(cursor: &mut Cursor<'_>, count: u64) -> Result<BTreeMap<String, Value>> {
-    // An entry has at least an empty key, a type and one byte.
-    let count = cursor.count(count, 13, "metadata keys")?;
+    // An entry has at least a key of one byte, a type and one byte.
+    let count = cursor.count(count, 14, "metadata keys")?;
     let mut metadata = BTreeMap::new();
-    for _ in 0..count {
+    for number in 0..count {
         let key = cursor.string("a metadata key")?;
+        if key.is_empty() {
+            return Err(Malformed::EmptyKey { number: number as u64 });
+        }
         let element = cursor.element_type(key)?;
         let value = match element {
             ElementType::Array => Value::Array(array(cursor, key)?),

@@ -79,6 +79,12 @@ pub enum Malformed {
         /// The key.
         key: String,
     },
+    /// An entry without a name.
+    #[error("metadata entry {number} has an empty key")]
+    EmptyKey {
+        /// Which entry, counted from 0.
+        number: u64,
+    },
     /// A key that is there twice.
     #[error("metadata key {key:?} is there twice")]
     DuplicateKey {

@@ -13,11 +13,13 @@
 //! | `reader` | rows of a request, read where they are |
 //! | `store` | all of it, for many requests |
 //! | `trace` | which pages steps read, in a file |
+//! | `listed` | block lists made of such a file |
 //! | `traffic` | what a cache did, and where tokens are |
 
 pub mod budget;
 mod clock;
 mod error;
+mod listed;
 mod memory;
 pub mod page;
 pub mod pool;
@@ -40,4 +42,4 @@ pub use pool::Tier;
 pub use reader::Reader;
 pub use region::Counts;
 pub use store::{Row, Sequence, Store};
-pub use traffic::{Placement, Reads, Tally, Tokens, Traffic};
+pub use traffic::{Placement, PrefillMoves, Probes, Reads, Tally, Tokens, Traffic};

@@ -79,6 +79,23 @@ impl Traffic {
         self.stages.iter().for_each(|stage| reads += *stage);
         reads
     }
+
+    /// What was done since the same cache had done `before`.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        let reads =
+            |now: Reads, before: Reads| Reads { hits: now.hits - before.hits, misses: now.misses - before.misses };
+        let stages = self.stages.iter().enumerate();
+        Self {
+            stages: stages.map(|(n, now)| reads(*now, before.stages.get(n).copied().unwrap_or_default())).collect(),
+            attend: reads(self.attend, before.attend),
+            promotions: self.promotions - before.promotions,
+            evictions: self.evictions - before.evictions,
+            promoted_bytes: self.promoted_bytes - before.promoted_bytes,
+            evicted_bytes: self.evicted_bytes - before.evicted_bytes,
+            missed_bytes: self.missed_bytes - before.missed_bytes,
+        }
+    }
 }
 
 /// Tokens by the tier that their keys, or their values, are in; the same in every layer, or the mean over layers.
@@ -90,6 +107,25 @@ pub struct Tokens {
     pub host: usize,
 }
 
+/// Bytes that reading a prompt moves, whatever its tokens are: values that are come for once a step knows which are not
+/// among them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PrefillMoves {
+    /// Keys of earlier steps, and in dense layers their values, to the GPU.
+    pub streamed: u64,
+    /// Keys and values that were read, to the host: each page once.
+    pub written: u64,
+}
+
+/// Keys that the GPU holds once more, whatever leaves it: those that the first halvings of every chunk probe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Probes {
+    /// Those halvings.
+    pub levels: usize,
+    /// Bytes of the keys, of all layers.
+    pub bytes: u64,
+}
+
 /// Where the tokens of a request are, or have room.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Placement {
@@ -97,6 +133,8 @@ pub struct Placement {
     pub keys: Tokens,
     /// Of their values.
     pub values: Tokens,
+    /// What the GPU holds besides.
+    pub probes: Probes,
 }
 
 impl Placement {
@@ -107,6 +145,7 @@ impl Placement {
         Self {
             keys: Tokens { gpu: keys.gpu * page, host: keys.host * page },
             values: Tokens { gpu: values.gpu * page, host: values.host * page },
+            probes: Probes { levels: 0, bytes: 0 },
         }
     }
 }

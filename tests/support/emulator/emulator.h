@@ -49,6 +49,14 @@ inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int __clz(int bits) { return bits == 0 ? 32 : __builtin_clz(static_cast<unsigned>(bits)); }
 
+// Byte i of the result is that of the two words, `low` first, whose number is in bits 4i to 4i + 2 of `which`.
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned which) {
+    const uint64_t bytes = static_cast<uint64_t>(high) << 32 | low;
+    unsigned result = 0;
+    for (int i = 0; i < 4; ++i) result |= static_cast<unsigned>(bytes >> 8 * (which >> 4 * i & 7) & 0xff) << 8 * i;
+    return result;
+}
+
 namespace emulator {
 
 struct Thread;
@@ -162,6 +170,15 @@ inline uint16_t bf16_of_float(float value) {
     const uint32_t bits = reinterpret<uint32_t>(value);
     if (value != value) return 0x7fff;
     return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// Products of bf16 are exact in f64, and so are sums of which none is 2^37 times as large as the other.
+inline unsigned multiply_add(unsigned a, unsigned b, unsigned c) {
+    const auto half = [=](int shift) {
+        const auto wide = [=](unsigned pair) { return static_cast<double>(reinterpret<float>(pair >> shift << 16)); };
+        return static_cast<unsigned>(bf16_of_float(static_cast<float>(wide(a) * wide(b) + wide(c)))) << shift;
+    };
+    return half(0) | half(16);
 }
 
 inline float float_of_f16(uint16_t half) {

@@ -50,6 +50,9 @@ pub(in crate::cli) struct Attention {
     /// The model whose layer it is
     #[arg(long, value_name = "NAME", default_value = "llama-3.1-8b")]
     model: String,
+    /// Element type of the key-value cache
+    #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = arguments::kv_type)]
+    kv_type: KvType,
     /// Times every kernel of a step on its own as well
     #[arg(long)]
     kernels: bool,
@@ -117,6 +120,11 @@ impl Attention {
                 self.batches(&mut timer, plan, context, &mut rows)?;
             }
         }
+        if self.kv_type != KvType::Bf16 {
+            for row in &mut rows {
+                row.method = format!("{}, {}", row.method, self.kv_type.word());
+            }
+        }
         rows.extend(peers);
         output::write(&table(&rows, &ceilings))?;
         if let Some(path) = &self.svg {
@@ -132,7 +140,7 @@ impl Attention {
     }
 
     fn plan(&self, name: &str, shape: &KnownShape) -> Result<Plan> {
-        let plan = Choice::named(name)?.plan_for(shape.geometry(KvType::Bf16), shape.frequencies(), shape.layers)?;
+        let plan = Choice::named(name)?.plan_for(shape.geometry(self.kv_type), shape.frequencies(), shape.layers)?;
         let layer = self.layer.unwrap_or(plan.layers() - 1);
         if layer >= plan.layers() {
             return Err(Error::NoSuchLayer { layer, layers: plan.layers() });

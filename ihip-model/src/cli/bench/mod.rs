@@ -2,6 +2,7 @@
 
 mod attention;
 mod figure;
+mod kv;
 pub(super) mod report;
 mod tuning;
 
@@ -19,6 +20,7 @@ pub(super) struct Bench {
 #[derive(Debug, Subcommand)]
 enum Command {
     Attention(attention::Attention),
+    Kv(kv::Kv),
     Tuning(tuning::Tuning),
 }
 
@@ -30,6 +32,7 @@ impl Bench {
     pub(super) fn run(&self) -> Result<()> {
         match &self.command {
             Command::Attention(attention) => attention.run(),
+            Command::Kv(kv) => kv.run(),
             Command::Tuning(tuning) => tuning.run(),
         }
     }

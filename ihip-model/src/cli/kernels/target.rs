@@ -15,7 +15,7 @@ use crate::{ModelFile, fetch};
 /// The model that kernels are for.
 #[derive(Debug, Args)]
 pub(super) struct Target {
-    /// The model: `smollm2`, `llama-3.1-8b`, or the path of a GGUF file
+    /// The model: `smollm2`, `llama-3.1-8b`, `phi-3-mini`, `gemma-2-2b`, or the path of a GGUF file
     #[arg(long, value_name = "NAME|PATH", default_value = KNOWN_SHAPES[0].word)]
     model: String,
     /// Element type of the cache

@@ -38,6 +38,11 @@ pub(super) struct Function {
 }
 
 impl Function {
+    /// Whether argument `index` is a buffer that the kernel reads and does not write.
+    pub(super) fn reads(&self, index: usize) -> bool {
+        matches!(self.arguments.get(index), Some(ArgumentKind::Input(_)))
+    }
+
     /// Launches `grid` blocks.
     pub(super) fn launch(&self, stream: &CudaStream, grid: [u32; 3], operands: &[Operand]) -> Result<()> {
         let fits = self.arguments.len() == operands.len()

@@ -14,6 +14,7 @@ use cudarc::driver::CudaStream;
 use cudarc::driver::sys::CUdeviceptr;
 use ihip_dsl::emit::Activation;
 
+use super::ledger::Stream;
 use super::memory::Buffer;
 use crate::{Error, Result};
 
@@ -50,7 +51,7 @@ pub(super) struct Products {
 
 impl Products {
     /// Weights and inputs have type `weights`; sums and outputs are f32.
-    pub(super) fn new(stream: &Arc<CudaStream>, weights: Activation) -> Result<Self> {
+    pub(super) fn new(stream: &Stream, weights: Activation) -> Result<Self> {
         let workspace = Buffer::new(stream, "the workspace of matrix products", WORKSPACE, false)?;
         let handle = result::create_handle().map_err(failed("cublasLtCreate"))?;
         let description = Description::new()?;

@@ -5,6 +5,7 @@
 //! management, no managed memory: nothing moves by itself.
 
 use std::ffi::c_void;
+use std::sync::Arc;
 
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{
@@ -13,8 +14,10 @@ use cudarc::driver::sys::{
     CUmemLocation, CUmemLocationType, CUresult,
 };
 
+use super::ledger::{Ledger, Stream, Taken};
 use super::memory::failed;
 use crate::device::cpu::available_bytes;
+use crate::kv::Tier;
 use crate::{Error, Result};
 
 /// A range of addresses and the memory behind it.
@@ -23,17 +26,27 @@ pub(super) struct Mapping {
     address: CUdeviceptr,
     /// Of the whole range.
     bytes: usize,
-    /// The memories in order, with their bytes.
-    parts: Vec<(CUmemGenericAllocationHandle, usize)>,
+    /// The memories in order.
+    parts: Vec<Part>,
+}
+
+/// One memory of a range.
+#[derive(Debug)]
+struct Part {
+    handle: CUmemGenericAllocationHandle,
+    bytes: usize,
+    /// Nothing where it is another range's as well, which has taken it.
+    _taken: Option<Taken>,
 }
 
 impl Mapping {
-    /// Maps at least `bytes`, the first of them, at least `on_gpu`, to memory of the context's GPU and the rest to the
-    /// host's. The context is current.
+    /// Maps at least `bytes`, the first of them, at least `on_gpu`, to memory of the stream's GPU and the rest to the
+    /// host's. The stream's context is current.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] of the memory that has not that much, and those of the driver.
-    pub(super) fn new(context: &CudaContext, what: &str, on_gpu: usize, bytes: usize) -> Result<Self> {
+    pub(super) fn new(stream: &Stream, what: &str, on_gpu: usize, bytes: usize) -> Result<Self> {
+        let context = stream.context();
         let ordinal = context.ordinal();
         let gpu = CUmemLocation { type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE, id: ordinal as i32 };
         let host = CUmemLocation { type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_HOST_NUMA, id: 0 };
@@ -45,7 +58,7 @@ impl Mapping {
         unsafe { sys::cuMemAddressReserve(&raw mut mapping.address, bytes, granularity, 0, 0) }
             .result()
             .map_err(failed("cuMemAddressReserve"))?;
-        match mapping.fill(context, what, [(gpu, on_gpu), (host, bytes - on_gpu)]) {
+        match mapping.fill(stream, what, [(gpu, on_gpu), (host, bytes - on_gpu)]) {
             Ok(()) => Ok(mapping),
             Err(error) => {
                 mapping.release(context);
@@ -72,7 +85,7 @@ impl Mapping {
             unsafe { sys::cuMemRetainAllocationHandle(&raw mut handle, mapping.address as *mut c_void) }
                 .result()
                 .map_err(failed("cuMemRetainAllocationHandle"))?;
-            joined.map(handle, mapping.on_gpu())
+            joined.map(handle, mapping.on_gpu(), None)
         });
         match mapped.and_then(|()| joined.allow(context)) {
             Ok(()) => Ok(joined),
@@ -85,16 +98,18 @@ impl Mapping {
 
     /// Bytes of it that are on the GPU.
     pub(super) fn on_gpu(&self) -> usize {
-        self.parts.first().map_or(0, |(_, bytes)| *bytes)
+        self.parts.first().map_or(0, |part| part.bytes)
     }
 
     /// Maps bytes of each memory in order, and lets the GPU read and write them.
-    fn fill(&mut self, context: &CudaContext, what: &str, memories: [(CUmemLocation, usize); 2]) -> Result<()> {
+    fn fill(&mut self, stream: &Stream, what: &str, memories: [(CUmemLocation, usize); 2]) -> Result<()> {
+        let context = stream.context();
         let [(gpu, _), _] = memories;
         for (location, bytes) in memories.into_iter().filter(|(_, bytes)| *bytes > 0) {
-            self.push(location, bytes).map_err(|error| match error {
+            let tier = if location == gpu { Tier::Gpu } else { Tier::Host };
+            self.push(&stream.ledger, (tier, location), bytes).map_err(|error| match error {
                 Error::Cuda { source, .. } if source.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                    let (device, available) = if location == gpu {
+                    let (device, available) = if tier == Tier::Gpu {
                         let free = context.mem_get_info().map_or(0, |(free, _)| free as u64);
                         (format!("cuda:{}", context.ordinal()), free)
                     } else {
@@ -125,19 +140,20 @@ impl Mapping {
     }
 
     /// Allocates `bytes` at `location` and maps them behind what is mapped already.
-    fn push(&mut self, location: CUmemLocation, bytes: usize) -> Result<()> {
+    fn push(&mut self, ledger: &Arc<dyn Ledger>, (tier, location): (Tier, CUmemLocation), bytes: usize) -> Result<()> {
+        let taken = Taken::new(ledger, tier, bytes).map_err(failed("cuMemCreate"))?;
         let mut handle = 0;
         // SAFETY: `bytes` is a multiple of the granularity, and the result lives until the call returns.
         unsafe { sys::cuMemCreate(&raw mut handle, bytes, &properties(location), 0) }
             .result()
             .map_err(failed("cuMemCreate"))?;
-        self.map(handle, bytes)
+        self.map(handle, bytes, Some(taken))
     }
 
     /// Maps an allocation of `bytes` behind what is mapped already; it is given back with the range, or at once where
     /// that fails.
-    fn map(&mut self, handle: CUmemGenericAllocationHandle, bytes: usize) -> Result<()> {
-        let mapped: usize = self.parts.iter().map(|(_, bytes)| bytes).sum();
+    fn map(&mut self, handle: CUmemGenericAllocationHandle, bytes: usize, taken: Option<Taken>) -> Result<()> {
+        let mapped: usize = self.parts.iter().map(|part| part.bytes).sum();
         // SAFETY: the range is reserved and nothing is mapped there yet.
         let outcome = unsafe { sys::cuMemMap(self.address + mapped as CUdeviceptr, bytes, 0, handle, 0) }.result();
         if outcome.is_err() {
@@ -145,18 +161,19 @@ impl Mapping {
             unsafe { sys::cuMemRelease(handle) }.result().map_err(failed("cuMemRelease"))?;
         }
         outcome.map_err(failed("cuMemMap"))?;
-        self.parts.push((handle, bytes));
+        self.parts.push(Part { handle, bytes, _taken: taken });
         Ok(())
     }
 
     /// Gives memory and addresses back. The context is current, and nothing uses them any more.
     pub(super) fn release(&mut self, context: &CudaContext) {
         let mut address = self.address;
-        for (handle, bytes) in self.parts.drain(..) {
+        for Part { handle, bytes, _taken: taken } in self.parts.drain(..) {
             // SAFETY: mapped exactly so by `push`, and released once.
             context.record_err(unsafe { sys::cuMemUnmap(address, bytes) }.result());
             // SAFETY: as above.
             context.record_err(unsafe { sys::cuMemRelease(handle) }.result());
+            drop(taken);
             address += bytes as CUdeviceptr;
         }
         // SAFETY: reserved with these numbers by `new`, and nothing is mapped there any more.

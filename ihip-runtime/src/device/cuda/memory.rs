@@ -7,7 +7,9 @@ use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUdeviceptr, CUresult};
 use cudarc::driver::{CudaStream, DriverError};
 
+use super::ledger::{Stream, Taken};
 use super::mapping::Mapping;
+use crate::kv::Tier;
 use crate::{Error, Result};
 
 /// An allocation. Shared, because a recorded graph keeps every buffer alive that it names.
@@ -20,18 +22,23 @@ pub(super) struct Buffer {
     bytes: usize,
     /// Where part of it is the host's.
     mapping: Option<Mapping>,
-    stream: Arc<CudaStream>,
+    /// What a buffer that is no mapping has taken.
+    _taken: Option<Taken>,
+    stream: Stream,
 }
 
 impl Buffer {
     /// Allocates `bytes` for `what`, zeroed where asked.
-    pub(super) fn new(stream: &Arc<CudaStream>, what: &str, bytes: usize, zeroed: bool) -> Result<Arc<Self>> {
+    pub(super) fn new(stream: &Stream, what: &str, bytes: usize, zeroed: bool) -> Result<Arc<Self>> {
         let context = stream.context();
         context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
         // An empty allocation is an error to the driver; a buffer that nothing is read from still needs an address.
         let bytes = bytes.max(1);
-        // SAFETY: the context is current and the size is not zero.
-        let address = unsafe { result::malloc_sync(bytes) }.map_err(|error| {
+        let allocated = Taken::new(&stream.ledger, Tier::Gpu, bytes).and_then(|taken| {
+            // SAFETY: the context is current and the size is not zero.
+            Ok((unsafe { result::malloc_sync(bytes) }?, taken))
+        });
+        let (address, taken) = allocated.map_err(|error| {
             if error.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
                 let available = context.mem_get_info().map_or(0, |(free, _)| free as u64);
                 let device = format!("cuda:{}", context.ordinal());
@@ -40,7 +47,7 @@ impl Buffer {
                 failed("cuMemAlloc")(error)
             }
         })?;
-        let buffer = Self { address, bytes, mapping: None, stream: stream.clone() };
+        let buffer = Self { address, bytes, mapping: None, _taken: Some(taken), stream: stream.clone() };
         if zeroed {
             // SAFETY: the allocation above is `bytes` long.
             unsafe { result::memset_d8_async(address, 0, bytes, stream.cu_stream()) }
@@ -50,36 +57,35 @@ impl Buffer {
     }
 
     /// Allocates `bytes` for `what`, the first `on_gpu` of them on the GPU and the rest in pinned memory of the host.
-    pub(super) fn tiered(stream: &Arc<CudaStream>, what: &str, on_gpu: usize, bytes: usize) -> Result<Arc<Self>> {
+    pub(super) fn tiered(stream: &Stream, what: &str, on_gpu: usize, bytes: usize) -> Result<Arc<Self>> {
         if on_gpu >= bytes {
             return Self::new(stream, what, bytes, false);
         }
-        let context = stream.context();
-        context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
-        let mapping = Mapping::new(context, what, on_gpu, bytes)?;
-        Ok(Arc::new(Self { address: mapping.address(), bytes, mapping: Some(mapping), stream: stream.clone() }))
+        stream.context().bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
+        Ok(Self::mapped(stream, Mapping::new(stream, what, on_gpu, bytes)?, bytes))
     }
 
     /// Room on the GPU for copies of `bytes`, to be seen through [`Self::joined`]; `None` for nothing.
-    pub(super) fn staging(stream: &Arc<CudaStream>, what: &str, bytes: usize) -> Result<Option<Arc<Self>>> {
+    pub(super) fn staging(stream: &Stream, what: &str, bytes: usize) -> Result<Option<Arc<Self>>> {
         if bytes == 0 {
             return Ok(None);
         }
-        let context = stream.context();
-        context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
-        let mapping = Mapping::new(context, what, bytes, bytes)?;
-        Ok(Some(Arc::new(Self { address: mapping.address(), bytes, mapping: Some(mapping), stream: stream.clone() })))
+        stream.context().bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
+        Ok(Some(Self::mapped(stream, Mapping::new(stream, what, bytes, bytes)?, bytes)))
+    }
+
+    fn mapped(stream: &Stream, mapping: Mapping, bytes: usize) -> Arc<Self> {
+        let address = mapping.address();
+        Arc::new(Self { address, bytes, mapping: Some(mapping), _taken: None, stream: stream.clone() })
     }
 
     /// The part of `home` on the GPU, and behind it `staging` in place of what the host has.
-    pub(super) fn joined(stream: &Arc<CudaStream>, home: &Self, staging: &Self) -> Result<Arc<Self>> {
+    pub(super) fn joined(stream: &Stream, home: &Self, staging: &Self) -> Result<Arc<Self>> {
         let context = stream.context();
         context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
         let parts = home.mapping.as_ref().zip(staging.mapping.as_ref());
         let (first, second) = parts.expect("both are ranges of mapped memory");
-        let mapping = Mapping::joined(context, first, second)?;
-        let (address, bytes) = (mapping.address(), home.bytes);
-        Ok(Arc::new(Self { address, bytes, mapping: Some(mapping), stream: stream.clone() }))
+        Ok(Self::mapped(stream, Mapping::joined(context, first, second)?, home.bytes))
     }
 
     /// Bytes of it.
@@ -104,7 +110,7 @@ impl Buffer {
     }
 
     /// Allocates and fills a buffer.
-    pub(super) fn with<T: Pod>(stream: &Arc<CudaStream>, what: &str, values: &[T]) -> Result<Arc<Self>> {
+    pub(super) fn with<T: Pod>(stream: &Stream, what: &str, values: &[T]) -> Result<Arc<Self>> {
         let buffer = Self::new(stream, what, size_of_val(values), false)?;
         buffer.write(0, values)?;
         Ok(buffer)
@@ -150,8 +156,8 @@ impl Drop for Buffer {
         context.record_err(context.bind_to_thread());
         match &mut self.mapping {
             Some(mapping) => {
-                // Unmapping does not wait for the work that uses the memory.
-                context.record_err(self.stream.synchronize());
+                // Unmapping does not wait for the work that uses the memory, pages that still move on another stream among it.
+                context.record_err(context.synchronize());
                 mapping.release(context);
             }
             // SAFETY: freed once, and the driver waits for the work that uses it.

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use bytemuck::Pod;
-use cudarc::driver::CudaStream;
 use ihip_dsl::emit::{Instructions, Kernel};
 
 use super::launch::{Loader, Operand};
+use super::ledger::Stream;
 use super::memory::{Buffer, failed};
 use super::{architecture, driver};
 use crate::Result;
@@ -15,7 +15,7 @@ use crate::jit::Compiler;
 /// Runs kernels one by one on a GPU.
 #[derive(Debug)]
 pub struct KernelRunner {
-    stream: Arc<CudaStream>,
+    stream: Stream,
     loader: Loader,
 }
 
@@ -41,7 +41,7 @@ impl KernelRunner {
     /// [`crate::Error::NoSuchDevice`] with the reason, or [`crate::Error::Jit`] where NVRTC is missing.
     pub fn new(ordinal: usize) -> Result<Self> {
         let context = driver::open(ordinal)?;
-        let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
+        let stream = Stream::new(context.new_stream().map_err(failed("cuStreamCreate"))?);
         let compiler = Compiler::from_environment(architecture(&context)?)?.for_gpu();
         Ok(Self { stream, loader: Loader::new(context, compiler) })
     }

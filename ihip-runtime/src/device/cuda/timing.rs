@@ -30,7 +30,7 @@ const PRODUCT: usize = 8192;
 /// Samples of each ceiling.
 const CEILING_SAMPLES: usize = 20;
 /// Blocks of threads of the kernels that fill and read.
-const GRID: [u32; 3] = [1056, 1, 1];
+pub(super) const GRID: [u32; 3] = [1056, 1, 1];
 /// Elements that one launch fills.
 const MOST_ELEMENTS: usize = 1 << 30;
 
@@ -76,7 +76,7 @@ pub struct AttentionTimer {
     pub(super) device: CudaDevice,
     read: Arc<Function>,
     cold: Arc<Buffer>,
-    seen: Arc<Buffer>,
+    pub(super) seen: Arc<Buffer>,
     begin: CudaEvent,
     end: CudaEvent,
 }
@@ -329,7 +329,14 @@ impl AttentionTimer {
     }
 
     /// Fills the front of a buffer.
-    fn noise(&self, noise: &Function, buffer: &Buffer, elements: usize, bytes: usize, seed: usize) -> Result<()> {
+    pub(super) fn noise(
+        &self,
+        noise: &Function,
+        buffer: &Buffer,
+        elements: usize,
+        bytes: usize,
+        seed: usize,
+    ) -> Result<()> {
         for (piece, first) in (0..elements).step_by(MOST_ELEMENTS).enumerate() {
             let count = MOST_ELEMENTS.min(elements - first);
             let to = Operand::Address(buffer.address() + (first * bytes) as u64);
@@ -370,7 +377,7 @@ pub(super) fn prefill_steps(context: usize, rows: usize) -> Vec<Step> {
 
 impl CudaDevice {
     /// Compiles and loads one kernel of a measurement.
-    fn one(&mut self, kernel: MeasureKernel) -> Result<Arc<Function>> {
+    pub(super) fn one(&mut self, kernel: MeasureKernel) -> Result<Arc<Function>> {
         let loaded = self.loader.load(vec![kernel.emit()])?;
         loaded.into_values().next().ok_or_else(|| Error::NotInPlan { name: kernel.name() })
     }

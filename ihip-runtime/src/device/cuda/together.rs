@@ -42,7 +42,7 @@ impl AttentionTimer {
         main.begin_capture(mode).map_err(failed("cuStreamBeginCapture"))?;
         let outcome = layers.iter_mut().zip(streams).try_for_each(|(layer, stream)| {
             stream.join(&main).map_err(failed("cuStreamWaitEvent"))?;
-            self.device.stream = stream.clone();
+            self.device.stream = main.beside(stream.clone());
             let outcome = self.attend_once(layer);
             self.device.stream = main.clone();
             outcome

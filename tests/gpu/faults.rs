@@ -1,0 +1,98 @@
+//! An allocation on a GPU, or of pinned memory, that fails, and requests that are cancelled while pages move.
+
+use std::sync::Arc;
+
+use ihip_runtime::Error;
+use ihip_runtime::device::Device;
+use ihip_runtime::device::cuda::{CudaDevice, Precision};
+use ihip_runtime::kv::{Budget, Tier};
+use ihip_tests::support::failing::{Failing, TIERS};
+
+use super::device::{Attention, ROW};
+use super::noise;
+
+/// Tokens of a prompt: more than a layer's least share of the GPU holds.
+const PROMPT: usize = 12_000;
+const TOKENS: usize = PROMPT + 40;
+/// Driver and graphs may keep so many bytes of the GPU.
+const KEPT: u64 = 32 << 20;
+
+/// A device with the least of each layer on the GPU.
+fn device() -> CudaDevice {
+    let mut device = CudaDevice::new(0, Precision::F32).unwrap();
+    device.limit_kv(Budget { gpu: 0, ..Budget::UNLIMITED }, 64);
+    device
+}
+
+/// Outputs and lists of a request.
+type Run = (Vec<f32>, Vec<Vec<i32>>);
+
+fn run(device: &mut CudaDevice, qkv: &[f32]) -> Result<Run, Error> {
+    Attention::tried(device, qkv, (PROMPT, 64), true, &mut |_, _, _| Ok(()))
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn whichever_allocation_fails_bytes_come_back_and_the_next_request_is_right() {
+    let mut device = device();
+    let qkv = noise(11, TOKENS * ROW);
+    // What kernels and graphs take is taken once.
+    let expected = run(&mut device, &qkv).unwrap();
+    let counting = Arc::new(Failing::default());
+    device.account_to(counting.clone());
+    assert!(run(&mut device, &qkv).unwrap() == expected);
+    assert_eq!(counting.held(), [0, 0]);
+    let allocations = TIERS.map(|tier| counting.asked(tier));
+    // Keys and values of two layers lie with the host; on the GPU there are their other parts and much besides.
+    assert!(allocations[0] > 20 && allocations[1] == 4, "{allocations:?}");
+    let free = device.available_bytes().unwrap().unwrap();
+    for (tier, allocations) in TIERS.into_iter().zip(allocations) {
+        for which in 1..=allocations {
+            let failing = Arc::new(Failing::at(tier, which));
+            device.account_to(failing.clone());
+            let error = run(&mut device, &qkv).map(|_| ()).unwrap_err();
+            let Error::OutOfMemory { what, device: named, needed, .. } = &error else { panic!("{error}") };
+            assert_eq!(named.starts_with("cuda:"), tier == Tier::Gpu, "allocation {which} on the {tier}: {error}");
+            assert!(!what.is_empty() && *needed > 0, "{error}");
+            assert_eq!(failing.asked(tier), which, "nothing is asked for after what fails");
+            assert_eq!(failing.held(), [0, 0], "after allocation {which} on the {tier} failed");
+
+            assert!(run(&mut device, &qkv).unwrap() == expected, "after allocation {which} on the {tier} failed");
+            assert_eq!(failing.asked(tier), which + allocations, "a run has so many allocations");
+            assert_eq!(failing.held(), [0, 0]);
+        }
+    }
+    let left = device.available_bytes().unwrap().unwrap();
+    assert!(left + KEPT >= free, "{free} bytes were free on the GPU, {left} are after {allocations:?} failures");
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn a_request_that_is_cancelled_while_pages_move_gives_everything_back() {
+    let mut device = device();
+    let qkv = noise(11, TOKENS * ROW);
+    let expected = run(&mut device, &qkv).unwrap();
+    let counting = Arc::new(Failing::default());
+    device.account_to(counting.clone());
+    let cancelled = || Error::NotInPlan { name: "what was cancelled".to_owned() };
+    // Every step of the first ones: some run unrecorded, some are recorded, some replay. And one in the prompt, whose next
+    // layer's keys are on their way.
+    for recorded in [true, false] {
+        for end in [PROMPT - 64].into_iter().chain(PROMPT + 1..=PROMPT + 16) {
+            let error = Attention::tried(&mut device, &qkv, (PROMPT, 64), recorded, &mut |_, _, step| {
+                if step.start + step.rows < end { Ok(()) } else { Err(cancelled()) }
+            });
+            assert_eq!(error.map(|_| ()).unwrap_err().to_string(), cancelled().to_string());
+            assert_eq!(counting.held(), [0, 0], "cancelled at token {end}, recorded: {recorded}");
+        }
+    }
+    let mut promotions = 0;
+    let next = Attention::tried(&mut device, &qkv, (PROMPT, 64), true, &mut |device, cache, step| {
+        if step.start + step.rows == PROMPT + 16 {
+            promotions = device.traffic(cache)?.promotions;
+        }
+        Ok(())
+    });
+    assert!(next.unwrap() == expected, "after requests were cancelled");
+    assert!(promotions > 0, "pages moved in the steps that were cancelled");
+}
