@@ -233,6 +233,7 @@ struct alignas(16) Words {
 const KEEP: &str = r"
     const int row = blockIdx.x, token = step[STEP_START] + row, thread = threadIdx.x;
     if (row >= step[STEP_ROWS] || token < SINK) return;
+#pragma unroll 1
     for (int halving = 0; halving < LEVELS; ++halving) {
         // The $TOKEN token of each half stands for it.
         const int half = CHUNK >> (halving + 1);
