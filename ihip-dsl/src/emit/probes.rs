@@ -233,11 +233,11 @@ struct alignas(16) Words {
 const KEEP: &str = r"
     const int row = blockIdx.x, token = step[STEP_START] + row, thread = threadIdx.x;
     if (row >= step[STEP_ROWS] || token < SINK) return;
-#pragma unroll 1
     for (int halving = 0; halving < LEVELS; ++halving) {
         // The $TOKEN token of each half stands for it.
         const int half = CHUNK >> (halving + 1);
         if ((token - SINK) % half != $AT) continue;
+#pragma unroll 1
         for (int item = thread; item < KV_HEADS * PIECES; item += THREADS) {
             const int head = item / PIECES, piece = item % PIECES;
             const unsigned long long from = cache_row(page_table, token, head), to = probe_row(halving, token, head);
@@ -251,6 +251,7 @@ $SCALES
 ";
 
 const SCALES: &str = r"
+#pragma unroll 1
         for (int item = thread; item < KV_HEADS * SCALES; item += THREADS) {
             const int head = item / SCALES, element = item % SCALES * SCALE_GROUP;
             const unsigned long long from = cache_row(page_table, token, head), to = probe_row(halving, token, head);
