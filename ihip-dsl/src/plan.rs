@@ -3,6 +3,8 @@
 //! Everything here is arithmetic on checked numbers; the only thing that can still be wrong is a layer that the
 //! model does not have. The reference states the same arithmetic on its own, so that each checks the other.
 
+use std::collections::BTreeMap;
+
 use thiserror::Error;
 
 use crate::{
@@ -188,23 +190,36 @@ impl Plan {
         })
     }
 
-    /// Offsets that spread the renewals of the first stage, which cost most, evenly over its interval.
+    /// Offsets that spread renewals evenly over steps: those of the first stage, which cost most, then those of the next
+    /// ones. A layer takes, of the offsets at which the fewest layers before it renew their first stage, and of these their
+    /// second and so on, the one nearest to its part of the interval.
     fn staggered(&self) -> Vec<usize> {
-        let interval = |layer| match self.decode(layer) {
-            LayerPlan::Dense => None,
-            LayerPlan::Pruned(layer) => layer.stages.first().map(|stage| stage.refresh),
+        // A layer's stages, each with its interval.
+        let stages = |layer| match self.decode(layer) {
+            LayerPlan::Dense => Vec::new(),
+            LayerPlan::Pruned(layer) => layer.stages.iter().map(|stage| (stage.index, stage.refresh)).collect(),
         };
-        let intervals: Vec<_> = (0..self.layers()).map(interval).collect();
-        let staged = intervals.iter().flatten().count();
+        let stages: Vec<Vec<(usize, usize)>> = (0..self.layers()).map(stages).collect();
+        let staged = stages.iter().filter(|stages| !stages.is_empty()).count();
+        // Layers that renew a stage, by what its interval leaves of their offset.
+        let mut renewals: BTreeMap<(usize, usize), Vec<usize>> =
+            stages.iter().flatten().map(|&(stage, interval)| ((stage, interval), vec![0; interval])).collect();
         let mut before = 0;
-        let offset = |interval: Option<usize>| match interval {
-            None => 0,
-            Some(interval) => {
-                before += 1;
-                (before - 1) * interval / staged
+        let offset = |stages: &Vec<(usize, usize)>| {
+            let Some(&(_, first)) = stages.first() else { return 0 };
+            let even = before * first / staged;
+            before += 1;
+            let load = |offset: usize| -> Vec<usize> {
+                stages.iter().map(|stage| renewals[stage][offset % stage.1]).collect()
+            };
+            let away = |offset: usize| offset.abs_diff(even).min(first - offset.abs_diff(even));
+            let offset = (0..first).min_by_key(|&offset| (load(offset), away(offset))).unwrap_or(0);
+            for stage in stages {
+                renewals.entry(*stage).and_modify(|layers| layers[offset % stage.1] += 1);
             }
+            offset
         };
-        intervals.into_iter().map(offset).collect()
+        stages.iter().map(offset).collect()
     }
 
     /// Name of the pipeline, or `dense`.

@@ -8,7 +8,7 @@ use ihip_dsl::Plan;
 use ihip_runtime::device::{BlockLists, Compilation, Sampling};
 use ihip_runtime::kv::trace::PagesRead;
 use ihip_runtime::kv::{Placement, Traffic};
-use ihip_runtime::session::Phase;
+use ihip_runtime::session::{Phase, SEGMENT};
 use ihip_runtime::{Device, Session, Step};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -44,7 +44,7 @@ impl Interrupt {
 pub struct Extent {
     /// Positions: prompt and new tokens together.
     pub capacity: usize,
-    /// Prompt tokens of one step; divides 8,192 and is a multiple of 64.
+    /// Prompt tokens of one step: a multiple of 64 that divides 8,192, or a multiple of 8,192.
     pub chunk: usize,
 }
 
@@ -139,8 +139,12 @@ impl<'a, D: Device> Generation<'a, D> {
         Ok(self.device.residence(&self.cache)?)
     }
 
-    /// Whether [`Generation::block_lists`] has those of the steps to come; it has not at first.
+    /// Whether [`Generation::block_lists`] has those of the steps to come; it has not at first. Prompts are then read in steps of
+    /// one call.
     pub fn record_masks(&mut self, record: bool) {
+        if record {
+            self.chunk = self.chunk.min(SEGMENT);
+        }
         self.device.record_masks(&mut self.cache, record);
     }
 
@@ -162,7 +166,7 @@ impl<'a, D: Device> Generation<'a, D> {
     pub fn prefill(&mut self, step: Step, tokens: &[u32]) -> Result<()> {
         let Self { model, device, cache, workspace, interrupt, .. } = self;
         device.begin(cache, &step, &tokens[step.start..step.start + step.rows])?;
-        model.forward(device, cache, workspace, step.rows, &mut || interrupt.check())?;
+        model.forward(device, cache, workspace, &step, &mut || interrupt.check())?;
         self.session.advance(&step);
         self.last = Some(step);
         Ok(())
@@ -179,7 +183,7 @@ impl<'a, D: Device> Generation<'a, D> {
         device.begin(cache, &step, &[token])?;
         let mut operations = |device: &mut D, cache: &mut D::Cache| {
             // What is being recorded must run to its end: nothing stops it between layers.
-            model.forward(device, cache, workspace, 1, &mut || Ok::<_, ihip_runtime::Error>(()))?;
+            model.forward(device, cache, workspace, &step, &mut || Ok::<_, ihip_runtime::Error>(()))?;
             model.logits(device, workspace, 0..1)
         };
         if *replays {
@@ -226,7 +230,8 @@ impl<'a, D: Device> Generation<'a, D> {
         let mut start = rows.start;
         while start < rows.end {
             self.interrupt.check()?;
-            let end = rows.end.min(start + LOGIT_ROWS);
+            let (_, of_call) = self.workspace.call_of(start);
+            let end = rows.end.min(start + LOGIT_ROWS).min(of_call.end);
             self.model.logits(self.device, &mut self.workspace, start..end)?;
             piece(start..end, &self.device.read(self.workspace.logits(), end - start)?);
             start = end;

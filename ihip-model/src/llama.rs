@@ -8,13 +8,17 @@
 //! logits = output · rms_norm(x)
 //! ```
 //!
+//! A step may be longer than its attention's calls. Then all of its calls go through a layer before any goes through the next:
+//! only the residual stream, `x`, is as long as the step.
+//!
 //! Rotary positions are the attention's business: what it caches and how it rotates belongs to the pipeline, so that
 //! queries and keys leave this file as they come out of their product.
 
 use std::ops::Range;
 
 use ihip_dsl::{Geometry, KvType};
-use ihip_runtime::Device;
+use ihip_runtime::session::SEGMENT;
+use ihip_runtime::{Device, Step};
 
 use crate::generate::Interrupt;
 use crate::weights::{Config, Layer};
@@ -54,9 +58,13 @@ struct Block<D: Device> {
 
 /// Activations of one step, allocated once for the largest: a captured graph holds their addresses.
 pub struct Workspace<D: Device> {
+    /// `[rows, hidden]` of each call.
+    hidden: Vec<D::Tensor>,
+    /// Rows of each call of the last step.
+    calls: Vec<usize>,
+    /// The call whose last norm's output [`Self::normed`] is, after a step.
+    normed_call: usize,
     /// `[rows, hidden]`.
-    hidden: D::Tensor,
-    /// `[rows, hidden]`; after a step, the last norm's output.
     normed: D::Tensor,
     /// `[rows, (query_heads + 2 · kv_heads) · head_dim]`.
     qkv: D::Tensor,
@@ -75,6 +83,20 @@ impl<D: Device> Workspace<D> {
     #[must_use]
     pub const fn logits(&self) -> &D::Tensor {
         &self.logits
+    }
+
+    /// The call that a row of the last step is of, and the rows of that call.
+    ///
+    /// # Panics
+    /// Where the step has fewer rows.
+    #[must_use]
+    pub fn call_of(&self, row: usize) -> (usize, Range<usize>) {
+        let mut first = 0;
+        let calls = self.calls.iter().enumerate().map(|(call, rows)| {
+            first += rows;
+            (call, first - rows..first)
+        });
+        calls.into_iter().find(|(_, rows)| rows.contains(&row)).expect("a row of the step")
     }
 }
 
@@ -110,8 +132,8 @@ impl Config {
     /// Bytes of the activations that [`Llama::workspace`] allocates for `rows` rows.
     #[must_use]
     pub fn workspace_bytes(&self, rows: usize) -> u64 {
-        let row = 2 * self.hidden + self.qkv() + self.query_heads * self.head_dim + 3 * self.feed_forward;
-        4 * (rows * row + LOGIT_ROWS * self.vocabulary) as u64
+        let row = self.hidden + self.qkv() + self.query_heads * self.head_dim + 3 * self.feed_forward;
+        4 * (rows * self.hidden + rows.min(SEGMENT) * row + LOGIT_ROWS * self.vocabulary) as u64
     }
 }
 
@@ -156,8 +178,12 @@ impl<D: Device> Llama<D> {
     /// Out of memory.
     pub fn workspace(&self, device: &mut D, rows: usize) -> ihip_runtime::Result<Workspace<D>> {
         let config = &self.config;
+        let calls = rows.div_ceil(SEGMENT);
+        let rows = rows.min(SEGMENT);
         Ok(Workspace {
-            hidden: device.tensor(rows, config.hidden)?,
+            hidden: (0..calls).map(|_| device.tensor(rows, config.hidden)).collect::<Result<_, _>>()?,
+            calls: Vec::new(),
+            normed_call: 0,
             normed: device.tensor(rows, config.hidden)?,
             qkv: device.tensor(rows, config.qkv())?,
             attended: device.tensor(rows, config.query_heads * config.head_dim)?,
@@ -167,8 +193,7 @@ impl<D: Device> Llama<D> {
         })
     }
 
-    /// Runs the step that `device` has begun over its `rows` tokens, up to the last norm; `before_layer` may stop it
-    /// at every layer.
+    /// Runs the `step` that `device` has begun, up to the last norm; `before_layer` may stop it at every layer.
     ///
     /// # Errors
     /// Those of the device and of `before_layer`.
@@ -177,24 +202,49 @@ impl<D: Device> Llama<D> {
         device: &mut D,
         cache: &mut D::Cache,
         workspace: &mut Workspace<D>,
-        rows: usize,
+        step: &Step,
         before_layer: &mut dyn FnMut() -> Result<(), E>,
     ) -> Result<(), E> {
-        device.embed(&self.embedding, rows, &mut workspace.hidden)?;
+        let calls = step.calls();
+        workspace.calls = calls.iter().map(|call| call.rows).collect();
+        // A step of one call has been turned to already: what is being recorded must not contain that.
+        let turn_to = |device: &mut D, cache: &mut D::Cache, call: &Step| {
+            if calls.len() > 1 { device.turn_to(cache, call) } else { Ok(()) }
+        };
+        for (call, hidden) in calls.iter().zip(&mut workspace.hidden) {
+            turn_to(device, cache, call)?;
+            device.embed(&self.embedding, call.rows, hidden)?;
+        }
         for (layer, block) in self.blocks.iter().enumerate() {
             before_layer()?;
-            block.forward(device, cache, layer, workspace, rows, self.config.rms_epsilon)?;
+            for (number, call) in calls.iter().enumerate() {
+                turn_to(device, cache, call)?;
+                block.forward(device, cache, layer, workspace, number, self.config.rms_epsilon)?;
+            }
         }
-        device.rms_norm(&workspace.hidden, rows, &self.norm, self.config.rms_epsilon, &mut workspace.normed)?;
+        self.norm(device, workspace, calls.len() - 1)?;
         Ok(())
     }
 
-    /// Logits of `rows` of the last step, at most [`LOGIT_ROWS`] of them, from row 0 of [`Workspace::logits`].
+    /// The last norm of a call.
+    fn norm(&self, device: &mut D, workspace: &mut Workspace<D>, call: usize) -> ihip_runtime::Result<()> {
+        let Workspace { hidden, calls, normed, normed_call, .. } = workspace;
+        *normed_call = call;
+        device.rms_norm(&hidden[call], calls[call], &self.norm, self.config.rms_epsilon, normed)
+    }
+
+    /// Logits of `rows` of the last step, at most [`LOGIT_ROWS`] of them and all of one [call](Workspace::call_of), from row 0
+    /// of [`Workspace::logits`].
     ///
     /// # Errors
     /// Those of the device.
     pub fn logits(&self, device: &mut D, workspace: &mut Workspace<D>, rows: Range<usize>) -> ihip_runtime::Result<()> {
         let output = self.output.as_ref().unwrap_or(&self.embedding);
+        let (call, of_call) = workspace.call_of(rows.start);
+        if call != workspace.normed_call {
+            self.norm(device, workspace, call)?;
+        }
+        let rows = rows.start - of_call.start..rows.end - of_call.start;
         device.linear(&workspace.normed, rows, output, &mut workspace.logits)
     }
 }
@@ -220,10 +270,11 @@ impl<D: Device> Block<D> {
         cache: &mut D::Cache,
         layer: usize,
         workspace: &mut Workspace<D>,
-        rows: usize,
+        call: usize,
         epsilon: f32,
     ) -> ihip_runtime::Result<()> {
-        let Workspace { hidden, normed, qkv, attended, gate_up, gated, .. } = workspace;
+        let Workspace { hidden, calls, normed, qkv, attended, gate_up, gated, .. } = workspace;
+        let (hidden, rows) = (&mut hidden[call], calls[call]);
         device.rms_norm(hidden, rows, &self.attention_norm, epsilon, normed)?;
         device.linear(normed, 0..rows, &self.qkv, qkv)?;
         device.attention(cache, layer, qkv, attended)?;

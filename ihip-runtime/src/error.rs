@@ -130,7 +130,9 @@ pub enum Error {
         vocabulary: usize,
     },
     /// A prefill chunk with which masks would depend on where chunks end.
-    #[error("a prefill chunk of {chunk} tokens does not do: take a multiple of {multiple} that divides {segment}")]
+    #[error(
+        "a prefill chunk of {chunk} tokens does not do: take a multiple of {multiple} that divides {segment}, or a multiple of {segment} up to {longest}"
+    )]
     PrefillChunk {
         /// Tokens asked for.
         chunk: usize,
@@ -138,6 +140,8 @@ pub enum Error {
         multiple: usize,
         /// Tokens of a segment.
         segment: usize,
+        /// Tokens of the longest step.
+        longest: usize,
     },
     /// Threads that cannot be started.
     #[error("cannot start {threads} threads for the CPU device: {source}")]

@@ -13,6 +13,10 @@ pub const SEGMENT: usize = words::SEGMENT as usize;
 /// A prefill chunk is a multiple of this many tokens, and of the plan's largest query block.
 pub const SMALLEST_CHUNK: usize = 64;
 
+/// Tokens of the longest prefill step. One that is longer than a segment goes through every layer segment by segment, so
+/// that its masks are those of shorter steps; keys that lie with the host come to the GPU once for all of it.
+pub const LONGEST_STEP: usize = 16 * SEGMENT;
+
 /// One call of the model.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Step {
@@ -20,7 +24,7 @@ pub struct Step {
     pub start: usize,
     /// Tokens.
     pub rows: usize,
-    /// Keys that the scan's grid is laid out for (`Tmax`): the end of the segment that the step lies in.
+    /// Keys that the scan's grid is laid out for (`Tmax`): the end of the segment that the step ends in.
     pub t_max: usize,
     /// Prefill or decode.
     pub phase: Phase,
@@ -46,6 +50,22 @@ impl Step {
             Phase::Prefill => None,
             Phase::Decode { restart } => Some(restart),
         }
+    }
+
+    /// The parts of the step that lie in one segment each, in order: the calls of its attention.
+    #[must_use]
+    pub fn calls(&self) -> Vec<Self> {
+        let end = self.start + self.rows;
+        let mut calls = vec![self.clone()];
+        while let Some(last) = calls.last_mut()
+            && segment_end(last.start) < end
+        {
+            last.t_max = segment_end(last.start);
+            last.rows = last.t_max - last.start;
+            let start = last.t_max;
+            calls.push(Self { start, rows: end - start, ..self.clone() });
+        }
+        calls
     }
 
     /// What `layer` does in the phase of this step.
@@ -98,14 +118,15 @@ impl Session {
     /// blocks, counted from the first query of a step, so are the same whatever `chunk` is.
     ///
     /// # Errors
-    /// [`Error::PrefillChunk`] where `chunk` is no multiple of [`SMALLEST_CHUNK`] and of the largest query block or does
-    /// not divide [`SEGMENT`].
+    /// [`Error::PrefillChunk`] where `chunk` is no multiple of [`SMALLEST_CHUNK`] and of the largest query block, or neither
+    /// divides [`SEGMENT`] nor is a multiple of it up to [`LONGEST_STEP`].
     pub fn prefill_steps(&self, tokens: usize, chunk: usize) -> Result<Vec<Step>> {
         let (block, shrinks) = self.query_blocks();
         // Both are powers of two: the language has no other query blocks.
         let multiple = block.max(SMALLEST_CHUNK);
-        if chunk == 0 || !chunk.is_multiple_of(multiple) || !SEGMENT.is_multiple_of(chunk) {
-            return Err(Error::PrefillChunk { chunk, multiple, segment: SEGMENT });
+        let whole = SEGMENT.is_multiple_of(chunk) || chunk.is_multiple_of(SEGMENT) && chunk <= LONGEST_STEP;
+        if chunk == 0 || !chunk.is_multiple_of(multiple) || !whole {
+            return Err(Error::PrefillChunk { chunk, multiple, segment: SEGMENT, longest: LONGEST_STEP });
         }
         let end = self.length + tokens;
         let mut steps = Vec::new();
@@ -119,7 +140,7 @@ impl Session {
             if shrinks && whole > start {
                 next = whole;
             }
-            steps.push(Step { start, rows: next - start, t_max: segment_end(start), phase: Phase::Prefill });
+            steps.push(Step { start, rows: next - start, t_max: segment_end(next - 1), phase: Phase::Prefill });
             start = next;
         }
         Ok(steps)

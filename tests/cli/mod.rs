@@ -5,6 +5,7 @@ mod cache;
 mod figures;
 mod help;
 mod kernels;
+mod kv;
 mod masks;
 mod pipelines;
 mod refusals;

@@ -140,7 +140,7 @@ fn of_numbers_out_of_range_or_no_numbers() {
         ("--threads", &["0", "-1", "two", "1.5"]),
         ("--max-new-tokens", &["0", "-3", "4294967296", "many", ""]),
         ("--seed", &["-1", "1.5", "18446744073709551616", "x"]),
-        ("--prefill-chunk", &["0", "100", "96", "16384", "x"]),
+        ("--prefill-chunk", &["0", "100", "96", "12288", "139264", "x"]),
     ];
     for (option, values) in cases {
         for value in values {
@@ -154,7 +154,7 @@ fn of_numbers_out_of_range_or_no_numbers() {
     For more information, try '--help'.
     ");
     insta::assert_snapshot!(generate(&["--prompt", "x", "--prefill-chunk", "100"]), @r"
-    error: invalid value '100' for '--prefill-chunk <N>': it must be a multiple of 64 that divides 8192: 64, 128, 256, 512, 1024, 2048, 4096 or 8192
+    error: invalid value '100' for '--prefill-chunk <N>': it must be a multiple of 64 that divides 8192: 64, 128, 256, 512, 1024, 2048, 4096 or 8192; or a multiple of 8192 up to 131072
 
     For more information, try '--help'.
     ");

@@ -47,6 +47,21 @@ fn steps_of_the_text_do_not_change_the_score() {
 }
 
 #[test]
+fn a_step_of_several_segments_scores_as_steps_of_one_do() {
+    let text: String = book().chars().take(19_000).collect();
+    for pruning in ["Small", "Paper3k"] {
+        let score = |chunk| {
+            let options = ["score", "--device", "cpu", "--model", endless(), "--json", "--prefill-chunk", chunk];
+            let options = [&options[..], &["--pruning", pruning, "--every", "1000"]].concat();
+            serde_json::from_str::<Value>(&ihip_reading(&options, text.clone()).text()).unwrap()
+        };
+        let (short, long) = (score("2048"), score("16384"));
+        assert!(short["tokens"].as_u64().unwrap() > 16_384, "two segments in the first step, and more in the second");
+        assert_eq!(long, short, "{pruning}");
+    }
+}
+
+#[test]
 fn the_table_has_a_line_for_every_window_and_one_for_the_whole() {
     let options = ["score", "--device", "cpu", "--model", endless(), "--prompt", "a b c d e f", "--every", "4"];
     let table = ihip(&options).text();

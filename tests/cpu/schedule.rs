@@ -1,9 +1,10 @@
 //! Which steps a request is cut into, and from which stage each renews its masks.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ihip_dsl::{Geometry, KvType, Pipeline, Plan, parse_str};
-use ihip_runtime::session::{Phase, SEGMENT};
+use ihip_runtime::session::{LONGEST_STEP, Phase, SEGMENT};
 use ihip_runtime::{Session, Step};
 use proptest::prelude::*;
 
@@ -96,19 +97,42 @@ fn a_remainder_of_a_query_block_is_a_step_of_its_own_where_blocks_shrink() {
 #[test]
 fn a_chunk_that_masks_would_depend_on_is_refused() {
     let uniform = session(&pipelines()[0]);
-    for chunk in [0, 32, 96, 192, 100, 16_384] {
+    let segments = format!("or a multiple of {SEGMENT} up to {LONGEST_STEP}");
+    for chunk in [0, 32, 96, 192, 100, 12_288, LONGEST_STEP + SEGMENT] {
         let error = uniform.prefill_steps(10, chunk).expect_err("no chunk that will do");
-        let text =
-            format!("a prefill chunk of {chunk} tokens does not do: take a multiple of 64 that divides {SEGMENT}");
+        let text = format!(
+            "a prefill chunk of {chunk} tokens does not do: take a multiple of 64 that divides {SEGMENT}, {segments}"
+        );
         assert_eq!(error.to_string(), text);
     }
     let wide = session(&blocks_of(256));
     let error = wide.prefill_steps(10, 128).expect_err("half a query block");
     assert_eq!(
         error.to_string(),
-        format!("a prefill chunk of 128 tokens does not do: take a multiple of 256 that divides {SEGMENT}")
+        format!("a prefill chunk of 128 tokens does not do: take a multiple of 256 that divides {SEGMENT}, {segments}")
     );
     assert_eq!(wide.prefill_steps(300, 256).expect("a query block").len(), 2);
+}
+
+#[test]
+fn a_step_of_several_segments_has_the_calls_of_shorter_ones() {
+    let calls = |steps: Vec<Step>| -> Vec<Step> { steps.iter().flat_map(Step::calls).collect() };
+    for pipeline in pipelines() {
+        for (before, tokens) in [(0, 3 * SEGMENT), (0, 70_001), (100, 40_000), (SEGMENT - 1, 2)] {
+            let mut session = session(&pipeline);
+            session.advance(&Step { start: 0, rows: before, t_max: SEGMENT, phase: Phase::Prefill });
+            let steps = |chunk| session.prefill_steps(tokens, chunk).expect("a valid chunk");
+            let expected = steps(SEGMENT);
+            assert_eq!(calls(expected.clone()), expected, "each is one call");
+            for chunk in [2 * SEGMENT, 4 * SEGMENT, LONGEST_STEP] {
+                let longer = steps(chunk);
+                assert_eq!(calls(longer.clone()), expected, "{} in chunks of {chunk}", pipeline.name());
+                assert!(longer.len() <= expected.len() && longer.iter().all(|step| step.rows <= chunk));
+            }
+        }
+    }
+    let decoding = session(&pipelines()[0]).decode_step();
+    assert_eq!(decoding.calls(), [decoding.clone()]);
 }
 
 /// A pipeline with query blocks of `query_block`.
@@ -178,4 +202,36 @@ fn staggered_layers_renew_in_turn_and_each_as_often_as_declared() {
     assert_eq!([0, 1, 2].map(|stage| busiest(&together, stage)), [Some(30); 3]);
     // ⌈30 / 16⌉, ⌈30 / 8⌉ and ⌈30 / 4⌉ layers in the fullest step.
     assert_eq!([0, 1, 2].map(|stage| busiest(&staggered, stage)), [Some(2), Some(4), Some(8)]);
+}
+
+#[test]
+fn staggered_layers_renew_every_stage_evenly_and_their_patterns_come_back() {
+    let flash = parse_str(
+        "pub Flash {
+            sink 256; window 1_024; refresh staggered;
+            stage { chunk 256, refresh 96 }
+            stage { keep 32_768, chunk 32, refresh 32 }
+            stage { keep 8_192, chunk 8, refresh 8 }
+            attend { keep 2_048 }
+            rope { scan relative, attend streaming }
+            layers 0..=2 { attend { keep 4_096 } rope { scan chunk_indexed } }
+        }",
+    );
+    let pipeline = flash.expect("a valid pipeline").remove(0);
+    let geometry = *session(&pipelines()[0]).plan().geometry();
+    // A layer renews from its first or its second stage in each of 32 steps, if there are as many.
+    for (layers, kinds) in [(30, 63), (32, 65)] {
+        let plan = Plan::new(&pipeline, geometry, vec![1.0; 4], layers).expect("these layers are there");
+        let pattern = |step| (0..layers as usize).map(|layer| plan.restart(layer, step)).collect::<Vec<_>>();
+        for stage in 0..3 {
+            let renewed = |step| pattern(step).into_iter().flatten().filter(|&first| first <= stage).count();
+            let (least, most) = ([0, 0, 3][stage], [1, 1, 4][stage]);
+            for step in 1..=192 {
+                assert!((least..=most).contains(&renewed(step)), "stage {stage} of {layers} layers in step {step}");
+            }
+        }
+        // Every pattern but the first is recorded as a graph once, and replayed from then on.
+        let patterns: BTreeSet<_> = (0..1000).map(pattern).collect();
+        assert_eq!(patterns.len(), kinds);
+    }
 }

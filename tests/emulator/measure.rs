@@ -52,7 +52,7 @@ fn a_gatherer_reads_rows_of_all_that_there_are_and_no_others() {
     let seen = |rows_read: i32, marked: usize| {
         let mut host = host();
         let (from, to) = (host.allocate("from", rows * GATHERED_ROW), host.allocate("seen", 4));
-        let word = |at: usize| u32::from(at % 4 == 0 && at / (GATHERED_ROW / 4) == marked);
+        let word = |at: usize| u32::from(at.is_multiple_of(4) && at / (GATHERED_ROW / 4) == marked);
         let words: Vec<u32> = (0..rows * GATHERED_ROW / 4).map(word).collect();
         host.write(from, 0, bytemuck::cast_slice(&words));
         host.write(to, 0, &7_u32.to_ne_bytes());

@@ -33,6 +33,7 @@ mod tuned;
 mod whole;
 
 pub(crate) use heads::{HEAD_DIMS, every_head};
+pub(crate) use quantised::quantised_layers;
 pub(crate) use scoring::scored_layers;
 
 /// Rows of the largest call.
@@ -129,7 +130,7 @@ pub(crate) fn all_layers() -> Vec<Layer> {
 
 /// Layers of every word and of every type.
 pub(crate) fn every_layer() -> Vec<Layer> {
-    all_layers().into_iter().chain(quantised::quantised_layers()).collect()
+    all_layers().into_iter().chain(quantised_layers()).collect()
 }
 
 /// Sampled descriptions of every word, on geometries that take turns: the same ones every time.

@@ -29,7 +29,9 @@ fn programs() -> Vec<Program> {
 /// The kernels of a program, and those that move its pages.
 fn kernels(program: &Program) -> Vec<Kernel> {
     let slots = Slots { pages: 3, keys: 2, values: 1 };
-    [program.kernels(), Paging::new(program, slots).kernels()].concat()
+    let keeping = program.clone().keeping_probes(3);
+    let scans = keeping.kernels().into_iter().filter(|kernel| !program.kernels().contains(kernel));
+    [program.kernels(), scans.collect(), Paging::new(&keeping, slots).kernels()].concat()
 }
 
 /// Every list of launches of layer 0.

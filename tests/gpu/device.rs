@@ -9,6 +9,7 @@ use ihip_dsl::{
 };
 use ihip_runtime::device::cuda::{CudaDevice, Precision};
 use ihip_runtime::device::{Device, Sampling};
+use ihip_runtime::session::SEGMENT;
 use ihip_runtime::{Error, Result, Session, Step};
 use ihip_tests::support::tolerance::SUM;
 
@@ -127,18 +128,21 @@ fn products_are_true_f32_and_rows_independent() {
 
 pub(super) struct Attention;
 
+/// Sees the cache after a step; an error ends the request.
+pub(super) type Observe<'a, D> = dyn FnMut(&mut D, &mut <D as Device>::Cache, &Step) -> Result<()> + 'a;
+
 impl Attention {
     /// Prefill in steps of 64 tokens, then decoding; with or without recording what decoding runs. Returns the output
     /// of every token, `[tokens][heads · head_dim]`, and the block lists of layer 1 after every step.
     fn run<D: Device>(device: &mut D, qkv: &[f32], prompt: usize, recorded: bool) -> (Vec<f32>, Vec<Vec<i32>>) {
-        Self::observed(device, qkv, prompt, recorded, &mut |_, _, _| ())
+        Self::observed(device, qkv, (prompt, 64), recorded, &mut |_, _, _| ())
     }
 
-    /// The same; `observe` sees the cache after each step.
+    /// The same where `reads` are the tokens of the prompt and of a step of it; `observe` sees the cache after each step.
     pub(super) fn observed<D: Device>(
         device: &mut D,
         qkv: &[f32],
-        prompt: usize,
+        reads: (usize, usize),
         recorded: bool,
         observe: &mut dyn FnMut(&mut D, &mut D::Cache, &Step),
     ) -> (Vec<f32>, Vec<Vec<i32>>) {
@@ -146,35 +150,52 @@ impl Attention {
             observe(device, cache, step);
             Ok(())
         };
-        Self::tried(device, qkv, prompt, recorded, observed).unwrap()
+        Self::tried(device, qkv, reads, recorded, observed).unwrap()
     }
 
     /// The same; what fails, or is refused by `observe`, ends the request.
     pub(super) fn tried<D: Device>(
         device: &mut D,
         qkv: &[f32],
-        prompt: usize,
+        (prompt, chunk): (usize, usize),
         recorded: bool,
-        observe: &mut dyn FnMut(&mut D, &mut D::Cache, &Step) -> Result<()>,
+        observe: &mut Observe<'_, D>,
     ) -> Result<(Vec<f32>, Vec<Vec<i32>>)> {
         let tokens = qkv.len() / ROW;
         let plan = plan();
         let mut cache = device.cache(&plan, tokens)?;
         device.record_masks(&mut cache, true);
         let table = device.matrix(tokens, ROW, qkv.to_vec())?;
-        let mut input = device.tensor(64, ROW)?;
-        let mut out = device.tensor(64, HEADS * HEAD_DIM)?;
+        let rows = chunk.min(SEGMENT);
+        let mut calls = (0..chunk.div_ceil(SEGMENT))
+            .map(|_| Ok((device.tensor(rows, ROW)?, device.tensor(rows, HEADS * HEAD_DIM)?)))
+            .collect::<Result<Vec<_>>>()?;
         let mut session = Session::new(plan);
         let (mut outputs, mut lists) = (Vec::new(), Vec::new());
-        let mut steps = session.prefill_steps(prompt, 64)?.into_iter();
+        let mut steps = session.prefill_steps(prompt, chunk)?.into_iter();
         while session.length() < tokens {
             let step: Step = steps.next().unwrap_or_else(|| session.decode_step());
             let ids: Vec<u32> = (step.start as u32..(step.start + step.rows) as u32).collect();
             device.begin(&mut cache, &step, &ids)?;
+            let mut taken = Vec::new();
             let mut operations = |device: &mut D, cache: &mut D::Cache| {
-                device.embed(&table, step.rows, &mut input)?;
+                let parts = step.calls();
+                for (call, (input, _)) in parts.iter().zip(&mut calls) {
+                    if parts.len() > 1 {
+                        device.turn_to(cache, call)?;
+                    }
+                    device.embed(&table, call.rows, input)?;
+                }
                 for layer in 0..2 {
-                    device.attention(cache, layer, &input, &mut out)?;
+                    for (call, (input, out)) in parts.iter().zip(&mut calls) {
+                        if parts.len() > 1 {
+                            device.turn_to(cache, call)?;
+                        }
+                        device.attention(cache, layer, input, out)?;
+                        if parts.len() > 1 && layer == 1 {
+                            taken.extend(device.block_lists(cache, layer)?);
+                        }
+                    }
                 }
                 Ok(())
             };
@@ -183,10 +204,16 @@ impl Attention {
             } else {
                 operations(device, &mut cache)?;
             }
-            outputs.extend(device.read(&out, step.rows)?);
-            let list = device.block_lists(&cache, 1)?.expect("masks are recorded");
-            let rows = list.counts.iter().enumerate();
-            lists.extend(rows.map(|(row, count)| list.blocks[row * list.width..][..*count as usize].to_vec()));
+            for (call, (_, out)) in step.calls().iter().zip(&calls) {
+                outputs.extend(device.read(out, call.rows)?);
+            }
+            if taken.is_empty() {
+                taken.extend(device.block_lists(&cache, 1)?);
+            }
+            for list in taken {
+                let rows = list.counts.iter().enumerate();
+                lists.extend(rows.map(|(row, count)| list.blocks[row * list.width..][..*count as usize].to_vec()));
+            }
             session.advance(&step);
             observe(device, &mut cache, &step)?;
         }
@@ -218,7 +245,7 @@ impl Check for Attention {
             keys: &keys,
             values: &values,
             first_position: first,
-            t_max: ihip_runtime::session::SEGMENT,
+            t_max: SEGMENT,
             trained: geometry().trained as usize,
         };
         let whole = reference::prefill(&problem(0, prompt));
@@ -260,7 +287,7 @@ impl Check for Pages {
         let (prompt, tokens) = (300, 320);
         let qkv = noise(3, tokens * ROW);
         let mut checked = 0;
-        Attention::observed(device, &qkv, prompt, true, &mut |device, cache, step| {
+        Attention::observed(device, &qkv, (prompt, 64), true, &mut |device, cache, step| {
             if step.start == 0 {
                 device.record_pages(cache, true);
             }
@@ -272,7 +299,8 @@ impl Check for Pages {
             let end = step.start + 1;
             let LayerPruning { sink, window, .. } = pruning();
             let list = device.block_lists(cache, 1).unwrap().unwrap();
-            let listed = list.blocks[..list.counts[0] as usize].iter().flat_map(|first| *first as usize..*first as usize + 8);
+            let listed =
+                list.blocks[..list.counts[0] as usize].iter().flat_map(|first| *first as usize..*first as usize + 8);
             let seen = (0..sink as usize).chain(end - window as usize..end).chain(listed.filter(|token| *token < end));
             let expected: BTreeSet<u32> = seen.map(|token| token as u32 / 16).collect();
             let [keys, values] = &read[1];

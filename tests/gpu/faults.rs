@@ -28,7 +28,7 @@ fn device() -> CudaDevice {
 type Run = (Vec<f32>, Vec<Vec<i32>>);
 
 fn run(device: &mut CudaDevice, qkv: &[f32]) -> Result<Run, Error> {
-    Attention::tried(device, qkv, PROMPT, true, &mut |_, _, _| Ok(()))
+    Attention::tried(device, qkv, (PROMPT, 64), true, &mut |_, _, _| Ok(()))
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn a_request_that_is_cancelled_while_pages_move_gives_everything_back() {
     // layer's keys are on their way.
     for recorded in [true, false] {
         for end in [PROMPT - 64].into_iter().chain(PROMPT + 1..=PROMPT + 16) {
-            let error = Attention::tried(&mut device, &qkv, PROMPT, recorded, &mut |_, _, step| {
+            let error = Attention::tried(&mut device, &qkv, (PROMPT, 64), recorded, &mut |_, _, step| {
                 if step.start + step.rows < end { Ok(()) } else { Err(cancelled()) }
             });
             assert_eq!(error.map(|_| ()).unwrap_err().to_string(), cancelled().to_string());
@@ -87,7 +87,7 @@ fn a_request_that_is_cancelled_while_pages_move_gives_everything_back() {
         }
     }
     let mut promotions = 0;
-    let next = Attention::tried(&mut device, &qkv, PROMPT, true, &mut |device, cache, step| {
+    let next = Attention::tried(&mut device, &qkv, (PROMPT, 64), true, &mut |device, cache, step| {
         if step.start + step.rows == PROMPT + 16 {
             promotions = device.traffic(cache)?.promotions;
         }

@@ -20,7 +20,7 @@ const SECONDS: u64 = 3;
 /// Requests that are served in any case.
 const LEAST: usize = 60;
 /// Requests by which everything has come that stays, those that take most among them.
-const WARM: usize = 20;
+const WARM: usize = 15;
 /// Bytes of a token: keys and values of two layers.
 const TOKEN: u64 = (2 * 2 * KV_HEADS * HEAD_DIM * size_of::<f32>()) as u64;
 
@@ -70,7 +70,7 @@ impl<D: Device> Load<'_, D> {
         let qkv = noise(self.draws.next(), tokens * ROW);
         self.device.limit_kv(Budget { gpu, ..Budget::UNLIMITED }, 64);
         let (counting, free, mut at_end) = (self.counting, self.free, None);
-        let (outputs, _) = Attention::observed(self.device, &qkv, tokens - new, true, &mut |device, _, step| {
+        let (outputs, _) = Attention::observed(self.device, &qkv, (tokens - new, 64), true, &mut |device, _, step| {
             if step.start + step.rows == tokens {
                 at_end = Some(Self::held(device, counting, free));
             }
@@ -84,30 +84,70 @@ impl<D: Device> Load<'_, D> {
 
     #[expect(clippy::print_stdout, reason = "the figures are what a long run is for")]
     fn run(&mut self, seconds: u64) {
-        let mut held = Vec::new();
         let start = Instant::now();
-        while held.len() < LEAST || start.elapsed() < Duration::from_secs(seconds) {
-            held.push(self.serve(held.len()));
+        let (mut number, mut seen) = (0, [Seen::default(); 4]);
+        loop {
+            // How far the run is: by its time, and by the requests that it has in any case.
+            let time = start.elapsed().as_secs_f64() / Duration::from_secs(seconds).as_secs_f64();
+            let done = time.min(number as f64 / LEAST as f64);
+            if done >= 1.0 {
+                break;
+            }
+            for held in self.serve(number) {
+                for (seen, bytes) in seen.iter_mut().zip(held.kinds()) {
+                    seen.note(bytes, number < WARM, done);
+                }
+            }
+            number += 1;
         }
-        let (warm, rest) = held.split_at(WARM);
-        let most = |of: &[[Held; 2]], what: &dyn Fn(&Held) -> u64| of.iter().flatten().map(what).max().unwrap_or(0);
-        let least = |of: &[[Held; 2]], what: &dyn Fn(&Held) -> u64| of.iter().flatten().map(what).min().unwrap_or(0);
-        println!("{} requests in {:.0} s on {}", held.len(), start.elapsed().as_secs_f64(), self.device.name());
-        let kinds: [(&str, &dyn Fn(&Held) -> u64); 4] = [
-            ("resident set", &|held| held.resident),
-            ("device", &|held| held.device),
-            ("GPU tier", &|held| held.tiers[0]),
-            ("pinned", &|held| held.tiers[1]),
-        ];
-        for (name, what) in kinds {
+        println!("{number} requests in {:.0} s on {}", start.elapsed().as_secs_f64(), self.device.name());
+        for (name, Seen { warm, most, low: [first, _, last] }) in KINDS.into_iter().zip(seen) {
+            println!(
+                "{name}: at most {warm} bytes at first and {most} after; at least {first} at first and {last} at last"
+            );
             // Neither the most that is held grows, nor what is left between requests.
-            let (first, last) = (&rest[..rest.len() / 3], &rest[rest.len() * 2 / 3..]);
-            let (peak, later) = (most(warm, what), most(rest, what));
-            let (low, lower) = (least(first, what), least(last, what));
-            println!("{name}: at most {peak} bytes at first and {later} after; at least {low} at first and {lower} at last");
-            assert!(later <= peak + peak / 100, "{name} grew");
-            assert!(lower <= low + peak / 100, "{name} is left behind");
+            assert!(most <= warm + warm / 100, "{name} grew");
+            assert!(last <= first + warm / 100, "{name} is left behind");
         }
+    }
+}
+
+const KINDS: [&str; 4] = ["resident set", "device", "GPU tier", "pinned"];
+
+impl Held {
+    /// In the order of [`KINDS`].
+    const fn kinds(self) -> [u64; 4] {
+        let [gpu, pinned] = self.tiers;
+        [self.resident, self.device, gpu, pinned]
+    }
+}
+
+/// What was seen of one kind of memory, in bytes.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    /// The most while requests of all kinds came for the first time, and after that.
+    warm: u64,
+    most: u64,
+    /// The least of each third of the time after that.
+    low: [u64; 3],
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self { warm: 0, most: 0, low: [u64::MAX; 3] }
+    }
+}
+
+impl Seen {
+    /// `done` is the share of the run before it.
+    fn note(&mut self, bytes: u64, is_warming: bool, done: f64) {
+        if is_warming {
+            self.warm = self.warm.max(bytes);
+            return;
+        }
+        self.most = self.most.max(bytes);
+        let least = &mut self.low[((3.0 * done) as usize).min(2)];
+        *least = bytes.min(*least);
     }
 }
 
@@ -135,7 +175,7 @@ fn requests_in_a_loop() {
         device.allocate_from(counting.clone());
         // Pages of a step's tokens and two more, of keys and of values.
         let least = (64 / 16 + 2) * 16 * TOKEN;
-        let mut load = Load { device: &mut device, counting: &counting, longest: 2000, least, free: 0, draws };
+        let mut load = Load { device: &mut device, counting: &counting, longest: 6000, least, free: 0, draws };
         load.run(seconds.unwrap_or(SECONDS));
     }
 }
@@ -147,7 +187,9 @@ fn memory_stays_flat_under_load() {
     let name = name.split_once("::").map_or(name, |(_, within)| within);
     let arguments = [name, "--exact", "--ignored", "--nocapture", "--test-threads=1"];
     let program = std::env::current_exe().expect("it has a path");
-    let output = Command::new(program).args(arguments).output().expect("it starts");
+    // What is freed goes back to the system: what stays is what is held, and not what the allocator keeps.
+    let allocator = [("MALLOC_ARENA_MAX", "1"), ("MALLOC_MMAP_THRESHOLD_", "65536"), ("MALLOC_TOP_PAD_", "0")];
+    let output = Command::new(program).args(arguments).envs(allocator).output().expect("it starts");
     let said = String::from_utf8_lossy(&output.stdout);
     println!("{said}{}", String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && said.contains(" requests in "), "{said}");

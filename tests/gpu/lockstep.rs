@@ -257,6 +257,11 @@ impl<S: Device> Device for Lockstep<S> {
         self.first.begin(&mut cache.0, step, tokens)
     }
 
+    fn turn_to(&mut self, cache: &mut Self::Cache, call: &Step) -> Result<()> {
+        self.second.turn_to(&mut cache.1, call)?;
+        self.first.turn_to(&mut cache.0, call)
+    }
+
     fn replay(
         &mut self,
         cache: &mut Self::Cache,

@@ -3,6 +3,7 @@
 use ihip_runtime::device::Device;
 use ihip_runtime::device::cuda::{CudaDevice, Precision};
 use ihip_runtime::kv::{Budget, Kind, Row, Tier, Traffic};
+use ihip_runtime::session::SEGMENT;
 
 use super::device::{Attention, HEAD_DIM, KV_HEADS, ROW};
 use super::noise;
@@ -26,21 +27,27 @@ struct Run {
 impl Run {
     /// With so many bytes on the GPU. `spoils`: a row that is spoilt in the middle of decoding.
     fn new(qkv: &[f32], gpu: Option<u64>, recorded: bool, spoils: Option<Row>) -> Self {
+        Self::reading(qkv, 64, gpu, recorded, spoils)
+    }
+
+    /// The same with a prompt that is read in steps of `chunk` tokens.
+    fn reading(qkv: &[f32], chunk: usize, gpu: Option<u64>, recorded: bool, spoils: Option<Row>) -> Self {
         let mut device = CudaDevice::new(0, Precision::F32).unwrap();
         if let Some(gpu) = gpu {
-            device.limit_kv(Budget { gpu, ..Budget::UNLIMITED }, 64);
+            device.limit_kv(Budget { gpu, ..Budget::UNLIMITED }, chunk);
         }
         let (mut traffic, mut spoilt) = (Traffic::default(), None);
-        let (outputs, lists) = Attention::observed(&mut device, qkv, PROMPT, recorded, &mut |device, cache, step| {
-            if step.start + step.rows == PROMPT + 1000
-                && let Some(row) = spoils
-            {
-                spoilt = Some(device.spoil(cache, row).unwrap());
-            }
-            if step.start + step.rows == TOKENS {
-                traffic = device.traffic(cache).unwrap();
-            }
-        });
+        let (outputs, lists) =
+            Attention::observed(&mut device, qkv, (PROMPT, chunk), recorded, &mut |device, cache, step| {
+                if step.start + step.rows == PROMPT + 1000
+                    && let Some(row) = spoils
+                {
+                    spoilt = Some(device.spoil(cache, row).unwrap());
+                }
+                if step.start + step.rows == TOKENS {
+                    traffic = device.traffic(cache).unwrap();
+                }
+            });
         Self { outputs, lists, traffic, spoilt }
     }
 }
@@ -58,6 +65,23 @@ fn pages_that_move_give_the_same_bits_as_a_cache_that_is_on_the_gpu_as_a_whole()
         let Traffic { attend, promotions, evictions, .. } = run.traffic;
         assert!(attend.misses > 1000 && promotions > 1000 && evictions > 1000, "{:?}", run.traffic);
     }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn steps_of_several_segments_give_the_same_bits_and_move_less() {
+    let qkv = noise(11, TOKENS * ROW);
+    let whole = Run::new(&qkv, None, true, None);
+    let mut moved = Vec::new();
+    for chunk in [SEGMENT, 2 * SEGMENT, 4 * SEGMENT] {
+        for gpu in [None, Some(24 * MIB)] {
+            let run = Run::reading(&qkv, chunk, gpu, true, None);
+            assert!(run.outputs == whole.outputs, "outputs differ in steps of {chunk} with {gpu:?} bytes on the GPU");
+            assert!(run.lists == whole.lists, "lists differ in steps of {chunk} with {gpu:?} bytes on the GPU");
+            moved.extend(gpu.map(|_| run.traffic.promoted_bytes));
+        }
+    }
+    assert!(moved.is_sorted_by(|shorter, longer| shorter > longer), "{moved:?}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The model with its keys and values in two tiers writes, bit for bit, what it writes with all of them in one.
 //!
 //! `IHIP_OFFLOAD_TOKENS` sets how many tokens are written; from 2,000 on every run has to move more than 1,000 pages each
-//! way. `IHIP_OFFLOAD_MINUTES` sets how long requests are served one after the other.
+//! way. On a GPU it is always so. `IHIP_OFFLOAD_MINUTES` sets how long requests are served one after the other.
 
 use std::time::{Duration, Instant};
 
@@ -64,6 +64,9 @@ fn digest<D: Device>(generation: &mut Generation<'_, D>) -> u64 {
     digest
 }
 
+/// Spoils a row of a cache.
+type Spoil<D> = dyn Fn(&mut D, &mut <D as Device>::Cache);
+
 /// A request that is written.
 struct Request<'a, D: Device> {
     pipeline: &'a Pipeline,
@@ -74,7 +77,7 @@ struct Request<'a, D: Device> {
     /// Whether decoding steps are recorded and replayed.
     replays: bool,
     /// Spoils a row after the prompt.
-    spoil: Option<&'a dyn Fn(&mut D, &mut D::Cache)>,
+    spoil: Option<&'a Spoil<D>>,
 }
 
 /// Reads a prompt and writes the most likely tokens with at most `gpu` bytes of keys and values on the GPU.
@@ -157,14 +160,8 @@ const GPU_TOKENS: usize = 2000;
 fn offloaded_is_resident_bit_for_bit_on_a_gpu() {
     let pipeline = Paper3k::pipeline();
     let mut model = Loaded::new(smollm2(), CudaDevice::new(0, Precision::F32).expect("a GPU"));
-    let request = |replays| Request {
-        pipeline,
-        prompt: GPU_PROMPT,
-        chunk: 2048,
-        count: GPU_TOKENS,
-        replays,
-        spoil: None,
-    };
+    let request =
+        |replays| Request { pipeline, prompt: GPU_PROMPT, chunk: 2048, count: GPU_TOKENS, replays, spoil: None };
     let (expected, traffic) = write(&mut model, &request(true), u64::MAX);
     assert_eq!(traffic, Traffic::default(), "nothing moves where all is on the GPU");
     let (unrecorded, _) = write(&mut model, &request(false), u64::MAX);

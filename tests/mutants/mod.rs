@@ -14,7 +14,7 @@ use ihip_tests::support::mutant::{Applied, Mutant, VARIABLE, all};
 use ihip_tests::support::page;
 use serde::{Deserialize, Serialize};
 
-use crate::families::{every_head, layers, scored_layers};
+use crate::families::{every_head, layers, quantised_layers, scored_layers};
 
 const PRELUDE: &str = include_str!("../../ihip-dsl/src/emit/prelude.cu");
 /// Far longer than the tests of a mutant take: what runs on is a kernel that never ends.
@@ -22,11 +22,15 @@ const LIMIT: Duration = Duration::from_secs(1200);
 
 /// Names and texts of what mutants are made of: the kernels that the tests of families run, and the prelude.
 fn texts() -> Vec<(String, String)> {
-    let layers = layers().into_iter().chain(scored_layers()).chain(every_head());
+    let layers = layers().into_iter().chain(scored_layers()).chain(quantised_layers()).chain(every_head());
     let plans = layers.map(|layer| layer.plan());
     let programs = plans.map(|plan| Program::new(&plan, Activation::F32).expect("a usual head"));
     let slots = Slots { pages: 3, keys: 2, values: 1 };
-    let kernels = programs.flat_map(|program| [program.kernels(), Paging::new(&program, slots).kernels()].concat());
+    let kernels = programs.flat_map(|program| {
+        let own = program.kernels();
+        let keeping = program.keeping_probes(2);
+        [own, keeping.kernels(), Paging::new(&keeping, slots).kernels()].concat()
+    });
     let own = |text: String| text.split_once(PRELUDE).map(|(_, own)| own.to_owned()).expect("a prelude in front");
     let texts = kernels.map(|kernel| (kernel.name, own(kernel.text)));
     texts.chain([("prelude".to_owned(), PRELUDE.to_owned())]).collect()

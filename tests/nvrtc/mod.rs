@@ -3,6 +3,7 @@
 mod compiler;
 mod export;
 mod gallery;
+mod heads;
 mod hopper;
 mod kv_types;
 mod library;

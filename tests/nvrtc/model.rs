@@ -5,7 +5,7 @@ use ihip_dsl::emit::{Activation, Kernel, Paging, Program, Slots};
 use ihip_runtime::jit::Architecture;
 use ihip_tests::support::nvrtc::nvrtc;
 
-use crate::families::layers;
+use crate::families::{layers, quantised_layers};
 
 fn compiles_without_spills(kernel: &Kernel) {
     for architecture in Architecture::TESTED {
@@ -26,10 +26,13 @@ fn every_model_kernel_compiles_without_spills() {
 }
 
 #[test]
-fn every_kernel_that_moves_pages_compiles_without_spills() {
-    for layer in layers() {
+fn every_kernel_of_a_cache_of_two_tiers_compiles_without_spills() {
+    for layer in layers().into_iter().chain(quantised_layers()) {
         let program = Program::new(&layer.plan(), Activation::F32).expect("a usual head");
         let slots = Slots { pages: 3, keys: 2, values: 1 };
+        let program = program.keeping_probes(3);
         Paging::new(&program, slots).kernels().iter().for_each(compiles_without_spills);
+        let scans = program.kernels().into_iter().filter(|kernel| kernel.text.contains("probe_row("));
+        scans.for_each(|kernel| compiles_without_spills(&kernel));
     }
 }

@@ -46,8 +46,7 @@ impl Place {
             .find(|what| kernel.name.contains(what))
             .unwrap_or(kernel.family.word());
         let halves = if own.contains(" = middle;\n") { ", halving" } else { "" };
-        let whole =
-            if own.contains("are the columns of one product: halving only picks") { WHOLE_CHUNKS } else { "" };
+        let whole = if own.contains("are the columns of one product: halving only picks") { WHOLE_CHUNKS } else { "" };
         let tensor = if own.contains("mma_16x8x16") { ", tensor cores" } else { "" };
         let alone = if kernel.name.ends_with("_sm_90a") { ", sm_90a" } else { "" };
         let rounds = matches!(kernel.family, Family::Attend | Family::Dense) && drawn.activation == Activation::Bf16;

@@ -127,7 +127,7 @@ impl Attention {
         storage.extend(program.layer_state(0, extent));
         if let Some(paging) = &paging {
             sizes.extend([Buffer::StagedKeys, Buffer::StagedValues].map(|buffer| (buffer, cached, false)));
-            storage.extend(paging.layer_state());
+            storage.extend(paging.layer_state(0));
         }
         sizes.extend(storage.iter().map(|storage| (storage.buffer, storage.bytes(), storage.zeroed)));
         let mut buffers = BTreeMap::new();
@@ -181,12 +181,19 @@ impl Attention {
     pub fn begin_prefill(&mut self, start: usize, t_max: usize, qkv: &[f32]) -> Vec<Launch> {
         let rows = qkv.len() / self.qkv_row;
         self.begin(start, rows, t_max, qkv);
+        self.begin_calls();
         let Some(paging) = self.paging.clone() else { return self.program.prefill(0, self.extent, rows, t_max) };
+        paging.prefill(0, self.extent, rows, t_max)
+    }
+
+    /// What comes before the calls of a prefill step: the page of the token that follows it is claimed, and what earlier
+    /// steps have left is staged.
+    fn begin_calls(&mut self) {
+        let Some(paging) = self.paging.clone() else { return };
         self.launch(&paging.claim());
         if paging.stages(0) {
             self.stage(&paging);
         }
-        paging.prefill(0, self.extent, rows, t_max)
     }
 
     /// Puts a decoding step in place and returns its launches: `qkv` is one row.
@@ -203,9 +210,40 @@ impl Attention {
         let rows = qkv.len() / self.qkv_row;
         let launches = self.begin_prefill(start, t_max, qkv);
         self.launch(&launches);
+        self.end_calls();
+        self.prefilled(rows)
+    }
+
+    /// A prefill step of two calls, of which the first has `first` rows. Returns the outputs and the masks of both.
+    pub fn prefill_in_two(&mut self, start: usize, t_max: usize, first: usize, qkv: &[f32]) -> [(Vec<f32>, Masks); 2] {
+        let (end, mut begun) = (start + qkv.len() / self.qkv_row, false);
+        let (one, other) = qkv.split_at(first * self.qkv_row);
+        let calls = [(start, one), (start + first, other)].map(|(at, qkv)| {
+            let rows = qkv.len() / self.qkv_row;
+            self.begin(at, rows, t_max, qkv);
+            self.write_words(step::BEGIN, &[start as i32, end as i32]);
+            if !std::mem::replace(&mut begun, true) {
+                self.begin_calls();
+            }
+            let launches = match &self.paging {
+                Some(paging) => paging.prefill(0, self.extent, rows, t_max),
+                None => self.program.prefill(0, self.extent, rows, t_max),
+            };
+            self.launch(&launches);
+            self.prefilled(rows)
+        });
+        self.end_calls();
+        calls
+    }
+
+    fn end_calls(&mut self) {
         if let Some(paging) = self.paging.clone().filter(|paging| paging.stages(0)) {
             self.unstage(&paging);
         }
+    }
+
+    /// Outputs and masks of a prefill call of `rows` rows.
+    fn prefilled(&mut self, rows: usize) -> (Vec<f32>, Masks) {
         let mut masks = Masks::default();
         if let LayerPlan::Pruned(layer) = &self.program.plan().prefill(0).clone() {
             for stage in layer.stages.iter().skip(1) {
@@ -233,7 +271,7 @@ impl Attention {
         qkv: &[f32],
     ) -> (Vec<f32>, Vec<Vec<i32>>) {
         let mut launches = self.begin_decode(position, t_max, restart, qkv);
-        launches.extend(self.paging.iter().flat_map(|paging| paging.promote(0)));
+        launches.extend(self.paging.iter().flat_map(|paging| paging.promote(0, restart)));
         self.launch(&launches);
         let width = match self.program.plan().decode(0) {
             LayerPlan::Pruned(layer) if !layer.stages.is_empty() => layer.keep_blocks,
@@ -267,6 +305,11 @@ impl Attention {
             let bytes = self.read(from);
             self.write(to, &bytes[..slots * Paging::page_bytes(&self.program)]);
         }
+    }
+
+    fn write_words(&mut self, first: usize, words: &[i32]) {
+        let (handle, _) = self.buffers[&Buffer::Step];
+        self.host.write(handle, first * 4, &words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>());
     }
 
     /// Rankings of a query block.
@@ -307,6 +350,8 @@ impl Attention {
         words[step::START] = start as i32;
         words[step::ROWS] = rows as i32;
         words[step::T_MAX] = t_max as i32;
+        words[step::BEGIN] = start as i32;
+        words[step::END] = (start + rows) as i32;
         // A step need not begin in the first row of what the model computed.
         let first_row = self.extent.rows - rows;
         words[step::FIRST_ROW] = first_row as i32;

@@ -58,7 +58,7 @@ fn faults() -> Vec<(&'static str, Fault)> {
             "tensors that overflow together",
             Box::new(|file: &mut Builder| {
                 for name in ["output_norm.weight", "blk.1.attn_norm.weight"] {
-                    file.tensor(name).shape = vec![1 << 31, 1 << 30];
+                    file.tensor(name).shape = vec![1 << 30, 1 << 30];
                 }
             }),
         ),

@@ -86,9 +86,9 @@ impl AttendRow {
         self.heads() * self.shape.head_dim() / 4
     }
 
-    /// Whether tensor cores take the values as they are cached.
+    /// Whether tensor cores take the values as they are cached, from rows whose pieces change places in eights or in fours.
     fn multiplies(&self) -> bool {
-        self.shape.kv().is_factor()
+        self.shape.kv().is_factor() && self.shape.head_dim().is_power_of_two()
     }
 
     pub(crate) fn grid(&self) -> [u32; 3] {

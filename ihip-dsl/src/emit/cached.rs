@@ -101,12 +101,12 @@ pub(super) fn bound_vectors(writer: &mut Writer, shape: Shape) {
     writer.text(if scaled(shape) { BOUND_VECTORS } else { VECTORS });
 }
 
-/// The text of a lane's [`vectors`] of a row, from element `$PART` on.
-pub(super) fn vector(shape: Shape, row: &str) -> String {
+/// The text of a lane's [`vectors`] of a row of `from`, from element `$PART` on.
+pub(super) fn vector(shape: Shape, from: &str, row: &str) -> String {
     if scaled(shape) {
-        format!("load_vector(keys, {row}, $PART)")
+        format!("load_vector({from}, {row}, $PART)")
     } else {
-        format!("*reinterpret_cast<const Vector*>(&keys[{row} * HEAD_DIM + $PART])")
+        format!("*reinterpret_cast<const Vector*>(&{from}[{row} * HEAD_DIM + $PART])")
     }
 }
 

@@ -1,6 +1,6 @@
 //! Pages change places: two trade slots, or a page is copied to and from where a prompt is read.
 
-use super::functions::{Shape, step_words};
+use super::functions::{Shape, step_words, whole_step_words};
 use super::paging::MOST_MOVES;
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Element, Family, Kernel, tally};
@@ -111,7 +111,7 @@ impl Gather {
     pub(super) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
         let heading = "Prefill: brings the values of the pages that a step attends to from the host to where it reads them, each page once.\nPages of the step itself are there already.";
         let mut writer = Writer::new(heading, &format!("{pipeline}, gather"));
-        writer.text(&step_words());
+        writer.text(&whole_step_words());
         writer.text(&tally::words());
         let layer = &self.layer;
         writer
@@ -211,9 +211,9 @@ const EXCHANGE: &str = r"
 const GATHER: &str = r"
     const int start = step[STEP_START], rows = step[STEP_ROWS];
     const int thread = threadIdx.x, lane = thread % 32;
-    const unsigned now = 2u * static_cast<unsigned>(start + rows) + 1u;
+    const unsigned now = 2u * static_cast<unsigned>(step[STEP_END]) + 1u;
     // Pages of earlier steps: of the lists, of the sinks, and of the first query's window.
-    const int before = start / PAGE;
+    const int before = step[STEP_BEGIN] / PAGE;
     const int listed = (rows + QUERY_BLOCK - 1) / QUERY_BLOCK * LISTS * KEEP * PAGES_EACH;
     // The first page is among them in any case: an empty slot of a tile reads token 0, and weighs it with 0.
     const int sinks = min(max((SINK + PAGE - 1) / PAGE, 1), before), recent = max(0, start - WINDOW + 1) / PAGE;

@@ -88,6 +88,16 @@ pub(crate) fn step_words() -> String {
     )
 }
 
+/// The same where pages move: their kernels look at whole steps, whose attention may be several calls.
+pub(crate) fn whole_step_words() -> String {
+    format!(
+        "{}\n// The step that the call is of.\nenum WholeStepWord {{ STEP_BEGIN = {}, STEP_END = {} }};",
+        step_words(),
+        step::BEGIN,
+        step::END
+    )
+}
+
 /// What a kernel's name says of a ranking that not all heads share.
 pub(crate) const fn ranking_word(ranking: Ranking) -> &'static str {
     match ranking {

@@ -16,6 +16,10 @@ pub mod step {
     pub const T_MAX: usize = 2;
     /// Row of [`super::Buffer::Qkv`] and [`super::Buffer::Out`] that holds the step's first token.
     pub const FIRST_ROW: usize = 3;
+    /// Position of the first token of the whole step, of which the kernels see one call; for those that move pages.
+    pub const BEGIN: usize = 4;
+    /// Position behind its last one, likewise.
+    pub const END: usize = 5;
     /// Words of the buffer; the rest is zero.
     pub const WORDS: usize = 8;
 }
@@ -42,8 +46,17 @@ pub mod tally {
     pub const WRITTEN_KEYS: usize = 8;
     /// Pages of values that did.
     pub const WRITTEN_VALUES: usize = 9;
+    /// Stages that are counted.
+    pub const STAGES: usize = 8;
     /// Words of the buffer.
-    pub const WORDS: usize = 10;
+    pub const WORDS: usize = 10 + 2 * STAGES;
+
+    /// Pages of the chunks that a stage of decoding steps went through whose keys were on the GPU, each counted once for every such
+    /// chunk and step; the next word is that of the others. Keys that the GPU keeps besides do not change it.
+    #[must_use]
+    pub const fn stage(stage: usize) -> usize {
+        10 + 2 * stage
+    }
 
     /// Names for them in kernel text.
     pub(in crate::emit) fn words() -> String {
@@ -221,6 +234,9 @@ pub enum Buffer {
     GatheredPages,
     /// u32 `[query_heads]`: splits that have been written, by the heads that share a block of threads. Zero between launches.
     Arrivals,
+    /// KV type, one a layer, where the GPU holds a part of the cache: keys that the first halvings of the first stage's chunks
+    /// may probe, `[chunk][probe][kv_head][head_dim]` in pages laid out like the keys'.
+    Probes,
     /// The layer's keys as a step of prefill reads them where the host has some: those of slots on the GPU, and a copy of
     /// the others, laid out like the keys.
     StagedKeys,
@@ -270,6 +286,7 @@ impl Buffer {
             Self::GatheredValues => "gathered_values".to_owned(),
             Self::GatheredPages => "gathered_pages".to_owned(),
             Self::Arrivals => "arrivals".to_owned(),
+            Self::Probes => "probes".to_owned(),
             Self::StagedKeys => "staged_keys".to_owned(),
             Self::StagedValues => "staged_values".to_owned(),
             Self::Residents => "residents".to_owned(),
@@ -291,6 +308,7 @@ impl Buffer {
             | Self::Values
             | Self::GatheredKeys
             | Self::GatheredValues
+            | Self::Probes
             | Self::StagedKeys
             | Self::StagedValues => "[physical page, kv_heads, page, head_dim]",
             Self::PageTable | Self::GatheredPages => "[logical page]",

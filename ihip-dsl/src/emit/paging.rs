@@ -4,8 +4,10 @@
 //! like those of the GPU. A step of prefill reads a copy instead that lies on the GPU as a whole, *staged*: keys of
 //! earlier steps have come there before it, values come once it is known which, and what it fills goes home afterwards.
 
+use super::count::Count;
 use super::exchange::{Exchange, Gather, WriteBack};
 use super::launch::{Buffer, Element, Launch, Storage, Value, tally};
+use super::probes::{MOST_LEVELS, Probes};
 use super::promote::Promote;
 use super::writer::snake_case;
 use super::{Extent, Kernel, Program};
@@ -40,6 +42,8 @@ enum Unit {
     Exchange(Exchange),
     Gather(Gather),
     WriteBack(WriteBack),
+    Probes(Probes),
+    Count(Count),
 }
 
 impl Unit {
@@ -49,6 +53,8 @@ impl Unit {
             Self::Exchange(unit) => unit.stem(pipeline),
             Self::Gather(unit) => unit.stem(pipeline),
             Self::WriteBack(unit) => unit.stem(pipeline),
+            Self::Probes(unit) => unit.stem(pipeline),
+            Self::Count(unit) => unit.stem(pipeline),
         }
     }
 
@@ -58,6 +64,8 @@ impl Unit {
             Self::Exchange(unit) => unit.emit(pipeline, name),
             Self::Gather(unit) => unit.emit(pipeline, name),
             Self::WriteBack(unit) => unit.emit(pipeline, name),
+            Self::Probes(unit) => unit.emit(pipeline, name),
+            Self::Count(unit) => unit.emit(pipeline, name),
         }
     }
 }
@@ -73,6 +81,8 @@ impl Paging {
             let mut units = vec![Unit::Promote(Promote::claim(shape)), Unit::Exchange(Exchange { shape })];
             units.extend(Promote::new(shape, plan.decode(layer)).map(Unit::Promote));
             units.extend(Gather::new(shape, plan.prefill(layer)).map(Unit::Gather));
+            units.extend(program.probes(layer).map(Unit::Probes));
+            units.extend(Count::of(shape, plan.decode(layer), Some(0)).into_iter().map(Unit::Count));
             units.extend(paging.stages(layer).then_some(Unit::WriteBack(WriteBack { shape })));
             for unit in units {
                 if paging.units.iter().any(|(known, _)| *known == unit) {
@@ -95,6 +105,12 @@ impl Paging {
         self.units.iter().map(|(unit, name)| unit.emit(plan.name(), name)).collect()
     }
 
+    /// What runs over the slots.
+    #[must_use]
+    pub const fn program(&self) -> &Program {
+        &self.program
+    }
+
     /// Slots of a layer.
     #[must_use]
     pub const fn slots(&self) -> Slots {
@@ -107,17 +123,27 @@ impl Paging {
         program.shape().page_bytes()
     }
 
-    /// Buffers of which every layer has its own, besides the page table.
+    /// Levels of probes that it is worth to keep: see [`Program::keeping_probes`].
     #[must_use]
-    pub fn layer_state(&self) -> Vec<Storage> {
+    pub const fn most_levels() -> usize {
+        MOST_LEVELS
+    }
+
+    /// Buffers of which `layer` has its own, besides the page table.
+    #[must_use]
+    pub fn layer_state(&self, layer: usize) -> Vec<Storage> {
         let storage = |buffer, element, count, zeroed| Storage { buffer, element, count, zeroed };
-        vec![
+        let tokens = self.slots.pages * self.program.plan().geometry().page as usize;
+        let probes = self.program.probes(layer).map(|probes| probes.storage(tokens));
+        let mut state = vec![
             storage(Buffer::Residents, Element::U32, self.slots.values, false),
             storage(Buffer::Reads, Element::U32, self.slots.pages, true),
             storage(Buffer::Hand, Element::U32, 1, true),
             storage(Buffer::Moves, Element::I32, 1 + 4 * MOST_MOVES, true),
             storage(Buffer::Tally, Element::U32, tally::WORDS, true),
-        ]
+        ];
+        state.extend(probes);
+        state
     }
 
     /// The page in each slot at first, where the first `sinks` pages, at least one, hold sinks: sinks, and then from the newest page to the
@@ -149,6 +175,7 @@ impl Paging {
         let (kind, shape) = (self.program.plan().prefill(layer), self.program.shape());
         let mut launches = self.program.prefill(layer, extent, rows, t_max);
         if !self.stages(layer) {
+            launches.extend(self.keep(layer, Buffer::Keys, rows));
             return launches;
         }
         for value in launches.iter_mut().flat_map(|launch| &mut launch.arguments) {
@@ -173,6 +200,7 @@ impl Paging {
             let gather = self.launch(&Unit::Gather(gather), grid, &buffers, vec![self.slots.values]);
             launches.insert(launches.len() - 1, gather);
         }
+        launches.extend(self.keep(layer, Buffer::StagedKeys, rows));
         let back = WriteBack { shape };
         let grid = back.grid(rows);
         let buffers = [
@@ -198,12 +226,28 @@ impl Paging {
         }
     }
 
-    /// Launches that follow `layer`'s attention in a decoding step, and precede that of the next one. Nothing else of the
-    /// step waits for them.
+    /// Launches that follow `layer`'s attention in a decoding step that renews its masks from stage `restart` on, and precede
+    /// that of the next one. Nothing else of the step waits for them.
     #[must_use]
-    pub fn promote(&self, layer: usize) -> Vec<Launch> {
-        let promote = Promote::new(self.program.shape(), self.program.plan().decode(layer));
-        promote.map(|promote| self.trade(&promote)).unwrap_or_default()
+    pub fn promote(&self, layer: usize, restart: Option<usize>) -> Vec<Launch> {
+        let (shape, kind) = (self.program.shape(), self.program.plan().decode(layer));
+        let promote = Promote::new(shape, kind);
+        let trade = promote.map(|promote| self.trade(&promote)).unwrap_or_default();
+        // The page of the step's token is on the GPU until it trades places.
+        let mut launches: Vec<_> = self.keep(layer, Buffer::Keys, 1).into_iter().collect();
+        launches.extend(Count::of(shape, kind, restart).into_iter().map(|count| {
+            let buffers = count.buffers();
+            self.launch(&Unit::Count(count), Count::grid(), &buffers, vec![self.slots.keys])
+        }));
+        launches.extend(trade);
+        launches
+    }
+
+    /// The launch that keeps those of a step's keys which later steps probe first.
+    fn keep(&self, layer: usize, keys: Buffer, rows: usize) -> Option<Launch> {
+        let probes = self.program.probes(layer)?;
+        let buffers = [Buffer::Step, keys, Buffer::PageTable, Buffer::Probes];
+        Some(self.launch(&Unit::Probes(probes), Probes::grid(rows), &buffers, Vec::new()))
     }
 
     /// Launches before a step of prefill, and before anything is staged for it, in each layer: the page of the token that

@@ -11,6 +11,7 @@ use super::dense_row::DenseRow;
 use super::functions::Shape;
 use super::gather::Gather;
 use super::launch::{Activation, Buffer, Element, Extent, Launch, Storage, Value};
+use super::probes::Kept;
 use super::score::{Score, row_storage};
 use super::scoring::{Operand, Stride, strides};
 use super::select::Select;
@@ -32,6 +33,8 @@ pub struct Program {
     tunings: Tunings,
     /// Of each of the plan's kinds of layers, where prompts begin densely.
     dense_paths: Vec<DensePath>,
+    /// First halvings whose probes the GPU keeps.
+    levels: usize,
     /// Distinct kernels in the order in which layers need them, each with its name.
     units: Vec<(Unit, String)>,
 }
@@ -83,17 +86,21 @@ impl Program {
         if !(32..=256).contains(&head_dim) || !head_dim.is_multiple_of(32) {
             return Err(EmitError::HeadDim { head_dim });
         }
-        let shape = Shape { geometry: *plan.geometry(), activation };
+        Ok(Self::named(plan, Shape { geometry: *plan.geometry(), activation }, instructions, tunings, 0))
+    }
+
+    fn named(plan: &Plan, shape: Shape, instructions: Instructions, tunings: Tunings, levels: usize) -> Self {
         let dense_paths = vec![DensePath::default(); plan.kinds().len()];
-        let mut program = Self { plan: plan.clone(), shape, instructions, tunings, dense_paths, units: Vec::new() };
+        let mut program =
+            Self { plan: plan.clone(), shape, instructions, tunings, dense_paths, levels, units: Vec::new() };
         for (index, kind) in plan.kinds().iter().enumerate() {
             let layers = 0..plan.layers();
             let prefill = layers.clone().any(|layer| plan.prefill_kind(layer) == index);
             let decoding = layers.filter(|&layer| plan.decode_kind(layer) == index);
             let appending: Vec<_> = decoding.map(|layer| program.appending(layer).is_some()).collect();
-            program.add(units_of(shape, instructions, kind, prefill, &appending));
+            program.add(units_of(shape, instructions, kind, prefill, &appending, levels));
         }
-        Ok(program)
+        program
     }
 
     /// The same where prompts begin densely as long as that is estimated to take less time: those steps attend to every key
@@ -112,6 +119,21 @@ impl Program {
             }
         }
         self
+    }
+
+    /// The same over a cache of two tiers, where decoding reads the keys that the first `levels` halvings of a layer's first
+    /// stage may probe from a place of their own on the GPU.
+    #[must_use]
+    pub fn keeping_probes(self, levels: usize) -> Self {
+        let dense_path = self.dense_paths.iter().any(|path| path.tokens > 0);
+        let program = Self::named(&self.plan, self.shape, self.instructions, self.tunings, levels);
+        if dense_path { program.with_dense_path() } else { program }
+    }
+
+    /// First halvings whose probes the GPU keeps.
+    #[must_use]
+    pub const fn levels(&self) -> usize {
+        self.levels
     }
 
     /// Where prompts begin densely in layers of the plan's kind `index`.
@@ -366,14 +388,15 @@ impl Program {
             let grid = attend.grid();
             return vec![self.launch(&Unit::AttendRow(attend), grid, attend_arguments(pruned, last, &outputs))];
         }
-        let mut launches = self.append(layer, 1);
-        match self.plan.decode(layer) {
+        let (mut launches, kind) = (self.append(layer, 1), self.plan.decode(layer));
+        match kind {
             LayerPlan::Dense => launches.extend(self.dense_row(outputs)),
             LayerPlan::Pruned(layer) => {
                 for stage in restart.unwrap_or(layer.stages.len())..layer.stages.len() {
                     let parents = |stage| Buffer::CachedLists { stage };
+                    let kept = Kept::of(self.shape, kind, stage, self.levels);
                     for score in Score::decode(self.shape, layer, stage) {
-                        let (score, chunks) = (self.chosen(score), layer.chunks(stage, extent.tokens));
+                        let (score, chunks) = (self.chosen(score.keeping(kept)), layer.chunks(stage, extent.tokens));
                         let grid = score.grid(1, chunks);
                         launches.push(self.score(score, grid, parents, chunks, extent));
                     }

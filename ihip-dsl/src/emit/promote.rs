@@ -4,7 +4,7 @@
 //! and the rest is with the host. A page comes to the GPU by trading its slot with one that leaves, so that every page has
 //! one home and no slot is ever empty.
 
-use super::functions::{Shape, step_words};
+use super::functions::{Shape, whole_step_words};
 use super::paging::MOST_MOVES;
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Element, Family, Kernel, tally};
@@ -58,7 +58,7 @@ impl Promote {
     pub(super) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
         let heading = if self.is_claim() { CLAIM_HEADING } else { HEADING };
         let mut writer = Writer::new(heading, &format!("{pipeline}, promote"));
-        writer.text(&step_words());
+        writer.text(&whole_step_words());
         writer.text(&tally::words());
         writer.constant("PAGE", self.shape.geometry.page, "tokens of a page of the cache");
         if !self.is_claim() {
@@ -92,7 +92,7 @@ impl Promote {
             writer.more(SINKS_AND_WINDOW);
         }
         // A claim comes before its step: what the step writes is not there yet.
-        let held = if self.is_claim() { "step[STEP_START]" } else { "next" };
+        let held = if self.is_claim() { "step[STEP_BEGIN]" } else { "next" };
         writer.text(&NEXT.replace("$HELD", held)).text(VICTIMS).text(TRADES);
         let argument = |name, kind| Argument { name, kind };
         let (input, output) = (ArgumentKind::Input, ArgumentKind::Output);
@@ -138,7 +138,7 @@ const PLACE: &str = r"
     SHARED(int, warp_victims, THREADS / 32);
     SHARED(int, stopped, 1);
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-    const int next = step[STEP_START] + step[STEP_ROWS];
+    const int next = step[STEP_END];
     // What a slot remembers: when it was last read, and in bit 0 whether the hand has not come by since.
     const unsigned now = 2u * static_cast<unsigned>(next) + 1u;
     if (thread < 3) seen[thread] = 0;

@@ -8,6 +8,7 @@
 use super::cached;
 use super::factor;
 use super::functions::{self, CACHE_ROW, ORDERED, ROTATE, Shape};
+use super::probes::Kept;
 use super::row::{Row, scan_space};
 use super::scan::probe_texts;
 use super::scoring::{self, Output, Source, row_constants, scoring_words, stem};
@@ -32,16 +33,23 @@ pub(crate) struct ScanColumns {
     stage: usize,
     halving: Halving,
     tuning: ScanDecode,
+    kept: Kept,
 }
 
 impl ScanColumns {
     /// The kernel for a stage, where one product has room for the heads of a group.
     pub(crate) fn new(shape: Shape, layer: &PrunedLayer, stage: usize, halving: Halving) -> Option<Self> {
-        let scan = Self { shape, layer: row_constants(layer, stage), stage, halving, tuning: DEFAULT };
+        let scan =
+            Self { shape, layer: row_constants(layer, stage), stage, halving, tuning: DEFAULT, kept: Kept::default() };
         let rope =
             matches!(scan.plan().rope, ScanRope::Relative | ScanRope::Infllm | ScanRope::ChunkIndexed | ScanRope::None);
         let fits = factor::fits(shape) && scan.copies() * shape.group() <= ROWS && scan.probes() <= COLUMNS;
         (rope && fits && layer.ranking != Ranking::Each && !scoring::soft(scan.plan())).then_some(scan)
+    }
+
+    /// The same where the GPU keeps `kept`, unless a chunk is read as a whole.
+    pub(super) fn keeping(self, kept: Kept) -> Self {
+        if self.whole() { self } else { Self { kept, ..self } }
     }
 
     pub(crate) fn grid(&self) -> [u32; 3] {
@@ -50,7 +58,7 @@ impl ScanColumns {
 
     pub(super) fn operands(&self, parents: impl Fn(usize) -> Buffer) -> Vec<scoring::Operand> {
         let operands = scoring::operands(self.shape, &self.layer, self.stage, Source::Keys, Output::Scores, parents);
-        self.row().named(operands)
+        self.kept.operand(self.row().named(operands))
     }
 
     fn plan(&self) -> &StagePlan {
@@ -140,9 +148,11 @@ impl ScanColumns {
             writer.text(ROTATE);
         }
         functions::chunk_list_of_row(&mut writer, self.stage);
+        self.kept.functions(&mut writer);
         let table = if stage.rope == ScanRope::None { "" } else { " const float2* __restrict__ rope_table," };
         writer.text(&format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{table}\n   {} unsigned* scores, int score_stride) {{",
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{}{table}\n   {} unsigned* scores, int score_stride) {{",
+            self.kept.parameter(),
             row.parents()
         ));
         row.load(&mut writer);
@@ -179,7 +189,13 @@ impl ScanColumns {
             ),
             ChunkScore::Last => ("The score is that of the half taken last.", "max(left_score, right_score)"),
         };
-        let (pages, row) = if self.holds_pages() { (PAGES, ROW_OF_PAGE) } else { ("", ROW_OF_TABLE) };
+        let (pages, page, row) = if self.holds_pages() {
+            (PAGES, PAGE_OF_LANE, "(page * KV_HEADS + kv_head) * PAGE + (active ? token % PAGE : 0)")
+        } else {
+            ("", "", "cache_row(page_table, active ? token : 0, kv_head)")
+        };
+        let row = ROW.replace("$PAGE\n", page.trim_start_matches('\n')).replace("$PROBE", &self.kept.row("token", row));
+        let row = self.kept.test("            ") + row.trim_start_matches('\n');
         let (head, join) = if self.together() { ("", "") } else { (HEAD, JOIN_HEADS) };
         let (body, scores) = match (self.whole(), self.together()) {
             (false, false) => (HALVE, HEAD_SCORES),
@@ -205,7 +221,7 @@ impl ScanColumns {
             .replace("$EACH\n", &each)
             .replace("$HEAD\n", head.trim_start_matches('\n'))
             .replace("$PAGES\n", pages.trim_start_matches('\n'))
-            .replace("$ROW\n", &placed(row))
+            .replace("$ROW\n", &placed(&row))
             .replace("$REDUCE\n", reduce.trim_start_matches('\n'))
             .replace("$SCORES\n", picks.trim_start_matches('\n'))
             .replace("$JOIN\n", join.trim_start_matches('\n'))
@@ -217,6 +233,7 @@ impl ScanColumns {
             .replace("$RIGHT", &right)
             .replace("$SENTENCE", sentence)
             .replace("$BEST", best)
+            .replace("$KEYS", self.kept.keys())
     }
 }
 
@@ -246,30 +263,32 @@ const FACTOR: &str = r"
 // The left factor of the products. Rows from 8 on hold what rounding to the factors' type took from the first ones.
 // Elements come in the order in which lanes load them from a key: a product does not mind.
 unsigned factor[STEPS][4];
-for (int pair = 0; pair < 2 * STEPS; ++pair) {
-    float whole[2], rest[2];
-    for (int e = 0; e < 2; ++e) {
-        const int element = (pair / (EACH / 2) * 4 + across) * EACH + pair % (EACH / 2) * 2 + e;
+for (int load = 0; load < LOADS; ++load)
+    for (int pair = 0; pair < EACH / 2; ++pair) {
+        float whole[2], rest[2];
+        for (int e = 0; e < 2; ++e) {
+            const int element = (load * 4 + across) * EACH + pair * 2 + e;
 $LOAD
-        whole[e] = to_float(from_float<Factor>(x));
-        rest[e] = x - whole[e];
+            whole[e] = to_float(from_float<Factor>(x));
+            rest[e] = x - whole[e];
+        }
+        unsigned(&part)[4] = factor[load * (EACH / 4) + pair / 2];
+        part[pair % 2 * 2] = pack<Factor>(whole[0], whole[1]);
+        part[pair % 2 * 2 + 1] = pack<Factor>(rest[0], rest[1]);
     }
-    factor[pair / 2][pair % 2 * 2] = pack<Factor>(whole[0], whole[1]);
-    factor[pair / 2][pair % 2 * 2 + 1] = pack<Factor>(rest[0], rest[1]);
-}
 ";
 
 const LOAD: &str = r"
-        const float x = down < ROWS ? queries[down * HEAD_DIM + element] : 0.0f;
+            const float x = down < ROWS ? queries[down * HEAD_DIM + element] : 0.0f;
 ";
 
 const LOAD_TURNED: &str = r"
-        // A key's position is the index of its chunk. Turning the query back by it once serves all of its probes.
-        const int distance = max(0, min(position, chunks + SCAN_WINDOW) - chunk), row = min(down, ROWS - 1);
-        const float2 angle = rope_table[distance * HALF + element % HALF];
-        const float here = queries[row * HEAD_DIM + element];
-        const float there = queries[row * HEAD_DIM + (element + HALF) % HEAD_DIM];
-        const float x = here * angle.x + (element < HALF ? -there : there) * angle.y;
+            // A key's position is the index of its chunk. Turning the query back by it once serves all of its probes.
+            const int distance = max(0, min(position, chunks + SCAN_WINDOW) - chunk), row = min(down, ROWS - 1);
+            const float2 angle = rope_table[distance * HALF + element % HALF];
+            const float here = queries[row * HEAD_DIM + element];
+            const float there = queries[row * HEAD_DIM + (element + HALF) % HEAD_DIM];
+            const float x = here * angle.x + (element < HALF ? -there : there) * angle.y;
 ";
 
 const BODY: &str = r"
@@ -335,7 +354,7 @@ $SCORES
 ";
 
 const PRODUCT: &str = r"
-            const Probe probe = load_probe(keys, row, across);
+            const Probe probe = load_probe($KEYS, row, across);
             float product[2][4] = {};
             for (int i = 0; i < STEPS; ++i)
                 mma_16x8x16<Factor>(product[i % 2], factor[i], {probe.at[2 * i], probe.at[2 * i + 1]});
@@ -345,7 +364,7 @@ const PRODUCT: &str = r"
 ";
 
 const SCALED_PRODUCT: &str = r"
-            const Probe probe = load_probe(keys, row, across);
+            const Probe probe = load_probe($KEYS, row, across);
             float product[SCALES][4] = {};
             for (int i = 0; i < STEPS; ++i)
                 mma_16x8x16<Factor>(product[i / (STEPS / SCALES)], factor[i], {probe.at[2 * i], probe.at[2 * i + 1]});
@@ -367,13 +386,13 @@ const PAGES: &str = r"
         const unsigned pages = page_table[min(first_page + lane % (32 / CHUNKS), position / PAGE)];
 ";
 
-const ROW_OF_PAGE: &str = r"
+const PAGE_OF_LANE: &str = r"
             const unsigned page = shuffle(pages, slot * (32 / CHUNKS) + (active ? token / PAGE - first_page : 0));
-            const unsigned long long row = (page * KV_HEADS + kv_head) * PAGE + (active ? token % PAGE : 0);
 ";
 
-const ROW_OF_TABLE: &str = r"
-            const unsigned long long row = cache_row(page_table, active ? token : 0, kv_head);
+const ROW: &str = r"
+$PAGE
+            const unsigned long long row = $PROBE;
 ";
 
 const HEAD_SCORES: &str = r"

@@ -153,7 +153,7 @@ impl ScanKeysRow {
             .replace("$LOAD\n", load.trim_start_matches('\n'))
             .replace("$TURN\n", turn.trim_start_matches('\n'))
             .replace("$KEY", key)
-            .replace("$VECTOR", &row.part("Vector", &cached::vector(self.shape, "row")))
+            .replace("$VECTOR", &row.part("Vector", &cached::vector(self.shape, "keys", "row")))
             .replace("$MEAN", &row.part("Summary", "*reinterpret_cast<const Summary*>(&means[row * HEAD_DIM + $PART])"))
             .replace("$LEAST", &bound("row * 2"))
             .replace("$GREATEST", &bound("(row * 2 + 1)"))

@@ -6,6 +6,7 @@
 
 use super::cached;
 use super::functions::{self, ORDERED, Shape};
+use super::probes::Kept;
 use super::row::{DEFAULT, Row, WARPS, scan_space};
 use super::scan::probe_texts;
 use super::scoring::{self, Output, Source, row_constants, scoring_words, stem};
@@ -26,11 +27,17 @@ pub(crate) struct ScanRow {
     stage: usize,
     halving: Halving,
     tuning: ScanDecode,
+    kept: Kept,
 }
 
 impl ScanRow {
     pub(crate) fn new(shape: Shape, layer: &PrunedLayer, stage: usize, halving: Halving) -> Self {
-        Self { shape, layer: row_constants(layer, stage), stage, halving, tuning: DEFAULT }
+        Self { shape, layer: row_constants(layer, stage), stage, halving, tuning: DEFAULT, kept: Kept::default() }
+    }
+
+    /// The same where the GPU keeps `kept`.
+    pub(super) fn keeping(self, kept: Kept) -> Self {
+        Self { kept, ..self }
     }
 
     pub(crate) fn grid(&self) -> [u32; 3] {
@@ -40,7 +47,7 @@ impl ScanRow {
     pub(super) fn operands(&self, parents: impl Fn(usize) -> Buffer) -> Vec<scoring::Operand> {
         let output = if self.soft() { Output::RowScores } else { Output::Scores };
         let operands = scoring::operands(self.shape, &self.layer, self.stage, Source::Keys, output, parents);
-        self.row().named(operands)
+        self.kept.operand(self.row().named(operands))
     }
 
     fn plan(&self) -> &StagePlan {
@@ -120,11 +127,13 @@ impl ScanRow {
         }
         row.rotation_functions(&mut writer);
         functions::chunk_list_of_row(&mut writer, self.stage);
+        self.kept.functions(&mut writer);
         let table = if rope == ScanRope::None { "" } else { " const float2* __restrict__ rope_table," };
         let output =
             if self.soft() { "float* row_scores, int row_stride" } else { "unsigned* scores, int score_stride" };
         writer.text(&format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{table}\n   {} {output}) {{",
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{}{table}\n   {} {output}) {{",
+            self.kept.parameter(),
             row.parents()
         ));
         row.load(&mut writer);
@@ -200,8 +209,14 @@ impl ScanRow {
 
     /// `text` with the loads of probes.
     fn vectors(&self, text: &str) -> String {
-        let vector = |row| self.row().part("Vector", &cached::vector(self.shape, row));
-        text.replace("$LEFT_VECTOR", &vector("left_row")).replace("$RIGHT_VECTOR", &vector("right_row"))
+        let indent = if self.together() { "            " } else { "                " };
+        let row = |token: &str| self.kept.row(token, &format!("cache_row(page_table, active ? {token} : 0, kv_head)"));
+        let vector = |row| self.row().part("Vector", &cached::vector(self.shape, self.kept.keys(), row));
+        text.replace("$STAYS\n", &self.kept.test(indent))
+            .replace("$LEFT_ROW", &row("$LEFT"))
+            .replace("$RIGHT_ROW", &row("$RIGHT"))
+            .replace("$LEFT_VECTOR", &vector("left_row"))
+            .replace("$RIGHT_VECTOR", &vector("right_row"))
     }
 
     /// What of the loops the words of the halving say.
@@ -320,8 +335,9 @@ $LOAD
             for (int i = 0; i < DESCENTS; ++i) {
                 const bool active = left[i] < right[i] && left[i] <= limit;
                 const int middle = (left[i] + right[i]) / 2;
-                const unsigned long long left_row = cache_row(page_table, active ? $LEFT : 0, kv_head);
-                const unsigned long long right_row = cache_row(page_table, active ? $RIGHT : 0, kv_head);
+$STAYS
+                const unsigned long long left_row = $LEFT_ROW;
+                const unsigned long long right_row = $RIGHT_ROW;
                 left_probe[i] = $LEFT_VECTOR;
                 right_probe[i] = $RIGHT_VECTOR;
             }
@@ -373,8 +389,9 @@ $ANGLES
             // token 0 and ignores the product.
             const bool active = left < right && left <= limit;
             const int middle = (left + right) / 2;
-            const unsigned long long left_row = cache_row(page_table, active ? $LEFT : 0, kv_head);
-            const unsigned long long right_row = cache_row(page_table, active ? $RIGHT : 0, kv_head);
+$STAYS
+            const unsigned long long left_row = $LEFT_ROW;
+            const unsigned long long right_row = $RIGHT_ROW;
             const Vector left_probe = $LEFT_VECTOR;
             const Vector right_probe = $RIGHT_VECTOR;
 $TURN

@@ -3,6 +3,7 @@
 use super::functions::Shape;
 use super::launch::Buffer;
 use super::normalise::Normalise;
+use super::probes::Kept;
 use super::scan::Scan;
 use super::scan_columns::ScanColumns;
 use super::scan_keys::ScanKeys;
@@ -67,6 +68,15 @@ impl Score {
             None => Self::ScanKeysRow(ScanKeysRow::new(shape, layer, stage)),
         };
         std::iter::once(scan).chain(normalise(shape, layer, stage)).collect()
+    }
+
+    /// The same where the GPU keeps `kept`, which scans of decoding that halve read.
+    pub(super) fn keeping(self, kept: Kept) -> Self {
+        match self {
+            Self::ScanColumns(score) => Self::ScanColumns(score.keeping(kept)),
+            Self::ScanRow(score) => Self::ScanRow(score.keeping(kept)),
+            other => other,
+        }
     }
 
     pub(super) fn stem(&self, pipeline: &str) -> String {

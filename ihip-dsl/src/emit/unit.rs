@@ -10,6 +10,7 @@ use super::decode::{Merge, SplitDense};
 use super::dense_row::DenseRow;
 use super::functions::Shape;
 use super::gather::Gather;
+use super::probes::Kept;
 use super::program::Instructions;
 use super::score::Score;
 use super::select::Select;
@@ -81,13 +82,15 @@ pub(super) fn attend_of(shape: Shape, kind: &LayerPlan, instructions: Instructio
 }
 
 /// Kernels that layers of `kind` need in prefill, if there are any, and those that need them in decoding, of which it is
-/// known whether they have an attention that appends, in the order in which a layer launches them.
+/// known whether they have an attention that appends, in the order in which a layer launches them. Decoding reads kept
+/// probes in `levels` halvings.
 pub(super) fn units_of(
     shape: Shape,
     instructions: Instructions,
     kind: &LayerPlan,
     prefill: bool,
     appending: &[bool],
+    levels: usize,
 ) -> Vec<Unit> {
     let decode = !appending.is_empty();
     let mut units = vec![Unit::Append(Append::new(shape, kind.rotated_cache()))];
@@ -95,7 +98,9 @@ pub(super) fn units_of(
         units.extend(layer.stages.iter().filter_map(|stage| Summarise::new(shape, layer, stage)).map(Unit::Summarise));
         for stage in 0..layer.stages.len() {
             units.extend(prefill.then(|| Score::prefill(shape, layer, stage)).into_iter().flatten().map(Unit::Score));
-            units.extend(decode.then(|| Score::decode(shape, layer, stage)).into_iter().flatten().map(Unit::Score));
+            let kept = Kept::of(shape, kind, stage, levels);
+            let scores = decode.then(|| Score::decode(shape, layer, stage)).into_iter().flatten();
+            units.extend(scores.map(|score| Unit::Score(score.keeping(kept))));
             units.push(Unit::Select(Select::new(shape, layer, stage)));
         }
     }

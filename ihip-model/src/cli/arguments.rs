@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ihip_dsl::KvType;
-use ihip_runtime::session::SEGMENT;
+use ihip_runtime::session::{LONGEST_STEP, SEGMENT};
 use thiserror::Error;
 
 use super::table::grouped;
@@ -34,7 +34,7 @@ pub(super) enum ArgumentError {
     Count,
     /// A prefill chunk that would move the masks.
     #[error(
-        "it must be a multiple of {CHUNK_STEP} that divides {SEGMENT}: 64, 128, 256, 512, 1024, 2048, 4096 or 8192"
+        "it must be a multiple of {CHUNK_STEP} that divides {SEGMENT}: 64, 128, 256, 512, 1024, 2048, 4096 or 8192; or a multiple of {SEGMENT} up to {LONGEST_STEP}"
     )]
     Chunk,
     /// A number of tokens that is none, or more than positions have bits for.
@@ -83,9 +83,10 @@ pub(super) fn count(text: &str) -> Result<usize, ArgumentError> {
 /// Prompt tokens of one step.
 pub(super) fn chunk(text: &str) -> Result<usize, ArgumentError> {
     match text.parse::<usize>() {
-        Ok(value) if value >= CHUNK_STEP && value.is_multiple_of(CHUNK_STEP) && SEGMENT.is_multiple_of(value) => {
+        Ok(value @ CHUNK_STEP..SEGMENT) if value.is_multiple_of(CHUNK_STEP) && SEGMENT.is_multiple_of(value) => {
             Ok(value)
         }
+        Ok(value @ SEGMENT..=LONGEST_STEP) if value.is_multiple_of(SEGMENT) => Ok(value),
         _ => Err(ArgumentError::Chunk),
     }
 }
@@ -143,9 +144,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chunks_are_the_multiples_of_64_that_divide_a_segment() {
-        let accepted: Vec<usize> = (0..=2 * SEGMENT).filter(|value| chunk(&value.to_string()).is_ok()).collect();
-        assert_eq!(accepted, [64, 128, 256, 512, 1024, 2048, 4096, 8192]);
+    fn chunks_are_the_multiples_of_64_that_divide_a_segment_and_whole_segments() {
+        let accepted: Vec<usize> = (0..=3 * SEGMENT).filter(|value| chunk(&value.to_string()).is_ok()).collect();
+        assert_eq!(accepted, [64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 24_576]);
+        assert!(chunk(&LONGEST_STEP.to_string()).is_ok() && chunk(&(LONGEST_STEP + SEGMENT).to_string()).is_err());
     }
 
     #[test]

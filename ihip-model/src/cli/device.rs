@@ -5,6 +5,7 @@ use ihip_dsl::KvType;
 use ihip_runtime::Device;
 use ihip_runtime::device::cpu::CpuDevice;
 use ihip_runtime::device::cuda::{CudaDevice, Precision};
+use ihip_runtime::session::SEGMENT;
 use thiserror::Error as ThisError;
 
 use super::arguments;
@@ -27,7 +28,8 @@ pub(super) struct DeviceArguments {
     /// Threads of the CPU device [default: one for each core]
     #[arg(long, value_name = "N", value_parser = arguments::count, allow_negative_numbers = true)]
     threads: Option<usize>,
-    /// Prompt tokens of one step; the masks are the same for every choice [default: what suits the device]
+    /// Prompt tokens of one step; the masks are the same for every choice [default: what suits the device, and on a GPU whether
+    /// keys lie with the host]
     #[arg(long, value_name = "N", value_parser = arguments::chunk, allow_negative_numbers = true)]
     prefill_chunk: Option<usize>,
     #[command(flatten)]
@@ -102,6 +104,8 @@ pub(super) struct Settings {
     pub(super) weight_bytes: usize,
     /// Prompt tokens of one step.
     pub(super) chunk: usize,
+    /// The same where keys lie with the host and nobody says: each step brings all of those before it.
+    pub(super) long_chunk: usize,
     /// Whether the device has memory of its own.
     pub(super) own_memory: bool,
     /// What keys and values may take.
@@ -147,6 +151,7 @@ impl DeviceArguments {
             kv_type: self.kv_type.unwrap_or(KvType::F32),
             weight_bytes: size_of::<f32>(),
             chunk: self.prefill_chunk.unwrap_or(512),
+            long_chunk: self.prefill_chunk.unwrap_or(512),
             own_memory: false,
             kv: self.kv,
         };
@@ -165,6 +170,7 @@ impl DeviceArguments {
             kv_type: self.kv_type.unwrap_or(weights),
             weight_bytes: weights.bits() / 8,
             chunk: self.prefill_chunk.unwrap_or(2048),
+            long_chunk: self.prefill_chunk.unwrap_or(4 * SEGMENT),
             own_memory: true,
             kv: self.kv,
         };

@@ -17,10 +17,9 @@ use super::masks::Masks;
 use super::model::{self, ModelArguments, Reserve};
 use super::output;
 use super::pages::PageTrace;
-use super::progress;
+use super::progress::RequestBar;
 use super::prompt::Prompt;
 use super::pruning::{self, Pruning};
-use super::tiers;
 use crate::generate::{Extent, Generation, Interrupt, Sampler};
 use crate::stats::{Kernels, Kv, Percentiles, Seconds, Stats, Tokens, keys_attended, peak_resident_bytes};
 use crate::{Special, Tokenizer};
@@ -122,9 +121,9 @@ impl Work for Job<'_> {
         let free = device.available_bytes()?;
 
         let start = Instant::now();
-        let (model, plan) = model::load(&file, self.pruning, reserve, device, settings, self.interrupt)?;
+        let (model, plan, chunk) = model::load(&file, self.pruning, reserve, device, settings, self.interrupt)?;
         let (name, before) = (device.name(), device.compilation());
-        let extent = Extent { capacity: reserve.prompt + reserve.new, chunk: settings.chunk };
+        let extent = Extent { capacity: reserve.prompt + reserve.new, chunk };
         let host_kv_bytes = device.host_cache_bytes(&plan, extent.capacity);
         let mut generation = Generation::new(&model, device, &plan, extent, self.interrupt)?;
         let compilation = generation.compilation();
@@ -180,16 +179,15 @@ impl Job<'_> {
     /// Reads the prompt.
     fn read<D: Device>(&mut self, generation: &mut Generation<'_, D>, plan: &Plan, prompt: &[u32]) -> Result<()> {
         generation.record_masks(self.masks.is_some());
-        let bar = progress::bar("reading", prompt.len(), "tokens");
+        let mut bar = RequestBar::reading(prompt.len());
         for step in generation.prefill_steps(prompt.len())? {
             generation.prefill(step, prompt)?;
-            bar.set_position(generation.length() as u64);
-            bar.set_prefix(tiers::live(&generation.traffic()?));
+            bar.show(generation.length(), generation)?;
             if let Some(masks) = &mut self.masks {
                 masks.record(generation, plan)?;
             }
         }
-        bar.finish_and_clear();
+        bar.clear();
         Ok(())
     }
 
@@ -204,6 +202,7 @@ impl Job<'_> {
     ) -> Result<Written> {
         let mut written = Written::default();
         let mut decoder = tokenizer.decoder();
+        let mut bar = RequestBar::writing(self.arguments.max_new_tokens);
         while !tokenizer.is_end(token) {
             output::write(&decoder.push(token)?)?;
             written.tokens += 1;
@@ -222,7 +221,9 @@ impl Job<'_> {
             }
             token = generation.sample(sampler)?;
             written.milliseconds.push(start.elapsed().as_secs_f64() * 1e3);
+            bar.show(written.tokens, generation)?;
         }
+        bar.clear();
         output::write(&decoder.finish())?;
         output::end_line()?;
         Ok(written)

@@ -4,19 +4,22 @@ use std::fs::File;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use ihip_dsl::{Geometry, KvType};
 use ihip_runtime::Device;
+use ihip_runtime::kv::PrefillMoves;
 use ihip_runtime::kv::trace::{Replay, Trace};
 
 use super::arguments;
 use super::device::{DeviceArguments, Settings, Work};
 use super::error::{Error, Result};
 use super::interrupt;
-use super::model::{self, ModelArguments};
+use super::model::{self, ModelArguments, Placed};
 use super::output;
 use super::pruning::{self, Pruning};
 use super::table::{NOTHING, Table, bytes, grouped};
-use super::tiers::{self, Tiers};
+use super::tiers::Tiers;
 use crate::generate::Interrupt;
+use crate::shapes::KnownShape;
 use crate::stats::Percentiles;
 
 /// Shows how many tokens fit where, and replays page traces
@@ -59,6 +62,12 @@ struct ReplayArguments {
     /// Layers of the cache, those of the trace over and over [default: those of the trace]
     #[arg(long, value_name = "N", value_parser = arguments::count, allow_negative_numbers = true)]
     layers: Option<usize>,
+    /// The model whose pages it has, for their bytes
+    #[arg(long, value_name = "NAME", default_value = "smollm2")]
+    model: String,
+    /// Type of keys and values, for the bytes of a page
+    #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = arguments::kv_type)]
+    kv_type: KvType,
 }
 
 impl Kv {
@@ -91,8 +100,9 @@ impl Work for PlanJob<'_> {
         let file = self.arguments.model.open(self.interrupt)?;
         let plan = self.pruning.plan(file.config(), settings.kv_type)?;
         let tokens = self.arguments.tokens;
-        let tiers = tiers::choose(device, &plan, tokens, model::bytes(file.config(), settings), settings)?;
-        output::write(&table(&tiers, plan.layers()))
+        let Placed { tiers, chunk, .. } = model::place(file.config(), &plan, tokens, device, settings)?;
+        let moves = device.prefill_moves(&plan, tokens, chunk)?;
+        output::write(&(table(&tiers, plan.layers()) + &reading(moves, tokens, chunk)))
     }
 }
 
@@ -109,26 +119,65 @@ fn table(tiers: &Tiers, layers: usize) -> String {
     format!("{table}\n{layers} layers; {tiers}\n")
 }
 
+/// What reading a prompt moves; nothing where all is on the GPU.
+fn reading(moves: PrefillMoves, tokens: usize, chunk: usize) -> String {
+    let PrefillMoves { streamed, written } = moves;
+    if streamed + written == 0 {
+        return String::new();
+    }
+    format!(
+        "reading {} tokens in steps of {} moves {} to the GPU, values that queries ask for besides, and {} to the host\n",
+        grouped(tokens),
+        grouped(chunk),
+        bytes(streamed as f64),
+        bytes(written as f64)
+    )
+}
+
 impl ReplayArguments {
     fn run(&self) -> Result<()> {
         let failed = |error| Error::PageTrace { path: self.file.clone(), error };
         let trace = Trace::read(&mut File::open(&self.file).map_err(|error| failed(error.into()))?).map_err(failed)?;
+        let shape = KnownShape::named(&self.model).ok_or_else(|| Error::UnknownShape { model: self.model.clone() })?;
+        let geometry = Geometry { page: trace.header.page, ..shape.geometry(self.kv_type) };
         let layers = self.layers.unwrap_or(trace.header.layers as usize);
-        let mut table = Table::new(["share", "keys", "values", "promotions", "evictions", "misses p50", "p95", "p99"]);
+        let heading = [
+            "share",
+            "keys",
+            "values",
+            "keys on GPU",
+            "values on GPU",
+            "promotions",
+            "evictions",
+            "to GPU",
+            "from GPU",
+            "read in place",
+            "misses p50",
+            "p95",
+            "p99",
+        ];
+        let mut table = Table::new(heading);
         for share in &self.share {
-            let Replay { keys, values, promotions, evictions, misses } =
+            let Replay { keys, values, residence, promotions, evictions, misses } =
                 trace.replay(*share, layers).map_err(ihip_runtime::Error::from)?;
             let percent = |ratio: Option<f64>| {
                 ratio.map_or_else(|| NOTHING.to_owned(), |ratio| format!("{:.2} %", 100.0 * ratio))
             };
+            let size = |pages: u64| bytes((pages * geometry.page_bytes() as u64) as f64);
+            let missed = misses.iter().sum();
             let misses = Percentiles::of(misses.into_iter().map(|misses| misses as f64).collect()).unwrap_or_default();
             let [p50, p95, p99] = [misses.p50, misses.p95, misses.p99].map(|pages| grouped(pages as usize));
             table.row([
                 share.to_string(),
                 percent(keys.hit_ratio()),
                 percent(values.hit_ratio()),
+                grouped(residence.keys.gpu),
+                grouped(residence.values.gpu),
                 grouped(promotions as usize),
                 grouped(evictions as usize),
+                size(promotions),
+                size(evictions),
+                size(missed),
                 p50,
                 p95,
                 p99,
@@ -136,8 +185,9 @@ impl ReplayArguments {
         }
         let steps = grouped(trace.steps.len());
         let prompt = grouped(trace.header.prompt as usize);
+        let name = format!("{}, {}", shape.word, self.kv_type.word());
         output::write(&format!(
-            "{table}\n{steps} steps after {prompt} tokens, {layers} layers; misses are pages a step\n"
+            "{table}\n{steps} steps after {prompt} tokens, {layers} layers of {name}; misses are pages a step\n"
         ))
     }
 }

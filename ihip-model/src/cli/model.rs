@@ -11,7 +11,7 @@ use super::device::Settings;
 use super::error::{Error, Result};
 use super::progress;
 use super::pruning;
-use super::tiers;
+use super::tiers::{self, Tiers};
 use crate::generate::Interrupt;
 use crate::llama::Llama;
 use crate::weights::Config;
@@ -55,10 +55,51 @@ pub(super) fn bytes(config: &Config, settings: Settings) -> u64 {
     config.parameters() * settings.weight_bytes as u64 + config.workspace_bytes(settings.chunk)
 }
 
+/// Where a request has room, and how its prompt is read.
+pub(super) struct Placed {
+    pub(super) tiers: Tiers,
+    /// Prompt tokens of one step.
+    pub(super) chunk: usize,
+    /// Bytes of weights and activations.
+    model: u64,
+}
+
+/// Divides memory for a request of `capacity` tokens. Where keys lie with the host steps are long, unless the GPU has no room
+/// for their activations.
+///
+/// # Errors
+/// Where the tokens do not fit, with the numbers.
+pub(super) fn place<D: Device>(
+    config: &Config,
+    plan: &Plan,
+    capacity: usize,
+    device: &mut D,
+    settings: Settings,
+) -> Result<Placed> {
+    let available = device.available_bytes()?;
+    let mut place = |chunk| -> Result<(Placed, bool)> {
+        let settings = Settings { chunk, ..settings };
+        let model = bytes(config, settings);
+        let tiers = tiers::choose(device, plan, capacity, model, settings)?;
+        let needed = device.cache_bytes(plan, capacity).saturating_add(model);
+        Ok((Placed { tiers, chunk, model }, available.is_none_or(|available| needed <= available)))
+    };
+    let (short, _) = place(settings.chunk)?;
+    if short.tiers.placement.keys.host == 0 || settings.long_chunk == settings.chunk {
+        return Ok(short);
+    }
+    match place(settings.long_chunk) {
+        Ok((long, true)) => Ok(long),
+        // The device is left with what was chosen last.
+        _ => Ok(place(settings.chunk)?.0),
+    }
+}
+
 /// Plans the pipeline for the model, checks that the request fits the device, and loads the weights.
 ///
 /// # Errors
-/// Where the pipeline does not fit the model or the request the device, and those of loading.
+/// Where the pipeline does not fit the model or the request the device, and those of loading. Gives the prompt tokens of a step
+/// besides.
 pub(super) fn load<D: Device>(
     file: &ModelFile,
     pruning: pruning::Choice,
@@ -66,13 +107,12 @@ pub(super) fn load<D: Device>(
     device: &mut D,
     settings: Settings,
     interrupt: &Interrupt,
-) -> Result<(Llama<D>, Arc<Plan>)> {
+) -> Result<(Llama<D>, Arc<Plan>, usize)> {
     let config = file.config();
     let plan = pruning.plan(config, settings.kv_type)?;
     let capacity = reserve.prompt + reserve.new;
-    let model = bytes(config, settings);
     let available = device.available_bytes()?;
-    let placement = tiers::choose(device, &plan, capacity, model, settings)?;
+    let Placed { tiers, chunk, model } = place(config, &plan, capacity, device, settings)?;
     let mut cache = device.cache_bytes(&plan, capacity);
     if !settings.own_memory {
         cache += device.host_cache_bytes(&plan, capacity);
@@ -89,9 +129,9 @@ pub(super) fn load<D: Device>(
             own_memory: settings.own_memory,
         });
     }
-    placement.announce();
+    tiers.announce();
     let bar = progress::bar("loading", config.layers, "layers");
     let llama = Llama::load(file, device, interrupt, &mut |layers| bar.set_position(layers as u64))?;
     bar.finish_and_clear();
-    Ok((llama, plan))
+    Ok((llama, plan, chunk))
 }

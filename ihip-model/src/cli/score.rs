@@ -13,10 +13,9 @@ use super::error::{Error, Result};
 use super::interrupt;
 use super::model::{self, ModelArguments, Reserve};
 use super::output;
-use super::progress;
+use super::progress::RequestBar;
 use super::prompt::Prompt;
 use super::pruning::{self, Pruning};
-use super::tiers;
 use crate::Special;
 use crate::generate::{Extent, Generation, Interrupt};
 
@@ -114,11 +113,11 @@ impl Work for Job<'_> {
         }
 
         let reserve = Reserve { prompt: ids.len(), new: 0 };
-        let (model, plan) = model::load(&file, self.pruning, reserve, device, settings, self.interrupt)?;
+        let (model, plan, chunk) = model::load(&file, self.pruning, reserve, device, settings, self.interrupt)?;
         let name = device.name();
-        let extent = Extent { capacity: ids.len(), chunk: settings.chunk };
+        let extent = Extent { capacity: ids.len(), chunk };
         let mut generation = Generation::new(&model, device, &plan, extent, self.interrupt)?;
-        let bar = progress::bar("reading", ids.len(), "tokens");
+        let mut bar = RequestBar::reading(ids.len());
         let mut losses = Vec::with_capacity(ids.len() - first);
         for step in generation.prefill_steps(ids.len())? {
             let start = step.start;
@@ -132,10 +131,9 @@ impl Work for Job<'_> {
                     losses.extend(rows.zip(targets).map(|(logits, target)| negative_log_likelihood(logits, *target)));
                 })?;
             }
-            bar.set_position(generation.length() as u64);
-            bar.set_prefix(tiers::live(&generation.traffic()?));
+            bar.show(generation.length(), &mut generation)?;
         }
-        bar.finish_and_clear();
+        bar.clear();
 
         let windows = every.map_or(Vec::new(), |every| windows(first..ids.len(), every, &losses));
         let whole = Window::new(first, &losses);

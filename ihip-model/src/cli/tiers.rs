@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use ihip_dsl::Plan;
 use ihip_runtime::Device;
-use ihip_runtime::kv::{Budget, KvError, Placement, Tokens, Traffic};
+use ihip_runtime::kv::{Budget, KvError, Placement, Probes, Tokens};
 
 use super::arguments::MOST_TOKENS;
 use super::device::Settings;
@@ -87,33 +87,28 @@ impl Tiers {
 
 impl fmt::Display for Tiers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { tokens, placement: Placement { keys, values }, budget: Budget { gpu, host }, most, token } = *self;
+        let Self { tokens, placement: Placement { keys, values, probes }, budget: Budget { gpu, host }, most, token } =
+            *self;
         let split = |part: Tokens| {
             // A slot through which pages move is no room for more tokens.
             let gpu = part.gpu.min(tokens);
             format!("{} on the GPU and {} on the host", grouped(gpu), grouped(tokens - gpu))
         };
+        let kept = |Probes { levels, bytes: size }| match levels {
+            0 => String::new(),
+            levels => format!(", the keys of {levels} halvings on the GPU as well, {}", bytes(size as f64)),
+        };
         write!(
             f,
-            "{} tokens of {} bytes: keys of {}, values of {}; {} and {} hold {}",
+            "{} tokens of {} bytes: keys of {}, values of {}{}; {} and {} hold {}",
             grouped(tokens),
             grouped(token as usize),
             split(keys),
             split(values),
+            kept(probes),
             bytes(gpu as f64),
             bytes(host as f64),
             grouped(most),
         )
-    }
-}
-
-/// What a progress line says of the tiers; nothing where all was on the GPU.
-pub(super) fn live(traffic: &Traffic) -> String {
-    let reads = traffic.reads();
-    match reads.hit_ratio() {
-        Some(ratio) if reads.misses > 0 => {
-            format!(", {:.1} % on the GPU, {} read from the host", 100.0 * ratio, bytes(traffic.missed_bytes as f64))
-        }
-        _ => String::new(),
     }
 }

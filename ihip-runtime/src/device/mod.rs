@@ -14,7 +14,7 @@ use ihip_dsl::Plan;
 
 use crate::jit::Compilations;
 use crate::kv::trace::PagesRead;
-use crate::kv::{Budget, Placement, Traffic};
+use crate::kv::{Budget, Placement, PrefillMoves, Traffic};
 use crate::{Result, Step};
 
 /// A place where a model runs.
@@ -79,6 +79,14 @@ pub trait Device: Sized {
     /// Bytes of keys and values of such a cache that lie with the host, not in the device's own memory.
     fn host_cache_bytes(&self, plan: &Plan, capacity: usize) -> u64;
 
+    /// Bytes that move between two tiers where a prompt that fills such a cache is read in steps of `chunk` tokens.
+    ///
+    /// # Errors
+    /// Where the budget does not hold the tokens, or the plan has no steps of that length.
+    fn prefill_moves(&self, _plan: &Plan, _capacity: usize, _chunk: usize) -> Result<PrefillMoves> {
+        Ok(PrefillMoves::default())
+    }
+
     /// Allocates the cache of one request for `capacity` tokens.
     ///
     /// # Errors
@@ -116,6 +124,13 @@ pub trait Device: Sized {
     /// Where the step does not fit the cache, or the transfer fails.
     fn begin(&mut self, cache: &mut Self::Cache, step: &Step, tokens: &[u32]) -> Result<()>;
 
+    /// Turns to one of the [calls](Step::calls) of the step that was begun, where it has several: what embeds and attends from
+    /// here on does so for its rows.
+    ///
+    /// # Errors
+    /// A failed transfer.
+    fn turn_to(&mut self, cache: &mut Self::Cache, call: &Step) -> Result<()>;
+
     /// Runs `operations`, or replays what an earlier call with the same `step.graph_key()` recorded.
     ///
     /// # Errors
@@ -127,7 +142,7 @@ pub trait Device: Sized {
         operations: &mut dyn FnMut(&mut Self, &mut Self::Cache) -> Result<()>,
     ) -> Result<()>;
 
-    /// `out[i] = table[token of row i]` for the step's tokens.
+    /// `out[i] = table[token of row i]` for the call's tokens.
     ///
     /// # Errors
     /// A token beyond the table.
@@ -176,7 +191,7 @@ pub trait Device: Sized {
     /// A failed launch.
     fn swiglu(&mut self, gate_up: &Self::Tensor, rows: usize, out: &mut Self::Tensor) -> Result<()>;
 
-    /// Appends the step's keys and values to `layer` and attends to it.
+    /// Appends the call's keys and values to `layer` and attends to it. Calls of a step follow each other in every layer.
     ///
     /// `qkv` is `[rows, (query_heads + 2 · kv_heads) · head_dim]`: queries, keys, values, heads in order, nothing
     /// rotated or scaled. `out` is `[rows, query_heads · head_dim]`.
@@ -191,7 +206,7 @@ pub trait Device: Sized {
         out: &mut Self::Tensor,
     ) -> Result<()>;
 
-    /// The block lists with which the last step attended in `layer`; `None` for a dense layer.
+    /// The block lists with which the last call attended in `layer`; `None` for a dense layer.
     ///
     /// Only after a step whose cache records masks ([`Device::record_masks`]).
     ///

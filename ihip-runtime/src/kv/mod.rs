@@ -42,4 +42,4 @@ pub use pool::Tier;
 pub use reader::Reader;
 pub use region::Counts;
 pub use store::{Row, Sequence, Store};
-pub use traffic::{Placement, Reads, Tally, Tokens, Traffic};
+pub use traffic::{Placement, PrefillMoves, Probes, Reads, Tally, Tokens, Traffic};

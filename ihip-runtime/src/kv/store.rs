@@ -248,7 +248,7 @@ impl Store {
             let gpu = (pages * self.shape.page / self.layers.len().max(1)).min(sequence.length);
             Tokens { gpu, host: sequence.length - gpu }
         };
-        Placement { keys: tokens(Kind::Keys), values: tokens(Kind::Values) }
+        Placement { keys: tokens(Kind::Keys), values: tokens(Kind::Values), ..Placement::default() }
     }
 
     /// From here on, which pages are read is remembered for [`Store::pages_read`], or is not.

@@ -14,7 +14,7 @@ use super::budget::{Budget, Room, Shape};
 use super::error::{Kind, KvError};
 use super::memory::{Allocate, Process};
 use super::store::{Sequence, Store};
-use super::traffic::{Reads, Tally};
+use super::traffic::{Placement, Reads, Tally};
 
 /// What a trace begins with.
 pub const MAGIC: &[u8; 13] = b"ihip pages 1\n";
@@ -189,9 +189,10 @@ impl Trace {
             misses.push(missed() - so_far);
             store.commit(&mut sequence, 1);
         }
-        let after = store.counts();
+        let (after, residence) = (store.counts(), store.residence(&sequence));
         store.release(sequence);
         Ok(Replay {
+            residence,
             keys: keys.reads(),
             values: values.reads(),
             promotions: after.promotions - before.promotions,
@@ -229,6 +230,8 @@ pub struct Replay {
     pub keys: Reads,
     /// Pages of values that were read.
     pub values: Reads,
+    /// Where the tokens were at the end.
+    pub residence: Placement,
     /// Pages brought to the GPU.
     pub promotions: u64,
     /// Pages taken from it.

@@ -107,6 +107,25 @@ pub struct Tokens {
     pub host: usize,
 }
 
+/// Bytes that reading a prompt moves, whatever its tokens are: values that are come for once a step knows which are not
+/// among them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PrefillMoves {
+    /// Keys of earlier steps, and in dense layers their values, to the GPU.
+    pub streamed: u64,
+    /// Keys and values that were read, to the host: each page once.
+    pub written: u64,
+}
+
+/// Keys that the GPU holds once more, whatever leaves it: those that the first halvings of every chunk probe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Probes {
+    /// Those halvings.
+    pub levels: usize,
+    /// Bytes of the keys, of all layers.
+    pub bytes: u64,
+}
+
 /// Where the tokens of a request are, or have room.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Placement {
@@ -114,6 +133,8 @@ pub struct Placement {
     pub keys: Tokens,
     /// Of their values.
     pub values: Tokens,
+    /// What the GPU holds besides.
+    pub probes: Probes,
 }
 
 impl Placement {
@@ -124,6 +145,7 @@ impl Placement {
         Self {
             keys: Tokens { gpu: keys.gpu * page, host: keys.host * page },
             values: Tokens { gpu: values.gpu * page, host: values.host * page },
+            probes: Probes { levels: 0, bytes: 0 },
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::cli::error::{Error, Result};
 use crate::cli::pruning::Choice;
 use crate::cli::table::{NOTHING, Table, grouped};
 use crate::cli::tiers::most_of;
-use crate::cli::{arguments, output};
+use crate::cli::{arguments, output, progress};
 use crate::shapes::KnownShape;
 use crate::stats::Percentiles;
 
@@ -27,7 +27,7 @@ use crate::stats::Percentiles;
 ///
 /// Attention and cache of all layers, recorded as graphs as a request replays them, over random keys and values. With the
 /// page trace of a text, every step attends to the pages that the text's step attended to; its scans run on their own
-/// data. First come as many steps as it takes until all are recorded, then those that are timed, each with a cold L2.
+/// data. First come two periods of the refresh intervals, then the steps that are timed, each with a cold L2.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Kv {
     /// A declared pipeline, or `dense`
@@ -51,7 +51,7 @@ pub(in crate::cli) struct Kv {
     /// Steps that are timed, at least a period of the refresh intervals
     #[arg(long, value_name = "N", default_value = "192", value_parser = arguments::count)]
     steps: usize,
-    /// Memory of a GPU for which it is said how many tokens fit [default: that of this GPU]
+    /// Memory of a GPU for which it is said how many tokens fit [default: what this GPU has free]
     #[arg(long, value_name = "BYTES", value_parser = arguments::bytes)]
     card: Option<u64>,
     /// How much of that is left to weights
@@ -73,6 +73,9 @@ pub(in crate::cli) struct Kv {
 
 /// Samples of the gather.
 const GATHERS: usize = 20;
+
+/// What is lost of a layer's share of the GPU: keys and values have whole pieces of 2 MiB of it.
+const ROUNDED: u64 = 2 * (2 << 20);
 
 /// What `docs/figures` keeps.
 #[derive(Debug, Serialize)]
@@ -113,7 +116,7 @@ impl Kv {
         };
         let any = plan(KvType::Bf16)?;
         let steps = self.steps.max(refresh_period(&any));
-        let trace = self.read_trace(recording_steps(&any) + steps)?;
+        let trace = self.read_trace(untimed_steps(&any) + steps)?;
 
         let mut timer = AttentionTimer::new(self.gpu)?;
         let machine = Machine::of(&timer, self.commit.clone())?;
@@ -122,7 +125,7 @@ impl Kv {
         let trace_file = self.trace.as_ref().map(file);
         let pipeline = any.name().to_owned();
         let mut report = Report { machine, model: shape.word, pipeline, trace: trace_file, rows: Vec::new() };
-        // Before anything is allocated: what the card has is then free.
+        // Before anything of a request is allocated.
         let card = self.card.or(timer.device().available_bytes()?).unwrap_or(0).saturating_sub(self.weights);
         let mut types: Vec<KvType> = requests.iter().map(|(_, kv_type)| *kv_type).collect();
         types.dedup();
@@ -133,14 +136,17 @@ impl Kv {
         for (context, kv_type) in requests {
             let rows = self.time(&mut timer, &plan(kv_type)?, [context, steps], trace.as_ref())?;
             report.rows.extend(rows);
+            // What is measured is kept where a later request does not fit.
+            self.keep(&report)?;
         }
-        output::write(&table(&report.rows))?;
-        if let Some(path) = &self.json {
-            let failed = |source| Error::WriteResult { path: path.clone(), source };
-            let text = serde_json::to_string_pretty(&report).map_err(|error| failed(error.into()))?;
-            fs::write(path, format!("{text}\n")).map_err(failed)?;
-        }
-        Ok(())
+        output::write(&table(&report.rows))
+    }
+
+    fn keep(&self, report: &Report) -> Result<()> {
+        let Some(path) = &self.json else { return Ok(()) };
+        let failed = |source| Error::WriteResult { path: path.clone(), source };
+        let text = serde_json::to_string_pretty(report).map_err(|error| failed(error.into()))?;
+        fs::write(path, format!("{text}\n")).map_err(failed)
     }
 
     /// Each context with the type of its keys and values.
@@ -190,27 +196,30 @@ impl Kv {
         [context, steps]: [usize; 2],
         trace: Option<&Trace>,
     ) -> Result<Vec<Row>> {
-        let recording = recording_steps(plan);
-        let room = context + recording + steps;
+        let untimed = untimed_steps(plan);
+        let room = context + untimed + steps;
         let budget = Budget { gpu: self.gpu_kv, host: self.host(timer.device().kv_bytes(plan, room)) };
         let mut request = timer.request(plan, [context, room - context], budget, trace.is_some())?;
         let mut milliseconds = Vec::with_capacity(steps);
         let mut did: Vec<Traffic> = Vec::with_capacity(steps);
-        for step in 0..recording + steps {
+        let bar = progress::bar("decoding", untimed + steps, "steps");
+        for step in 0..untimed + steps {
             if let Some(trace) = trace {
                 timer.give(&request, &lists(trace, step, plan, context))?;
             }
             let before = timer.traffic(&request)?;
             let seconds = timer.step(&mut request)?;
-            if step >= recording {
+            if step >= untimed {
                 // A nanosecond is less than events tell apart.
                 milliseconds.push((seconds * 1e9).round() / 1e6);
                 did.push(timer.traffic(&request)?.since(&before));
             }
+            bar.inc(1);
         }
+        bar.finish_and_clear();
         let gathered = timer.gather(&request, GATHERS)?;
         drop::<TimedRequest>(request);
-        let row = |(what, unit, value, samples): (&'static str, &'static str, f64, Vec<f64>)| Row {
+        let row = |Figure { what, unit, value, samples }| Row {
             what,
             context,
             kv_type: plan.geometry().kv_type.word(),
@@ -219,13 +228,13 @@ impl Kv {
             unit,
             samples,
         };
-        Ok(figures(&milliseconds, &did, gathered).into_iter().map(row).collect())
+        Ok(figures(&milliseconds, &did, &gathered).into_iter().map(row).collect())
     }
 }
 
-/// Steps of a request until the graphs of all its steps are recorded: each pattern of restart stages runs once unrecorded,
-/// and the second time it is recorded.
-fn recording_steps(plan: &Plan) -> usize {
+/// Steps of a request that are not timed: in a first period of the refresh intervals the graphs of all patterns are recorded, in
+/// a second one the pages come that are read over and over.
+fn untimed_steps(plan: &Plan) -> usize {
     2 * refresh_period(plan)
 }
 
@@ -238,12 +247,17 @@ fn lists(trace: &Trace, step: usize, plan: &Plan, context: usize) -> Vec<Vec<i32
     (0..plan.layers()).map(list).collect()
 }
 
-/// What a request's steps come to: what, unit, value, samples.
-fn figures(
-    milliseconds: &[f64],
-    did: &[Traffic],
-    gathered: Vec<f64>,
-) -> Vec<(&'static str, &'static str, f64, Vec<f64>)> {
+/// What something came to, and what it is made of.
+#[derive(Clone, Debug, PartialEq)]
+struct Figure {
+    what: &'static str,
+    unit: &'static str,
+    value: f64,
+    samples: Vec<f64>,
+}
+
+/// What a request's steps come to, and the rates of gathers from what its host has.
+fn figures(milliseconds: &[f64], did: &[Traffic], gathered: &[f64]) -> Vec<Figure> {
     let mean = |samples: &[f64]| samples.iter().sum::<f64>() / samples.len() as f64;
     let Percentiles { p50, p95, p99 } = Percentiles::of(milliseconds.to_vec()).unwrap_or_default();
     let times = [
@@ -253,24 +267,26 @@ fn figures(
         ("decode step, p99", "ms", p99),
         ("decode step, p99 over p50", "ratio", p99 / p50),
     ];
-    let mut figures: Vec<_> =
-        times.into_iter().map(|(what, unit, value)| (what, unit, value, milliseconds.to_vec())).collect();
+    let times =
+        times.into_iter().map(|(what, unit, value)| Figure { what, unit, value, samples: milliseconds.to_vec() });
+    let mut figures: Vec<Figure> = times.collect();
     let hits: Vec<f64> = did.iter().filter_map(|did| did.attend.hit_ratio()).collect();
     if !hits.is_empty() {
-        figures.push(("hit ratio of the attention, mean", "share", mean(&hits), hits));
+        let what = "hit ratio of the attention, mean";
+        figures.push(Figure { what, unit: "share", value: mean(&hits), samples: hits });
     }
-    let bytes: [(_, fn(&Traffic) -> u64); 3] = [
-        ("read in place a step, mean", |did| did.missed_bytes),
-        ("brought to the GPU a step, mean", |did| did.promoted_bytes),
-        ("taken from the GPU a step, mean", |did| did.evicted_bytes),
+    let bytes = [
+        ("read in place a step, mean", did.iter().map(|did| did.missed_bytes as f64).collect()),
+        ("brought to the GPU a step, mean", did.iter().map(|did| did.promoted_bytes as f64).collect()),
+        ("taken from the GPU a step, mean", did.iter().map(|did| did.evicted_bytes as f64).collect::<Vec<_>>()),
     ];
-    for (what, of) in bytes {
-        let samples: Vec<f64> = did.iter().map(|did| of(did) as f64).collect();
-        figures.push((what, "bytes", mean(&samples), samples));
+    for (what, samples) in bytes {
+        figures.push(Figure { what, unit: "bytes", value: mean(&samples), samples });
     }
     if !gathered.is_empty() {
-        let rates: Vec<f64> = gathered.into_iter().map(|rate| (rate / 1e6).round() / 1e3).collect();
-        figures.push(("gather of cold rows, median", "GB/s", quantile(&rates, 0.5), rates));
+        let samples: Vec<f64> = gathered.iter().map(|rate| (rate / 1e6).round() / 1e3).collect();
+        let what = "gather of cold rows, median";
+        figures.push(Figure { what, unit: "GB/s", value: quantile(&samples, 0.5), samples });
     }
     figures
 }
@@ -290,15 +306,11 @@ fn most_tokens<D: Device>(device: &mut D, plan: &Plan, room: Budget) -> usize {
     fit
 }
 
-fn fits<D: Device>(device: &mut D, plan: &Plan, tokens: usize, Budget { gpu, host }: Budget) -> bool {
-    let all = device.kv_bytes(plan, tokens);
-    // The less of keys and values is on the GPU, the more goes with them.
-    device.limit_kv(Budget { gpu: all.saturating_sub(host), host }, 0);
-    let on_gpu = all - device.host_cache_bytes(plan, tokens);
-    let others = device.cache_bytes(plan, tokens) - on_gpu;
-    let Some(gpu) = gpu.checked_sub(others) else { return false };
-    device.limit_kv(Budget { gpu, host }, 0);
-    device.placement(plan, tokens).is_ok()
+/// With no more of it on the GPU than the host has no room for: keys that are kept twice are kept where there is room.
+fn fits<D: Device>(device: &mut D, plan: &Plan, tokens: usize, room: Budget) -> bool {
+    let beyond = device.kv_bytes(plan, tokens).saturating_sub(room.host);
+    device.limit_kv(Budget { gpu: beyond + plan.layers() as u64 * ROUNDED, host: room.host }, 0);
+    device.placement(plan, tokens).is_ok() && device.cache_bytes(plan, tokens) <= room.gpu
 }
 
 fn table(rows: &[Row]) -> String {
@@ -327,8 +339,8 @@ mod tests {
         let milliseconds: Vec<f64> = (1..=200).rev().map(f64::from).collect();
         let step =
             |hits, misses| Traffic { attend: Reads { hits, misses }, missed_bytes: 10 * misses, ..Traffic::default() };
-        let figures = figures(&milliseconds, &[step(3, 1), step(1, 1)], vec![50e9, 40e9, 45e9]);
-        let value = |what: &str| figures.iter().find(|(name, ..)| *name == what).map(|(_, _, value, _)| *value);
+        let figures = figures(&milliseconds, &[step(3, 1), step(1, 1)], &[50e9, 40e9, 45e9]);
+        let value = |what: &str| figures.iter().find(|figure| figure.what == what).map(|figure| figure.value);
         assert_eq!(value("decode step, mean"), Some(100.5));
         assert_eq!(value("decode step, p50"), Some(100.0));
         assert_eq!(value("decode step, p99 over p50"), Some(1.98));
@@ -338,12 +350,12 @@ mod tests {
     }
 
     #[test]
-    fn steps_are_recorded_in_two_periods_of_the_intervals() {
+    fn two_periods_of_the_intervals_are_not_timed() {
         let shape = KnownShape::named("llama-3.1-8b").expect("it is known");
         let plan = |name| {
             let choice = Choice::named(name).expect("it is declared");
             choice.plan_for(shape.geometry(KvType::Bf16), shape.frequencies(), shape.layers).expect("it fits")
         };
-        assert_eq!(["Paper3kFlash", "Paper3k", "dense"].map(|name| recording_steps(&plan(name))), [192, 32, 2]);
+        assert_eq!(["Paper3kFlash", "Paper3k", "dense"].map(|name| untimed_steps(&plan(name))), [192, 32, 2]);
     }
 }

@@ -20,8 +20,9 @@ pub struct CpuCache {
     pub(super) plan: Arc<Plan>,
     pub(super) capacity: usize,
     pub(super) rope: RopeTable,
-    /// The step that is being computed.
+    /// The call that is being computed, and where its step began.
     pub(super) step: Option<Step>,
+    pub(super) begun: usize,
     /// Whether the block lists of prefill calls are kept.
     pub(super) record: bool,
     /// Keys and values of all layers.
@@ -109,6 +110,7 @@ impl CpuCache {
             capacity,
             rope: RopeTable::new(plan.frequencies(), scan_positions(plan)),
             step: None,
+            begun: 0,
             record: false,
             store: Store::new(shape, Room::within(&shape, capacity, limits.budget)?, &limits.allocator)?,
             sequence: Sequence::default(),
@@ -171,6 +173,7 @@ impl CpuCache {
         store.settle();
         store.reserve(sequence, step.rows)?;
         self.rope.extend(step.start + step.rows);
+        self.begun = step.start;
         self.step = Some(step.clone());
         Ok(())
     }

@@ -60,6 +60,8 @@ pub struct CpuDevice {
     threads: rayon::ThreadPool,
     /// Tokens of the step that is being computed.
     tokens: Vec<u32>,
+    /// How many of them come before those of the call.
+    passed: usize,
     /// What keys and values of a request may take.
     limits: Limits,
 }
@@ -100,7 +102,7 @@ impl CpuDevice {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let threads = pool.map_err(|source| Error::Threads { threads, source })?;
         let limits = Limits { budget: Budget::UNLIMITED, rows: SEGMENT, allocator: Arc::new(Process) };
-        Ok(Self { arch: Arch::new(), threads, tokens: Vec::new(), limits })
+        Ok(Self { arch: Arch::new(), threads, tokens: Vec::new(), passed: 0, limits })
     }
 
     /// Appends the keys and values of the step that was begun to `layer`, and attends to nothing.
@@ -212,6 +214,13 @@ impl Device for CpuDevice {
         }
         cache.begin(step)?;
         self.tokens = tokens.to_vec();
+        self.passed = 0;
+        Ok(())
+    }
+
+    fn turn_to(&mut self, cache: &mut CpuCache, call: &Step) -> Result<()> {
+        self.passed = call.start - cache.begun;
+        cache.step = Some(call.clone());
         Ok(())
     }
 
@@ -225,7 +234,7 @@ impl Device for CpuDevice {
     }
 
     fn embed(&mut self, table: &CpuMatrix, rows: usize, out: &mut CpuTensor) -> Result<()> {
-        let tokens = &self.tokens[..rows];
+        let tokens = &self.tokens[self.passed..][..rows];
         if let Some(&token) = tokens.iter().find(|token| **token as usize >= table.outputs()) {
             return Err(Error::NoSuchToken { token, vocabulary: table.outputs() });
         }

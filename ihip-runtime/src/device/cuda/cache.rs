@@ -9,14 +9,15 @@ use cudarc::driver::sys::CUdeviceptr;
 use ihip_dsl::LayerPlan;
 use ihip_dsl::emit::{self, Extent, Launch, Paging, Program, Slots, Value, step};
 
+use super::division::{extent, sizes};
 use super::given::GivenLists;
 use super::launch::{Function, Operand};
 use super::ledger::Stream;
 use super::memory::Buffer;
 use super::tiers::{self, Tiers};
 use crate::device::BlockLists;
-use crate::kv::{Budget, KvError, Placement, Tokens};
-use crate::session::{Phase, SEGMENT};
+use crate::kv::{Budget, Placement, Probes, Tokens};
+use crate::session::Phase;
 use crate::{Error, Result, Step};
 
 /// Recorded graphs that a request keeps. Patterns of restart stages come back after the least common multiple of all
@@ -44,8 +45,9 @@ pub struct CudaCache {
     pub(super) tiers: Option<Tiers>,
     /// Lists that decoding steps attend to in place of those that their scans leave, where there are any.
     pub(super) given: Option<GivenLists>,
-    /// The step at hand.
+    /// The step at hand, and which of its calls.
     pub(super) step: Step,
+    pub(super) call: Step,
     /// Whether block lists are wanted. They are there in any case: every layer has its own.
     pub(super) record: bool,
     /// Whether it is wanted which pages steps attend to.
@@ -76,134 +78,6 @@ pub(super) enum Recording {
     },
 }
 
-/// The extent of a request of `capacity` tokens. A step never leaves its segment, so that `t_max` is a segment's end.
-pub(super) fn extent(capacity: usize) -> Extent {
-    let tokens = capacity.next_multiple_of(SEGMENT).max(SEGMENT);
-    Extent { rows: capacity.clamp(1, SEGMENT), tokens }
-}
-
-/// Bytes of each buffer that a cache allocates, in order.
-fn sizes(program: &Program, extent: Extent, capacity: usize) -> Sizes {
-    let plan = program.plan();
-    let geometry = plan.geometry();
-    let pages = capacity.div_ceil(geometry.page as usize);
-    Sizes {
-        pages,
-        region: pages * geometry.page_bytes(),
-        rope_positions: program.rope_positions(extent),
-        workspace: program.workspace(extent).into_iter().filter(|storage| !is_list(storage.buffer)).collect(),
-        states: (0..plan.layers()).map(|layer| state(program, extent, layer)).collect(),
-    }
-}
-
-/// Whether a buffer holds the final block lists of a prefill step. Each layer has its own, so that they can be read
-/// after the step.
-const fn is_list(buffer: emit::Buffer) -> bool {
-    matches!(buffer, emit::Buffer::Blocks | emit::Buffer::Counts)
-}
-
-/// Buffers of which `layer` has its own: the lists of both phases.
-fn state(program: &Program, extent: Extent, layer: usize) -> Vec<emit::Storage> {
-    let mut storage = program.layer_state(layer, extent);
-    let LayerPlan::Pruned(layer) = program.plan().prefill(layer) else { return storage };
-    if !layer.stages.is_empty() {
-        let lists = program.lists(layer, extent.rows);
-        let list = |buffer, count| emit::Storage { buffer, element: emit::Element::I32, count, zeroed: false };
-        storage.push(list(emit::Buffer::Blocks, lists * layer.keep_blocks));
-        storage.push(list(emit::Buffer::Counts, lists));
-    }
-    storage
-}
-
-struct Sizes {
-    pages: usize,
-    /// Of a layer's keys, and of its values.
-    region: usize,
-    rope_positions: usize,
-    workspace: Vec<emit::Storage>,
-    /// Of each layer.
-    states: Vec<Vec<emit::Storage>>,
-}
-
-/// Memory is mapped in multiples of this many bytes, on the GPU as on the host.
-const GRAIN: usize = 2 << 20;
-
-impl Sizes {
-    /// Bytes of a layer's keys and of its values that lie on the GPU, where all layers' together may take the
-    /// budget. Keys come first: a scan reads many of them, and the attention few values. Neither does without a few
-    /// pages, where tokens are written.
-    fn on_gpu(&self, layers: usize, budget: Budget) -> [usize; 2] {
-        let share = usize::try_from(budget.gpu).unwrap_or(usize::MAX) / layers;
-        let least = GRAIN.min(self.region);
-        let within = |share: usize| if share < self.region { (share / GRAIN * GRAIN).max(least) } else { self.region };
-        let keys = within(share.saturating_sub(least));
-        [keys, within(share.saturating_sub(keys)).min(keys)]
-    }
-}
-
-/// What moves pages where the budget does not hold all of them on the GPU.
-pub(super) fn paging(program: &Program, capacity: usize, budget: Budget) -> Option<Paging> {
-    let sizes = sizes(program, extent(capacity), capacity);
-    let slots = |bytes: usize| if bytes == sizes.region { sizes.pages } else { bytes / Paging::page_bytes(program) };
-    let [keys, values] = sizes.on_gpu(program.plan().layers(), budget).map(slots);
-    (values < sizes.pages).then(|| Paging::new(program, Slots { pages: sizes.pages, keys, values }))
-}
-
-/// Bytes of the GPU's memory that a cache of `capacity` tokens allocates.
-pub(super) fn bytes(program: &Program, capacity: usize, budget: Budget) -> u64 {
-    let plan = program.plan();
-    let sizes = sizes(program, extent(capacity), capacity);
-    let on_gpu = sizes.on_gpu(plan.layers(), budget);
-    let tiers = paging(program, capacity, budget).map_or(0, |paging| {
-        let own: usize = paging.layer_state().iter().map(emit::Storage::bytes).sum();
-        let table = sizes.pages * size_of::<u32>();
-        let copies = Tiers::copy_bytes(&paging, plan.layers(), on_gpu.map(|bytes| sizes.region - bytes));
-        plan.layers() * (own + table) + copies
-    });
-    let half = plan.geometry().head_dim as usize / 2;
-    let states: usize = sizes.states.iter().flatten().map(emit::Storage::bytes).sum();
-    let total = plan.layers() * on_gpu.iter().sum::<usize>()
-        + tiers
-        + sizes.pages * size_of::<u32>()
-        + sizes.rope_positions * half * size_of::<[f32; 2]>()
-        + half * size_of::<f64>()
-        + step::WORDS * size_of::<i32>()
-        + sizes.workspace.iter().map(emit::Storage::bytes).sum::<usize>()
-        + states;
-    total as u64
-}
-
-/// Bytes of keys and values of a cache of `capacity` tokens.
-pub(super) fn kv_bytes(program: &Program, capacity: usize) -> u64 {
-    (2 * program.plan().layers() * sizes(program, extent(capacity), capacity).region) as u64
-}
-
-/// Bytes of keys and values of a cache of `capacity` tokens that lie with the host.
-pub(super) fn host_bytes(program: &Program, capacity: usize, budget: Budget) -> u64 {
-    let layers = program.plan().layers();
-    let sizes = sizes(program, extent(capacity), capacity);
-    (layers * (2 * sizes.region - sizes.on_gpu(layers, budget).iter().sum::<usize>())) as u64
-}
-
-/// Where a cache of `capacity` tokens has room for them; an error where the host's budget does not hold what the GPU's
-/// leaves over.
-pub(super) fn placement(program: &Program, capacity: usize, budget: Budget) -> Result<Placement> {
-    let layers = program.plan().layers();
-    let sizes = sizes(program, extent(capacity), capacity);
-    let on_gpu = sizes.on_gpu(layers, budget);
-    let token = (2 * layers * sizes.region / capacity.max(1)) as u64;
-    if host_bytes(program, capacity, budget) > budget.host {
-        let Budget { gpu, host } = budget;
-        let fit = (gpu.saturating_add(host) / token) as usize;
-        return Err(KvError::TooLong { tokens: capacity, gpu, host, fit, token }.into());
-    }
-    let tokens = |bytes: usize| {
-        let gpu = (capacity as u128 * bytes as u128 / sizes.region.max(1) as u128) as usize;
-        Tokens { gpu, host: capacity - gpu }
-    };
-    Ok(Placement { keys: tokens(on_gpu[0]), values: tokens(on_gpu[1]) })
-}
-
 impl CudaCache {
     pub(super) fn new(
         stream: &Stream,
@@ -215,7 +89,7 @@ impl CudaCache {
         let plan = program.plan();
         let extent = extent(capacity);
         let sizes = sizes(&program, extent, capacity);
-        let on_gpu = sizes.on_gpu(plan.layers(), budget);
+        let on_gpu = sizes.divide(&program, budget).on_gpu;
         let what = "the key-value cache";
         let allocate = |bytes, zeroed| Buffer::new(stream, what, bytes, zeroed);
         let allocate_all = |storage: &[emit::Storage]| {
@@ -231,11 +105,12 @@ impl CudaCache {
         let table: Vec<u32> = (0..sizes.pages as u32).collect();
         let sinks = tiers::sink_pages(plan, sizes.pages);
         let tiers = paging.map(|paging| {
-            for state in &mut states {
-                state.extend(tiers::state(stream, &paging, sinks)?);
+            for (layer, state) in states.iter_mut().enumerate() {
+                state.extend(tiers::state(stream, &paging, layer, sinks)?);
             }
-            Tiers::new(stream, paging, sinks, &layers)
+            Tiers::new(stream, paging, &layers)
         });
+        let nothing = Step { start: 0, rows: 0, t_max: 0, phase: Phase::Prefill };
         Ok(Self {
             page_table: Buffer::with(stream, what, &table)?,
             rope_table: Buffer::with(stream, what, &rope_table(plan.frequencies(), sizes.rope_positions))?,
@@ -246,7 +121,8 @@ impl CudaCache {
             layers,
             states,
             given: None,
-            step: Step { start: 0, rows: 0, t_max: 0, phase: Phase::Prefill },
+            step: nothing.clone(),
+            call: nothing,
             record: false,
             record_pages: false,
             graphs: HashMap::new(),
@@ -263,14 +139,28 @@ impl CudaCache {
             let position = step.start.max(self.capacity);
             return Err(Error::CapacityExceeded { capacity: self.capacity, position });
         }
+        self.step = step.clone();
+        self.turn_to(step)
+    }
+
+    /// The same for one call of the step.
+    pub(super) fn turn_to(&mut self, call: &Step) -> Result<()> {
         let word = |value: usize| i32::try_from(value).unwrap_or(i32::MAX);
         let mut words = [0_i32; step::WORDS];
-        words[step::START] = word(step.start);
-        words[step::ROWS] = word(step.rows);
-        words[step::T_MAX] = word(step.t_max);
+        words[step::START] = word(call.start);
+        words[step::ROWS] = word(call.rows);
+        words[step::T_MAX] = word(call.t_max);
+        words[step::BEGIN] = word(self.step.start);
+        words[step::END] = word(self.step.start + self.step.rows);
         self.step_words.write(0, &words)?;
-        self.step = step.clone();
+        self.call = call.clone();
         Ok(())
+    }
+
+    /// Whether the call at hand is the first of its step, and whether it is the last.
+    pub(super) fn ends(&self) -> [bool; 2] {
+        let end = |step: &Step| step.start + step.rows;
+        [self.call.start == self.step.start, end(&self.call) == end(&self.step)]
     }
 
     /// Where the tokens are that are written, the mean over layers.
@@ -278,7 +168,7 @@ impl CudaCache {
         let length = self.step.start + self.step.rows;
         let Some(tiers) = &self.tiers else {
             let all = Tokens { gpu: length, host: 0 };
-            return Ok(Placement { keys: all, values: all });
+            return Ok(Placement { keys: all, values: all, probes: Probes::default() });
         };
         let Slots { pages, keys, values } = tiers.paging.slots();
         let page = self.program.plan().geometry().page as usize;
@@ -294,7 +184,9 @@ impl CudaCache {
             let gpu = (pages * page / self.layers.len()).min(length);
             Tokens { gpu, host: length - gpu }
         });
-        Ok(Placement { keys, values })
+        let (levels, tokens) = (self.program.levels(), pages * page);
+        let probes = Probes { levels, bytes: self.program.probe_bytes(levels, tokens) as u64 };
+        Ok(Placement { keys, values, probes })
     }
 
     /// Keys and values of `layer`.
@@ -302,9 +194,9 @@ impl CudaCache {
         &self.layers[layer]
     }
 
-    /// The launches of the step at hand in `layer`.
+    /// The launches of the call at hand in `layer`.
     pub(super) fn launches(&self, layer: usize) -> Vec<Launch> {
-        self.launches_of(&self.step, layer)
+        self.launches_of(&self.call, layer)
     }
 
     /// The launches of a step in `layer`.
@@ -390,14 +282,14 @@ impl CudaCache {
             .collect()
     }
 
-    /// The lists with which the last step attended in `layer`; `None` where the layer keeps none, or
+    /// The lists with which the last call attended in `layer`; `None` where the layer keeps none, or
     /// attended to every key.
     pub(super) fn lists(&self, layer: usize) -> Result<Option<BlockLists>> {
-        let LayerPlan::Pruned(pruned) = self.step.layer(self.program.plan(), layer) else { return Ok(None) };
-        let (names, blocks) = match &self.step.phase {
-            Phase::Prefill if self.program.begins_densely(layer, self.step.t_max) => return Ok(None),
+        let LayerPlan::Pruned(pruned) = self.call.layer(self.program.plan(), layer) else { return Ok(None) };
+        let (names, blocks) = match &self.call.phase {
+            Phase::Prefill if self.program.begins_densely(layer, self.call.t_max) => return Ok(None),
             Phase::Prefill => {
-                ([emit::Buffer::Blocks, emit::Buffer::Counts], self.step.rows.div_ceil(pruned.query_block))
+                ([emit::Buffer::Blocks, emit::Buffer::Counts], self.call.rows.div_ceil(pruned.query_block))
             }
             Phase::Decode { .. } => ([emit::Buffer::CachedBlocks, emit::Buffer::CachedCount], 1),
         };

@@ -140,12 +140,7 @@ impl Mapping {
     }
 
     /// Allocates `bytes` at `location` and maps them behind what is mapped already.
-    fn push(
-        &mut self,
-        ledger: &Arc<dyn Ledger>,
-        (tier, location): (Tier, CUmemLocation),
-        bytes: usize,
-    ) -> Result<()> {
+    fn push(&mut self, ledger: &Arc<dyn Ledger>, (tier, location): (Tier, CUmemLocation), bytes: usize) -> Result<()> {
         let taken = Taken::new(ledger, tier, bytes).map_err(failed("cuMemCreate"))?;
         let mut handle = 0;
         // SAFETY: `bytes` is a multiple of the granularity, and the result lives until the call returns.

@@ -6,6 +6,7 @@
 //! buffers that [`CudaDevice::begin`] fills before the graph runs.
 
 mod cache;
+mod division;
 mod driver;
 mod given;
 mod launch;
@@ -49,8 +50,8 @@ use super::cpu::available_bytes;
 use super::{BlockLists, Compilation, Device, Sampling};
 use crate::jit::{Architecture, Compiler, Watch};
 use crate::kv::trace::PagesRead;
-use crate::kv::{Budget, Placement, Traffic};
-use crate::session::SEGMENT;
+use crate::kv::{Budget, Placement, PrefillMoves, Traffic};
+use crate::session::LONGEST_STEP;
 use crate::tuning::Tables;
 use crate::{Error, Result, Step};
 
@@ -89,6 +90,8 @@ pub struct CudaDevice {
     /// Tokens of the step at hand, and the same on the host.
     tokens: Arc<Buffer>,
     host_tokens: Vec<u32>,
+    /// How many of the step's tokens come before those of the call.
+    passed: usize,
     /// Rows of the embedding that was last used.
     vocabulary: Option<usize>,
     /// The token that was last chosen.
@@ -155,8 +158,9 @@ impl CudaDevice {
             tables,
             model: loader.load(kernels)?,
             products: Products::new(&stream, weights)?,
-            tokens: Buffer::new(&stream, "a step's tokens", SEGMENT * size_of::<u32>(), true)?,
+            tokens: Buffer::new(&stream, "a step's tokens", LONGEST_STEP * size_of::<u32>(), true)?,
             host_tokens: Vec::new(),
+            passed: 0,
             vocabulary: None,
             chosen: Buffer::new(&stream, "the chosen token", size_of::<u32>(), true)?,
             budget: Budget::UNLIMITED,
@@ -195,18 +199,19 @@ impl CudaDevice {
 
     /// The cache of a request that runs `program`.
     fn cache_of(&mut self, program: Program, capacity: usize) -> Result<CudaCache> {
-        cache::placement(&program, capacity, self.budget)?;
-        let needed = cache::bytes(&program, capacity, self.budget);
+        division::placement(&program, capacity, self.budget)?;
+        let needed = division::bytes(&program, capacity, self.budget);
         if let Some(available) = self.available_bytes()?.filter(|available| needed > *available) {
             let what = format!("the key-value cache of {capacity} tokens");
             return Err(Error::OutOfMemory { what, device: self.name(), needed, available });
         }
-        let needed = cache::host_bytes(&program, capacity, self.budget);
+        let needed = division::host_bytes(&program, capacity, self.budget);
         if let Some(available) = available_bytes().filter(|available| needed > *available) {
             let what = format!("what lies with the host of the key-value cache of {capacity} tokens");
             return Err(Error::OutOfMemory { what, device: "the host".to_owned(), needed, available });
         }
-        let paging = cache::paging(&program, capacity, self.budget);
+        let paging = division::paging(&program, capacity, self.budget);
+        let program = paging.as_ref().map_or(program, |paging| paging.program().clone());
         let kernels = program.kernels().into_iter().chain(paging.iter().flat_map(Paging::kernels));
         let kernels = self.loader.load(kernels.collect())?;
         CudaCache::new(&self.stream, (program, paging), kernels, capacity, self.budget)
@@ -358,7 +363,7 @@ impl Device for CudaDevice {
     }
 
     fn placement(&self, plan: &Plan, capacity: usize) -> Result<Placement> {
-        cache::placement(&self.program(plan, capacity)?, capacity, self.budget)
+        division::placement(&self.program(plan, capacity)?, capacity, self.budget)
     }
 
     fn traffic(&mut self, cache: &CudaCache) -> Result<Traffic> {
@@ -371,16 +376,20 @@ impl Device for CudaDevice {
     }
 
     fn kv_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
-        self.program(plan, capacity).map_or(0, |program| cache::kv_bytes(&program, capacity))
+        self.program(plan, capacity).map_or(0, |program| division::kv_bytes(&program, capacity))
     }
 
     fn cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
         // A plan without kernels is refused, with its reason, where the cache is allocated.
-        self.program(plan, capacity).map_or(0, |program| cache::bytes(&program, capacity, self.budget))
+        self.program(plan, capacity).map_or(0, |program| division::bytes(&program, capacity, self.budget))
     }
 
     fn host_cache_bytes(&self, plan: &Plan, capacity: usize) -> u64 {
-        self.program(plan, capacity).map_or(0, |program| cache::host_bytes(&program, capacity, self.budget))
+        self.program(plan, capacity).map_or(0, |program| division::host_bytes(&program, capacity, self.budget))
+    }
+
+    fn prefill_moves(&self, plan: &Plan, capacity: usize, chunk: usize) -> Result<PrefillMoves> {
+        division::prefill_moves(&self.program(plan, capacity)?, capacity, self.budget, chunk)
     }
 
     fn cache(&mut self, plan: &Arc<Plan>, capacity: usize) -> Result<CudaCache> {
@@ -406,7 +415,13 @@ impl Device for CudaDevice {
         // What moves pages reads the step before.
         self.join_moves(cache)?;
         cache.begin(step)?;
+        self.passed = 0;
         self.tokens.write(0, tokens)
+    }
+
+    fn turn_to(&mut self, cache: &mut CudaCache, call: &Step) -> Result<()> {
+        self.passed = call.start - cache.step.start;
+        cache.turn_to(call)
     }
 
     fn replay(
@@ -416,10 +431,13 @@ impl Device for CudaDevice {
         operations: &mut dyn FnMut(&mut Self, &mut CudaCache) -> Result<()>,
     ) -> Result<()> {
         let Some(pattern) = step.graph_key() else { return operations(self, cache) };
+        // Whatever one pattern launches of libraries, the others do.
+        let loaded = !cache.graphs.is_empty();
         let recording = match cache.graphs.get(pattern) {
             Some(Recording::Recorded { graph, .. }) => return graph.launch().map_err(failed("cuGraphLaunch")),
             Some(Recording::Ran) => self.record(cache, operations)?,
             None if cache.graphs.len() >= MOST_GRAPHS => return operations(self, cache),
+            None if loaded => self.record(cache, operations)?,
             None => {
                 operations(self, cache)?;
                 Recording::Ran
@@ -433,9 +451,10 @@ impl Device for CudaDevice {
         self.vocabulary = Some(table.shape.outputs);
         self.check_tokens()?;
         let tokens = self.tokens.clone();
-        let addresses = [&table.values, &tokens, &out.single].map(|buffer| Operand::Address(self.named(buffer)));
+        let [values, tokens, to] = [&table.values, &tokens, &out.single].map(|buffer| self.named(buffer));
+        let tokens = tokens + (self.passed * size_of::<u32>()) as CUdeviceptr;
         out.held = Element::F32;
-        let [values, tokens, to] = addresses;
+        let [values, tokens, to] = [values, tokens, to].map(Operand::Address);
         self.launch(
             ModelKernel::Embed,
             [rows as u32, 1, 1],

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use ihip_dsl::emit::Element;
 use ihip_dsl::emit::measure::{GATHERED_ROW, MeasureKernel};
+use ihip_dsl::emit::{Buffer as Name, Element};
 use ihip_dsl::{KvType, LayerPlan, Plan};
 
 use super::given::GivenLists;
@@ -57,6 +57,10 @@ impl AttentionTimer {
             for (kind, region) in cache.keys_and_values(layer).iter().enumerate() {
                 self.noise(&noise, region, region.bytes() / element, element, 2 * layer + kind)?;
             }
+            // Keys of the first halvings, where the GPU keeps them besides.
+            if let Ok(probes) = cache.own(layer, Name::Probes) {
+                self.noise(&noise, probes, probes.bytes() / element, element, 2 * layer)?;
+            }
         }
         let columns = ((geometry.query_heads + 2 * geometry.kv_heads) * geometry.head_dim) as usize;
         let qkv = self.device.tensor(1, columns)?;
@@ -79,8 +83,8 @@ impl AttentionTimer {
         request.cache.given.as_ref().expect("the request was made for given lists").write(lists)
     }
 
-    /// Seconds of the next decoding step, all layers of it, with a cold L2. A pattern of restart stages runs unrecorded
-    /// the first time and is recorded the second time; from the third time on it is what a request replays.
+    /// Seconds of the next decoding step, all layers of it, with a cold L2: once its pattern of restart stages is recorded,
+    /// those of the graph.
     ///
     /// # Errors
     /// A failed launch, or a request without room for the token.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{CudaEvent, CudaStream};
-use ihip_dsl::emit::{self, Launch, Paging, tally};
+use ihip_dsl::emit::{self, Launch, Paging, Program, tally};
 use ihip_dsl::{LayerPlan, Plan};
 
 use super::CudaDevice;
@@ -24,8 +24,6 @@ use crate::{Result, Step};
 /// What a request's cache has besides where the GPU holds a part of it.
 pub(super) struct Tiers {
     pub(super) paging: Paging,
-    /// Pages that hold sinks: the first ones, in the first slots.
-    sinks: usize,
     /// Layers of which steps of prefill read a copy, in order. They take turns with two buffers for keys.
     staged: Vec<usize>,
     /// Keys and values of each such layer as those steps read them.
@@ -41,12 +39,7 @@ pub(super) struct Tiers {
 
 impl Tiers {
     /// For a cache whose regions are `layers`.
-    pub(super) fn new(
-        stream: &Stream,
-        paging: Paging,
-        sinks: usize,
-        layers: &[[Arc<Buffer>; 2]],
-    ) -> Result<Self> {
+    pub(super) fn new(stream: &Stream, paging: Paging, layers: &[[Arc<Buffer>; 2]]) -> Result<Self> {
         let staged: Vec<usize> = (0..layers.len()).filter(|layer| paging.stages(*layer)).collect();
         let what = "copies of the key-value cache";
         let host = |kind: usize| layers[0][kind].bytes() - layers[0][kind].on_gpu();
@@ -61,12 +54,11 @@ impl Tiers {
             Ok((*layer, [join(*layer, 0, &keys[turn % 2])?, join(*layer, 1, &values)?]))
         };
         let event = || stream.context().new_event(None).map_err(failed("cuEventCreate"));
-        let promotes = (0..layers.len()).any(|layer| !paging.promote(layer).is_empty());
+        let promotes = (0..layers.len()).any(|layer| !paging.promote(layer, None).is_empty());
         Ok(Self {
             copies: staged.iter().enumerate().map(copy).collect::<Result<_>>()?,
             come: [event()?, event()?],
             read: [event()?, event()?],
-            sinks,
             staged,
             promotes,
             streamed: 0,
@@ -84,26 +76,25 @@ impl Tiers {
     pub(super) fn copy(&self, layer: usize) -> Option<&[Arc<Buffer>; 2]> {
         self.copies.get(&layer)
     }
+}
 
-    /// The slot that was first of a page; pages of tokens that a step has written are nowhere else on the host.
-    fn first_slot(&self, page: usize) -> usize {
-        if page < self.sinks { page } else { self.sinks + self.paging.slots().pages - 1 - page }
+/// Parts of a region of `bytes` bytes, as offset and length, that a step has to have on the GPU and the host has: what
+/// earlier steps have written, and the slot of the page that was just opened, to which another may have gone.
+pub(super) fn parts(program: &Program, step: &Step, pages: usize, [gpu, bytes]: [usize; 2]) -> Vec<[usize; 2]> {
+    if step.start == 0 || gpu >= bytes {
+        return Vec::new();
     }
-
-    /// Parts of a region of `bytes` bytes, as offset and length, that a step has to have on the GPU and the host has:
-    /// what earlier steps have written, and the slot of the page that was just opened, to which another may have gone.
-    fn parts(&self, step: &Step, page_tokens: usize, page_bytes: usize, [gpu, bytes]: [usize; 2]) -> Vec<[usize; 2]> {
-        if step.start == 0 || gpu >= bytes {
-            return Vec::new();
-        }
-        let pages = self.paging.slots().pages;
-        let slot = |token: usize| self.first_slot((token / page_tokens).min(pages - 1));
-        let (written, opened) = (slot(step.start), slot(step.start + step.rows));
-        let from = (written * page_bytes).max(gpu);
-        let opened = [(opened * page_bytes).max(gpu), ((opened + 1) * page_bytes).min(from)];
-        let parts = [[from, bytes], opened];
-        parts.into_iter().filter(|[from, to]| from < to).map(|[from, to]| [from, to - from]).collect()
-    }
+    let plan = program.plan();
+    let (page_tokens, page_bytes) = (plan.geometry().page as usize, Paging::page_bytes(program));
+    let sinks = sink_pages(plan, pages);
+    // The slot that was first of a page; pages of tokens that a step has written are nowhere else on the host.
+    let first_slot = |page: usize| if page < sinks { page } else { sinks + pages - 1 - page };
+    let slot = |token: usize| first_slot((token / page_tokens).min(pages - 1));
+    let (written, opened) = (slot(step.start), slot(step.start + step.rows));
+    let from = (written * page_bytes).max(gpu);
+    let opened = [(opened * page_bytes).max(gpu), ((opened + 1) * page_bytes).min(from)];
+    let parts = [[from, bytes], opened];
+    parts.into_iter().filter(|[from, to]| from < to).map(|[from, to]| [from, to - from]).collect()
 }
 
 impl CudaDevice {
@@ -114,11 +105,11 @@ impl CudaDevice {
         layer: usize,
         activations: [CUdeviceptr; 2],
     ) -> Result<()> {
-        match cache.step.phase {
-            Phase::Decode { .. } => {
+        match &cache.step.phase {
+            Phase::Decode { restart } => {
                 self.launch_all(cache, &cache.launches(layer), layer, activations)?;
                 let Some(tiers) = &cache.tiers else { return Ok(()) };
-                let moves = tiers.paging.promote(layer);
+                let moves = tiers.paging.promote(layer, restart[layer]);
                 if moves.is_empty() {
                     return Ok(());
                 }
@@ -134,8 +125,8 @@ impl CudaDevice {
 
     fn prefill_over_tiers(&mut self, cache: &mut CudaCache, layer: usize, activations: [CUdeviceptr; 2]) -> Result<()> {
         let Some(tiers) = &cache.tiers else { return Ok(()) };
-        let mut streamed = 0;
-        if layer == 0 {
+        let (mut streamed, [first, last]) = (0, cache.ends());
+        if layer == 0 && first {
             // No page moves once keys are on their way.
             for layer in 0..cache.program.plan().layers() {
                 self.launch_all(cache, &tiers.paging.claim(), layer, activations)?;
@@ -143,7 +134,7 @@ impl CudaDevice {
             self.copies.join(&self.stream).map_err(failed("cuStreamWaitEvent"))?;
         }
         let turn = tiers.staged.iter().position(|staged| *staged == layer);
-        if let Some(turn) = turn {
+        if let Some(turn) = turn.filter(|_| first) {
             let due = if turn == 0 { 0..2 } else { turn + 1..turn + 2 };
             for ahead in due {
                 let Some(&layer) = tiers.staged.get(ahead) else { continue };
@@ -157,7 +148,7 @@ impl CudaDevice {
             }
         }
         self.launch_all(cache, &cache.launches(layer), layer, activations)?;
-        if let Some(turn) = turn {
+        if let Some(turn) = turn.filter(|_| last) {
             tiers.read[turn % 2].record(&self.stream).map_err(failed("cuEventRecord"))?;
         }
         if let Some(tiers) = &mut cache.tiers {
@@ -170,10 +161,9 @@ impl CudaDevice {
     fn stage(&self, on: &CudaStream, cache: &CudaCache, tiers: &Tiers, layer: usize, kind: usize) -> Result<u64> {
         let Some(copy) = tiers.copy(layer) else { return Ok(0) };
         let (home, copy) = (&cache.keys_and_values(layer)[kind], &copy[kind]);
-        let page_tokens = cache.program.plan().geometry().page as usize;
-        let page_bytes = Paging::page_bytes(&cache.program);
         let mut bytes = 0;
-        for [from, length] in tiers.parts(&cache.step, page_tokens, page_bytes, [home.on_gpu(), home.bytes()]) {
+        let pages = tiers.paging.slots().pages;
+        for [from, length] in parts(&cache.program, &cache.step, pages, [home.on_gpu(), home.bytes()]) {
             home.copy_to(copy, from, length, on)?;
             bytes += length as u64;
         }
@@ -251,8 +241,14 @@ impl CudaDevice {
                 tally::WRITTEN_VALUES,
             ]
             .map(|word| counted[word]);
+        let stages = cache.program.plan().kinds().iter().map(|kind| match kind {
+            LayerPlan::Dense => 0,
+            LayerPlan::Pruned(layer) => layer.stages.len().min(tally::STAGES),
+        });
+        let words = (0..stages.max().unwrap_or(0)).map(tally::stage);
+        let stages = words.map(|word| Reads { hits: counted[word], misses: counted[word + 1] }).collect();
         Ok(Traffic {
-            stages: Vec::new(),
+            stages,
             // A page of keys and one of values.
             attend: Reads { hits: 2 * here + keys_here, misses: keys_here + 2 * there },
             promotions: in_values + in_both,
@@ -264,10 +260,11 @@ impl CudaDevice {
     }
 }
 
-/// What a layer has of its own besides: its page table, and what its clock remembers.
+/// What `layer` has of its own besides: its page table, what its clock remembers, and what the GPU keeps of its keys.
 pub(super) fn state(
     stream: &Stream,
     paging: &Paging,
+    layer: usize,
     sinks: usize,
 ) -> Result<HashMap<emit::Buffer, Arc<Buffer>>> {
     let what = "the page tables";
@@ -277,7 +274,7 @@ pub(super) fn state(
         table[*page as usize] = slot as u32;
     }
     let mut state = HashMap::new();
-    for storage in paging.layer_state() {
+    for storage in paging.layer_state(layer) {
         state.insert(storage.buffer, Buffer::new(stream, what, storage.bytes(), storage.zeroed)?);
     }
     let values = paging.slots().values;
