@@ -51,7 +51,7 @@ pub struct ScanDecode {
 pub struct ScanPrefill {
     /// Warps of a block of threads.
     pub warps: usize,
-    /// Chunks that a warp descends at a time, a multiple of 8.
+    /// Chunks that a warp takes at a time, a multiple of 8.
     pub chunks: usize,
     /// Blocks of threads of a launch, unless there are fewer groups of chunks.
     pub blocks: usize,

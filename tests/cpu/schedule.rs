@@ -132,7 +132,7 @@ fn a_step_of_several_segments_has_the_calls_of_shorter_ones() {
         }
     }
     let decoding = session(&pipelines()[0]).decode_step();
-    assert_eq!(decoding.calls(), [decoding.clone()]);
+    assert_eq!(decoding.calls(), std::slice::from_ref(&decoding));
 }
 
 /// A pipeline with query blocks of `query_block`.

@@ -143,7 +143,7 @@ pub fn scored_layers() -> Vec<Layer> {
             (4, 1, 64),
             T::Bf16,
             4,
-            (16, 64),
+            (16, 192),
             &[
                 with(stage(0, 96, 64, 1), halving(P::Middle, C::RunningMax, D::KvGroup), Q::Max, V::Raw),
                 Stage {

@@ -18,7 +18,8 @@ fn kernels_of_heads_of_96_and_256_compile_within_what_every_chip_has() {
     for (model, kv_type) in [("phi-3-mini", KvType::Bf16), ("gemma-2-2b", KvType::Bf16), ("gemma-2-2b", KvType::F32)] {
         let shape = KnownShape::named(model).expect("a known shape");
         for pipeline in [Paper3k::pipeline(), Quest::pipeline()] {
-            let plan = Plan::new(pipeline, shape.geometry(kv_type), shape.frequencies(), shape.layers).expect("it fits");
+            let plan =
+                Plan::new(pipeline, shape.geometry(kv_type), shape.frequencies(), shape.layers).expect("it fits");
             let kernels = Program::new(&plan, Activation::Bf16).expect("a multiple of 32").kernels();
             for kernel in kernels.iter().filter(|kernel| kernel.family != Family::Select) {
                 for architecture in Architecture::TESTED {

@@ -1,5 +1,8 @@
-//! The model's kernels compile for every tested architecture, without spills, and so do those that move pages.
+//! The model's kernels compile for every tested architecture, without spills, and so do those that move pages and those of
+//! measurements.
 
+use ihip_dsl::KvType;
+use ihip_dsl::emit::measure::MeasureKernel;
 use ihip_dsl::emit::model::ModelKernel;
 use ihip_dsl::emit::{Activation, Kernel, Paging, Program, Slots};
 use ihip_runtime::jit::Architecture;
@@ -35,4 +38,11 @@ fn every_kernel_of_a_cache_of_two_tiers_compiles_without_spills() {
         let scans = program.kernels().into_iter().filter(|kernel| kernel.text.contains("probe_row("));
         scans.for_each(|kernel| compiles_without_spills(&kernel));
     }
+}
+
+#[test]
+fn every_kernel_of_measurements_compiles_without_spills() {
+    let noise = KvType::ALL.map(MeasureKernel::Noise);
+    let kernels = [MeasureKernel::Read, MeasureKernel::Gather].into_iter().chain(noise);
+    kernels.for_each(|kernel| compiles_without_spills(&kernel.emit()));
 }

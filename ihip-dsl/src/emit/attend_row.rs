@@ -188,13 +188,12 @@ impl AttendRow {
         };
         let copy = if cached::scaled(self.shape) { SCALED_COPY } else { COPY };
         let value_at = if self.multiplies() { "piece_at(slot, element / PIECE)" } else { "slot * HEAD_DIM + element" };
-        let [onward, first, next, turn_key] = self.visible.follow_angles();
+        let [first, next, turn_key] = self.visible.follow_angles();
         let quad = |element| {
             let quad = cached::quad(self.shape, "keys", "row", element);
             if self.full() { quad } else { format!("has_part ? {quad} : Quad<float>{{}}") }
         };
         let load = LOAD
-            .replace("$ONWARD\n", onward.trim_start_matches('\n'))
             .replace("$TURN\n", turn)
             .replace("$APPEND\n", append)
             .replace("$COPY\n", copy.trim_start_matches('\n'))
@@ -374,7 +373,6 @@ $POSITIONS    SHARED(unsigned, slot_row, TILE_KEYS);
 ";
 
 const LOAD: &str = r"
-$ONWARD
     for (int item = thread; item < HEADS * HALF; item += THREADS) {
         const int head = item / HALF, element = item % HALF;
         const Activation* const from =

@@ -237,6 +237,7 @@ const KEEP: &str = r"
         // The $TOKEN token of each half stands for it.
         const int half = CHUNK >> (halving + 1);
         if ((token - SINK) % half != $AT) continue;
+#pragma unroll 1
         for (int item = thread; item < KV_HEADS * PIECES; item += THREADS) {
             const int head = item / PIECES, piece = item % PIECES;
             const unsigned long long from = cache_row(page_table, token, head), to = probe_row(halving, token, head);
@@ -250,6 +251,7 @@ $SCALES
 ";
 
 const SCALES: &str = r"
+#pragma unroll 1
         for (int item = thread; item < KV_HEADS * SCALES; item += THREADS) {
             const int head = item / SCALES, element = item % SCALES * SCALE_GROUP;
             const unsigned long long from = cache_row(page_table, token, head), to = probe_row(halving, token, head);

@@ -263,30 +263,32 @@ const FACTOR: &str = r"
 // The left factor of the products. Rows from 8 on hold what rounding to the factors' type took from the first ones.
 // Elements come in the order in which lanes load them from a key: a product does not mind.
 unsigned factor[STEPS][4];
-for (int pair = 0; pair < 2 * STEPS; ++pair) {
-    float whole[2], rest[2];
-    for (int e = 0; e < 2; ++e) {
-        const int element = (pair / (EACH / 2) * 4 + across) * EACH + pair % (EACH / 2) * 2 + e;
+for (int load = 0; load < LOADS; ++load)
+    for (int pair = 0; pair < EACH / 2; ++pair) {
+        float whole[2], rest[2];
+        for (int e = 0; e < 2; ++e) {
+            const int element = (load * 4 + across) * EACH + pair * 2 + e;
 $LOAD
-        whole[e] = to_float(from_float<Factor>(x));
-        rest[e] = x - whole[e];
+            whole[e] = to_float(from_float<Factor>(x));
+            rest[e] = x - whole[e];
+        }
+        unsigned(&part)[4] = factor[load * (EACH / 4) + pair / 2];
+        part[pair % 2 * 2] = pack<Factor>(whole[0], whole[1]);
+        part[pair % 2 * 2 + 1] = pack<Factor>(rest[0], rest[1]);
     }
-    factor[pair / 2][pair % 2 * 2] = pack<Factor>(whole[0], whole[1]);
-    factor[pair / 2][pair % 2 * 2 + 1] = pack<Factor>(rest[0], rest[1]);
-}
 ";
 
 const LOAD: &str = r"
-        const float x = down < ROWS ? queries[down * HEAD_DIM + element] : 0.0f;
+            const float x = down < ROWS ? queries[down * HEAD_DIM + element] : 0.0f;
 ";
 
 const LOAD_TURNED: &str = r"
-        // A key's position is the index of its chunk. Turning the query back by it once serves all of its probes.
-        const int distance = max(0, min(position, chunks + SCAN_WINDOW) - chunk), row = min(down, ROWS - 1);
-        const float2 angle = rope_table[distance * HALF + element % HALF];
-        const float here = queries[row * HEAD_DIM + element];
-        const float there = queries[row * HEAD_DIM + (element + HALF) % HEAD_DIM];
-        const float x = here * angle.x + (element < HALF ? -there : there) * angle.y;
+            // A key's position is the index of its chunk. Turning the query back by it once serves all of its probes.
+            const int distance = max(0, min(position, chunks + SCAN_WINDOW) - chunk), row = min(down, ROWS - 1);
+            const float2 angle = rope_table[distance * HALF + element % HALF];
+            const float here = queries[row * HEAD_DIM + element];
+            const float there = queries[row * HEAD_DIM + (element + HALF) % HEAD_DIM];
+            const float x = here * angle.x + (element < HALF ? -there : there) * angle.y;
 ";
 
 const BODY: &str = r"

@@ -63,9 +63,13 @@ impl ScanKeysTiles {
     pub(crate) fn grid(&self, rows: usize, chunks: usize) -> [u32; 3] {
         let blocks = rows.div_ceil(self.plan().query_block);
         let heads = self.shape.query_heads() / self.heads();
-        let ScanPrefill { warps, chunks: at_once, blocks: most } = self.tuning;
-        let groups = chunks.div_ceil(at_once * warps).clamp(1, most.div_ceil(blocks * heads));
+        let groups = chunks.div_ceil(self.at_once()).clamp(1, self.tuning.blocks.div_ceil(blocks * heads));
         [groups as u32, heads as u32, blocks as u32]
+    }
+
+    /// Chunks that a block of threads takes at a time.
+    fn at_once(&self) -> usize {
+        self.tuning.chunks * self.tuning.warps
     }
 
     pub(super) fn operands(&self, parents: impl Fn(usize) -> Buffer) -> Vec<scoring::Operand> {
@@ -275,7 +279,13 @@ impl Tune for ScanKeysTiles {
                 choices.extend([512, 1024, 2048].map(|blocks| ScanPrefill { warps, chunks, blocks }));
             }
         }
-        choices.into_iter().map(Tuning::ScanPrefill).collect()
+        // Of a list that one block of threads goes through at a time, it does not matter how many there may be.
+        let listed = self.plan().keep_chunks.map_or(usize::MAX, |keep| keep * self.plan().split);
+        let matters = |choice: &ScanPrefill| {
+            let alone = self.clone().tuned(Tuning::ScanPrefill(*choice)).at_once() >= listed;
+            !alone || choice.blocks == DEFAULT.blocks
+        };
+        choices.into_iter().filter(matters).map(Tuning::ScanPrefill).collect()
     }
 
     fn tuned(self, tuning: Tuning) -> Self {

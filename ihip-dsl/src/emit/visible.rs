@@ -112,13 +112,13 @@ impl Visible {
         }
     }
 
-    /// For keys in registers, `TEAMS` slots apart: what is shared by all, what is loaded before the first, what leads to
-    /// the next, and what turns one.
-    pub(crate) fn follow_angles(&self) -> [&'static str; 4] {
+    /// For keys in registers, `TEAMS` slots apart: what is loaded before the first, what leads to the next, and what
+    /// turns one.
+    pub(crate) fn follow_angles(&self) -> [&'static str; 3] {
         match (self.rotates(), self.blends()) {
-            (false, _) => ["", "", "", ""],
-            (true, false) => [ONWARD, FIRST_ANGLES, NEXT_ANGLES, TURN],
-            (true, true) => ["", "", "", TURN_BLENDED],
+            (false, _) => ["", "", ""],
+            (true, false) => [FIRST_ANGLES, NEXT_ANGLES, TURN],
+            (true, true) => ["", "", TURN_BLENDED],
         }
     }
 
@@ -345,17 +345,13 @@ const END_POSITION: &str = r"
 /// Positions that an angle is turned on by at most, one more than which the table has.
 pub(crate) const MOST_TEAMS: usize = 64;
 
-const ONWARD: &str = r"
-    // Positions mostly follow one another: from a team's key to its next, angles turn by that of TEAMS positions.
-    SHARED(float2, onward, HALF);
-    for (int element = thread; element < HALF; element += THREADS) onward[element] = rope_table[TEAMS * HALF + element];
-";
-
 const FIRST_ANGLES: &str = r"
+    // Positions mostly follow one another: from a team's key to its next, angles turn by that of TEAMS positions.
     int turned_to = slot_position[team];
-    float2 angle[4];
+    float2 angle[4], onward[4];
     for (int e = 0; e < 4; ++e) {
         angle[e] = rope_table[turned_to * HALF + element + e];
+        onward[e] = rope_table[TEAMS * HALF + element + e];
     }
 ";
 
@@ -365,7 +361,7 @@ const NEXT_ANGLES: &str = r"
             turned_to = slot_position[slot];
             for (int e = 0; e < 4; ++e) {
                 if (follows) {
-                    rotate(angle[e].x, angle[e].y, onward[element + e]);
+                    rotate(angle[e].x, angle[e].y, onward[e]);
                 } else {
                     angle[e] = rope_table[turned_to * HALF + element + e];
                 }

@@ -55,7 +55,8 @@ impl Tally {
 /// What a cache did since it was allocated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Keys that each stage of the scan read, by the number of the stage; over all layers.
+    /// Keys that each stage of the scan read, by the number of the stage; over all layers. On a GPU pages of the chunks that the
+    /// stage went through in decoding steps, keys that the GPU holds once more not considered.
     pub stages: Vec<Reads>,
     /// Keys and values that the attention read.
     pub attend: Reads,
