@@ -88,7 +88,7 @@ fn every_choice_makes_a_kernel_or_a_grid_of_its_own() {
                     let mut launches = program.decode(0, extent, restart.then_some(0));
                     launches.extend(program.decode(0, extent, None));
                     launches.extend(program.decode(0, extent, None));
-                    launches.extend(program.prefill(0, extent, 512, 1 << 20));
+                    launches.extend(program.prefill(0, extent, 2048, 1 << 20));
                     let launch = launches.into_iter().find(|launch| launch.kernel == kernel.name);
                     let made = (kernel.text, launch.expect("it is launched").grid);
                     assert!(!seen.contains(&made), "{}: {tuning} is another choice by another name", tunable.site);

@@ -381,7 +381,8 @@ impl<'a> Checked<'a> {
                 tolerance::average(kv_type, keys.len(), logit, rotated) + tolerance::activation(self.drawn.activation);
             let largest =
                 |&key: &usize| tensors.value(key, tensors.kv_head(head)).iter().fold(0.0, |a: f64, b| a.max(b.abs()));
-            let smallest = tolerance::least(kv_type) * keys.iter().map(largest).sum::<f64>();
+            let values = keys.iter().map(largest).sum::<f64>();
+            let smallest = tolerance::least(kv_type) * values + tolerance::flushed(values);
             let even = self.drawn.exact && query.iter().all(|&x| x == 0.0) && !keys.is_empty();
             for (element, ((&got, &expected), &size)) in out.iter().zip(expected).zip(sizes).enumerate() {
                 let place = || format!("row {row}, head {head}, element {element} over {} keys", keys.len());
@@ -396,7 +397,7 @@ impl<'a> Checked<'a> {
                     }
                 }
                 let off = f64::from((got - expected).abs());
-                let bound = share * f64::from(size) + smallest + f64::from(f32::MIN_POSITIVE);
+                let bound = share * f64::from(size) + smallest;
                 if off.is_nan() || off > bound {
                     return Err(format!("{}: {got}, and it is {expected} ± {bound:.1e}", place()));
                 }

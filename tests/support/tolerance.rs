@@ -103,6 +103,13 @@ pub fn average(kv_type: KvType, keys: usize, logit: f64, rotated_cache: bool) ->
     (2.0 * logit).exp_m1() + weight + F32 * (keys + ONCE) as f64
 }
 
+/// An element of such an average, of values whose sizes add up to `values`: weights below 2⁻¹²⁶ of the largest are zero in
+/// kernels, and so is what an f32 cannot tell from zero.
+#[must_use]
+pub fn flushed(values: f64) -> f64 {
+    f64::from(f32::MIN_POSITIVE) * (1.0 + values)
+}
+
 /// An element of a key that is rotated before it is cached: a share of the size of its pair, or of the largest of its
 /// group.
 #[must_use]
