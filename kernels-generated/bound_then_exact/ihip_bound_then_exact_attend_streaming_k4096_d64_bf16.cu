@@ -5,7 +5,7 @@
 // The prelude of every kernel: the only place for assembly, shared-memory declarations and shared addresses.
 // Each primitive has two bodies: NVRTC's, and one for the emulator, which compiles this very text for the host.
 // No CUDA header is included. What NVRTC knows by itself is used as it is: threadIdx, blockIdx, gridDim, float2,
-// make_float2, min, max, __popc and the functions of <math.h>. Written for sm_80 and everything after it.
+// make_float2, min, max, __popc, __byte_perm and the functions of <math.h>. Written for sm_80 and everything after it.
 
 // A kernel's entry: `KERNEL(128) name(arguments) { … }`. The bound lets the compiler plan registers for that many threads.
 #ifdef IHIP_EMULATOR
@@ -120,6 +120,17 @@ inline unsigned pack<f16>(float low, float high) {
     return result;
 }
 #endif
+
+// a * b + c of the halves of packed bf16, each rounded once; numbers below the smallest normal are no zeros.
+inline unsigned multiply_add(unsigned a, unsigned b, unsigned c) {
+#ifdef IHIP_EMULATOR
+    return emulator::multiply_add(a, b, c);
+#else
+    unsigned result;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
+#endif
+}
 
 // 2^value to 2 units in the last place; results below 2^-126 are zero, which no softmax weight notices.
 inline float exp2_fast(float value) {
@@ -351,13 +362,15 @@ inline unsigned cache_row(const unsigned* page_table, int token, int kv_head) {
     return (page_table[token / PAGE] * KV_HEADS + kv_head) * PAGE + token % PAGE;
 }
 
+using Factor = Cached;  // what tensor cores multiply
+
 // Eight neighbouring elements of a row: sixteen bytes.
 struct alignas(16) Piece {
-    Cached at[8];
+    Factor at[8];
 };
 
 // Where a piece of 16 bytes of a row lies in shared memory: the same pieces of neighbouring rows are in other banks.
-inline int piece_at(int row, int piece) { return row * HEAD_DIM + (piece ^ (row & min(7, PIECES - 1))) * 8; }
+inline int piece_at(int row, int piece) { return row * HEAD_DIM + (piece ^ (row & min(7, (PIECES & -PIECES) - 1))) * 8; }
 
 // Turns the pair (x, y) = (element j, element j + HALF) by an angle given as (cosine, sine).
 inline void rotate(float& x, float& y, float2 angle) {
@@ -370,12 +383,12 @@ KERNEL(THREADS) ihip_bound_then_exact_attend_streaming_k4096_d64_bf16(
     const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,
     const Cached* __restrict__ values, const unsigned* __restrict__ page_table,
     const float2* __restrict__ rope_table, const int* blocks, const int* counts, Activation* out) {
-    SHARED_DYNAMIC(Cached, query_tile);   // [TILE_ROWS][HEAD_DIM]
-    Cached* const query_rests = query_tile + TILE_ROWS * HEAD_DIM;        // what rounding took from it
-    Cached* const value_tile = query_rests + TILE_ROWS * HEAD_DIM;        // [TILE_KEYS][HEAD_DIM]
-    Cached* const cached_tile = value_tile + TILE_KEYS * HEAD_DIM;        // keys as they were cached
-    Cached* const key_tile = cached_tile + TILE_KEYS * HEAD_DIM;          // turned
-    Cached* const key_rests = key_tile + TILE_KEYS * HEAD_DIM;            // what rounding took from them
+    SHARED_DYNAMIC(Factor, query_tile);   // [TILE_ROWS][HEAD_DIM]
+    Factor* const query_rests = query_tile + TILE_ROWS * HEAD_DIM;        // what rounding took from it
+    Factor* const value_tile = query_rests + TILE_ROWS * HEAD_DIM;        // [TILE_KEYS][HEAD_DIM]
+    Factor* const cached_tile = value_tile + TILE_KEYS * HEAD_DIM;        // keys as they were cached
+    Factor* const key_tile = cached_tile + TILE_KEYS * HEAD_DIM;          // turned
+    Factor* const key_rests = key_tile + TILE_KEYS * HEAD_DIM;            // what rounding took from them
     SHARED(int, slot_tokens, 3 * TILE_KEYS);   // of the tile at hand and of the next two
     SHARED(int, slot_positions, 3 * TILE_KEYS);
     SHARED(unsigned, slot_rows, 3 * TILE_KEYS);
@@ -410,10 +423,10 @@ KERNEL(THREADS) ihip_bound_then_exact_attend_streaming_k4096_d64_bf16(
                 y = to_float(qkv[from + of_head + HALF]) * QUERY_SCALE;
                 rotate(x, y, rope_table[(tile_first + query - origin) * HALF + element]);
             }
-            pieces[0].at[e] = from_float<Cached>(x);
-            pieces[1].at[e] = from_float<Cached>(y);
-            rests[0].at[e] = from_float<Cached>(x - to_float(pieces[0].at[e]));
-            rests[1].at[e] = from_float<Cached>(y - to_float(pieces[1].at[e]));
+            pieces[0].at[e] = from_float<Factor>(x);
+            pieces[1].at[e] = from_float<Factor>(y);
+            rests[0].at[e] = from_float<Factor>(x - to_float(pieces[0].at[e]));
+            rests[1].at[e] = from_float<Factor>(y - to_float(pieces[1].at[e]));
         }
         const int low = piece_at(row, piece), high = piece_at(row, piece + PIECES / 2);
         *reinterpret_cast<Piece*>(&query_tile[low]) = pieces[0];
@@ -476,7 +489,7 @@ KERNEL(THREADS) ihip_bound_then_exact_attend_streaming_k4096_d64_bf16(
 
     // A thread copies the same piece of every so many keys.
     const int own_key = thread / PIECES, own_piece = thread % PIECES;
-    const auto copy = [&](Cached* to, const Cached* from, int tile_index) {
+    const auto copy = [&](Factor* to, const Cached* from, int tile_index) {
         if (tile_index < tiles)
 #pragma unroll 2
             for (int key = own_key; key < TILE_KEYS; key += THREADS / PIECES) {
@@ -523,10 +536,10 @@ KERNEL(THREADS) ihip_bound_then_exact_attend_streaming_k4096_d64_bf16(
             for (int e = 0; e < 8; ++e) {
                 float x = to_float(turned[0].at[e]), y = to_float(turned[1].at[e]);
                 rotate(x, y, angles[turn][e]);
-                turned[0].at[e] = from_float<Cached>(x);
-                turned[1].at[e] = from_float<Cached>(y);
-                rests[0].at[e] = from_float<Cached>(x - to_float(turned[0].at[e]));
-                rests[1].at[e] = from_float<Cached>(y - to_float(turned[1].at[e]));
+                turned[0].at[e] = from_float<Factor>(x);
+                turned[1].at[e] = from_float<Factor>(y);
+                rests[0].at[e] = from_float<Factor>(x - to_float(turned[0].at[e]));
+                rests[1].at[e] = from_float<Factor>(y - to_float(turned[1].at[e]));
             }
             *reinterpret_cast<Piece*>(&key_tile[low]) = turned[0];
             *reinterpret_cast<Piece*>(&key_tile[high]) = turned[1];
@@ -552,17 +565,17 @@ KERNEL(THREADS) ihip_bound_then_exact_attend_streaming_k4096_d64_bf16(
                 unsigned key[4];
                 load_matrix_x4(key, &key_tile[at]);
                 for (int band = 0; band < BANDS; ++band) {
-                    mma_16x8x16<Cached>(score[band][2 * n], query[band], {key[0], key[1]});
-                    mma_16x8x16<Cached>(score[band][2 * n + 1], query[band], {key[2], key[3]});
+                    mma_16x8x16<Factor>(score[band][2 * n], query[band], {key[0], key[1]});
+                    mma_16x8x16<Factor>(score[band][2 * n + 1], query[band], {key[2], key[3]});
                 }
                 for (int band = 0; band < BANDS; ++band) {
-                    mma_16x8x16<Cached>(score[band][2 * n], query_rest[band], {key[0], key[1]});
-                    mma_16x8x16<Cached>(score[band][2 * n + 1], query_rest[band], {key[2], key[3]});
+                    mma_16x8x16<Factor>(score[band][2 * n], query_rest[band], {key[0], key[1]});
+                    mma_16x8x16<Factor>(score[band][2 * n + 1], query_rest[band], {key[2], key[3]});
                 }
                 load_matrix_x4(key, &key_rests[at]);
                 for (int band = 0; band < BANDS; ++band) {
-                    mma_16x8x16<Cached>(score[band][2 * n], query[band], {key[0], key[1]});
-                    mma_16x8x16<Cached>(score[band][2 * n + 1], query[band], {key[2], key[3]});
+                    mma_16x8x16<Factor>(score[band][2 * n], query[band], {key[0], key[1]});
+                    mma_16x8x16<Factor>(score[band][2 * n + 1], query[band], {key[2], key[3]});
                 }
             }
         }
@@ -615,21 +628,21 @@ KERNEL(THREADS) ihip_bound_then_exact_attend_streaming_k4096_d64_bf16(
                         exact[e] = exp2_fast(score[band][2 * k + part / 2][part % 2 * 2 + e] - top[r]);
                         total[r] += exact[e];
                     }
-                    weight[band][part] = pack<Cached>(exact[0], exact[1]);
-                    for (int e = 0; e < 2; ++e) exact[e] -= to_float(from_float<Cached>(exact[e]));
-                    weight_rest[band][part] = pack<Cached>(exact[0], exact[1]);
+                    weight[band][part] = pack<Factor>(exact[0], exact[1]);
+                    for (int e = 0; e < 2; ++e) exact[e] -= to_float(from_float<Factor>(exact[e]));
+                    weight_rest[band][part] = pack<Factor>(exact[0], exact[1]);
                 }
 #pragma unroll
             for (int i = 0; i < STEPS; ++i) {
                 unsigned value[4];
                 load_matrix_x4_transposed(value, &value_tile[k * 16 * HEAD_DIM + (value_at ^ i * 16)]);
                 for (int band = 0; band < BANDS; ++band) {
-                    mma_16x8x16<Cached>(output[band][2 * i], weight[band], {value[0], value[1]});
-                    mma_16x8x16<Cached>(output[band][2 * i + 1], weight[band], {value[2], value[3]});
+                    mma_16x8x16<Factor>(output[band][2 * i], weight[band], {value[0], value[1]});
+                    mma_16x8x16<Factor>(output[band][2 * i + 1], weight[band], {value[2], value[3]});
                 }
                 for (int band = 0; band < BANDS; ++band) {
-                    mma_16x8x16<Cached>(output[band][2 * i], weight_rest[band], {value[0], value[1]});
-                    mma_16x8x16<Cached>(output[band][2 * i + 1], weight_rest[band], {value[2], value[3]});
+                    mma_16x8x16<Factor>(output[band][2 * i], weight_rest[band], {value[0], value[1]});
+                    mma_16x8x16<Factor>(output[band][2 * i + 1], weight_rest[band], {value[2], value[3]});
                 }
             }
         }

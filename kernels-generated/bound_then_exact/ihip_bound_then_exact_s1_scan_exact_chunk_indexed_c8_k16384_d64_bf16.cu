@@ -1,12 +1,12 @@
 // Prefill, stage 1: scores chunks of 8 tokens for blocks of 32 queries by every key of them.
-// A block of threads takes one head of one query block and groups of 64 chunks; a chunk's score is
+// A warp takes 3 heads of a group of one query block and 8 chunks at a time; a chunk's score is
 // the largest over the rows of averaged queries, and the largest over all heads.
 
 #line 1 "prelude.cu"
 // The prelude of every kernel: the only place for assembly, shared-memory declarations and shared addresses.
 // Each primitive has two bodies: NVRTC's, and one for the emulator, which compiles this very text for the host.
 // No CUDA header is included. What NVRTC knows by itself is used as it is: threadIdx, blockIdx, gridDim, float2,
-// make_float2, min, max, __popc and the functions of <math.h>. Written for sm_80 and everything after it.
+// make_float2, min, max, __popc, __byte_perm and the functions of <math.h>. Written for sm_80 and everything after it.
 
 // A kernel's entry: `KERNEL(128) name(arguments) { … }`. The bound lets the compiler plan registers for that many threads.
 #ifdef IHIP_EMULATOR
@@ -121,6 +121,17 @@ inline unsigned pack<f16>(float low, float high) {
     return result;
 }
 #endif
+
+// a * b + c of the halves of packed bf16, each rounded once; numbers below the smallest normal are no zeros.
+inline unsigned multiply_add(unsigned a, unsigned b, unsigned c) {
+#ifdef IHIP_EMULATOR
+    return emulator::multiply_add(a, b, c);
+#else
+    unsigned result;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
+#endif
+}
 
 // 2^value to 2 units in the last place; results below 2^-126 are zero, which no softmax weight notices.
 inline float exp2_fast(float value) {
@@ -337,35 +348,32 @@ constexpr int SPLIT = 4;                  // chunks that each of them is cut int
 constexpr int BLOCK_RATIO = 1;            // query blocks of this stage in one of the stage before
 constexpr int PARENT_QUERY_BLOCK = 32;    // queries of a block of the stage before
 constexpr int SCAN_WINDOW = 992;          // chunks that begin nearer than this are not scanned
-constexpr int KEYS = 8;                   // keys of a chunk, one after the other
 constexpr int QUERY_STRIDE = 1;           // neighbouring queries averaged into a row
-constexpr int ROWS = 32;                  // rows of a block, padded for the product
-constexpr int TILE_ROWS = 32;             // of which this many are in shared memory at a time
 constexpr float QUERY_SCALE = 0.125f;     // factor of every query
 constexpr float NEVER = -32000.0f;        // score of a chunk that nobody may see
 constexpr float LOWEST = -3.4028235e38f;  // below every product
-constexpr int THREADS = 128;              // threads of a block
-constexpr int ROW_WARPS = 2;              // warps side by side along the rows
-constexpr int CHUNKS = 64;                // chunks of a group
-constexpr int STRIDE = 68;                // floats between rows in shared memory: no bank conflicts
+constexpr int THREADS = 256;              // threads of a block
+constexpr int WARPS = 8;                  // warps of a block
+constexpr int TEAMS = 1;                  // all warps take the same rows
+constexpr int CHUNKS = 8;                 // chunks that a warp takes at a time
+constexpr int SETS = 1;                   // eights of them, each the columns of a product
+constexpr int KEYS = 8;                   // keys of a chunk, one after the other
+constexpr int HEADS = 3;                  // query heads of a block of threads: they share the keys
+constexpr int HEAD_ROWS = 32;             // rows of a head
+constexpr int COPIES = 1;                 // copies of the queries
+constexpr int TILES = 6;                  // sixteens of rows in shared memory
+constexpr int STEPS = 4;                  // products along a row
+constexpr int STEP = 128;                 // words of a left factor: four for each lane
+constexpr int PART = 3072;                // words of the rows, or of their rest
+constexpr int EACH = 8;                   // elements of a column that a lane has beside each other
+constexpr int LOADS = 2;                  // such elements of a lane
 
-// Four neighbouring elements: one load or store of 8 or 16 bytes.
-template <typename T>
-struct alignas(4 * sizeof(T)) Quad {
-    T at[4];
+using Factor = Cached;  // what tensor cores multiply
+
+// Eight neighbouring elements as pairs: sixteen bytes.
+struct alignas(16) Pairs {
+    unsigned at[4];
 };
-
-template <typename T>
-inline Quad<float> load_quad(const T* from) {
-    const Quad<T> quad = *reinterpret_cast<const Quad<T>*>(from);
-    return {{to_float(quad.at[0]), to_float(quad.at[1]), to_float(quad.at[2]), to_float(quad.at[3])}};
-}
-
-template <typename T>
-inline void store_quad(T* to, const Quad<float>& quad) {
-    *reinterpret_cast<Quad<T>*>(to) = {{from_float<T>(quad.at[0]), from_float<T>(quad.at[1]),
-                                        from_float<T>(quad.at[2]), from_float<T>(quad.at[3])}};
-}
 
 // The row of a token in the cache: [physical page][kv_head][page token].
 inline unsigned cache_row(const unsigned* page_table, int token, int kv_head) {
@@ -385,6 +393,35 @@ inline void rotate(float& x, float& y, float2 angle) {
     x = turned;
 }
 
+// Two numbers as what the factors' type holds of them and the rest.
+inline void split_pair(float low, float high, unsigned& whole, unsigned& rest) {
+    whole = pack<Factor>(low, high);
+    low -= to_float(Factor{static_cast<unsigned short>(whole)});
+    high -= to_float(Factor{static_cast<unsigned short>(whole >> 16)});
+    rest = pack<Factor>(low, high);
+}
+
+// Whether a row of the product is there: each head has HEAD_ROWS, one after the other.
+inline bool is_live(int row, int live_rows) { return row < HEADS * HEAD_ROWS && row % HEAD_ROWS < live_rows; }
+
+// The angles of two neighbouring elements: one load.
+struct alignas(16) Angles {
+    float2 at[2];
+};
+
+// Turns two neighbouring elements of a key, and those HALF further, by their angles. What the factors' type holds of them
+// stays in place; the rest comes beside it.
+inline void turn_pairs(unsigned& low, unsigned& high, unsigned& low_rest, unsigned& high_rest, const Angles& angles) {
+    float x[2], y[2];
+    for (int e = 0; e < 2; ++e) {
+        x[e] = to_float(Factor{static_cast<unsigned short>(low >> 16 * e)});
+        y[e] = to_float(Factor{static_cast<unsigned short>(high >> 16 * e)});
+        rotate(x[e], y[e], angles.at[e]);
+    }
+    split_pair(x[0], x[1], low, low_rest);
+    split_pair(y[0], y[1], high, high_rest);
+}
+
 // Chunks of the list, and the first token of each: what the stage before kept, ascending, each cut into SPLIT. A kept
 // list is KEPT entries and how many of them there are.
 inline int chunk_count(const int* kept) { return kept[KEPT] * SPLIT; }
@@ -402,15 +439,10 @@ KERNEL(THREADS) ihip_bound_then_exact_s1_scan_exact_chunk_indexed_c8_k16384_d64_
     const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,
     const unsigned* __restrict__ page_table, const float2* __restrict__ rope_table, const int* parents,
     unsigned* scores, int score_stride) {
-    SHARED_DYNAMIC(float, queries);                         // [TILE_ROWS][STRIDE]
-    float* const slots = queries + TILE_ROWS * STRIDE;      // [CHUNKS][STRIDE]
-    SHARED(unsigned, slot_row, CHUNKS);
-    SHARED(int, slot_position, CHUNKS);
-    SHARED(float, largest, ROW_WARPS * CHUNKS);
-
+    SHARED_DYNAMIC(unsigned, factors);  // [COPIES][2][TILES][STEPS][32][4]: queries, and their rest
     const int start = step[STEP_START], rows = step[STEP_ROWS], first_row = step[STEP_FIRST_ROW];
-    const int head = blockIdx.y, kv_head = head / GROUP, block = blockIdx.z, thread = threadIdx.x;
-    const int lane = thread % 32, warp = thread / 32, across = lane % 8, down = lane / 8;
+    const int block = blockIdx.z, thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+    const int first_head = blockIdx.y * HEADS, kv_head = first_head / GROUP;
     const int first = block * QUERY_BLOCK;
     if (first >= rows) return;
     // The one causal test of the scan is on a chunk's left edge, against the block's first query.
@@ -420,91 +452,103 @@ KERNEL(THREADS) ihip_bound_then_exact_s1_scan_exact_chunk_indexed_c8_k16384_d64_
     const int* const kept = parents + parent_block(block, rows) * (KEPT + 1);
     const int chunks = chunk_count(kept);
 
-    // A row is the mean of QUERY_STRIDE neighbours; those beyond the call are left out of it.
-    for (int item = thread; item < TILE_ROWS * HALF; item += THREADS) {
-        const int slot = item / HALF, row = slot, element = item % HALF;
-        const int neighbours = min(QUERY_STRIDE, queries_here - row * QUERY_STRIDE);
-        float x = 0.0f, y = 0.0f;
-        for (int neighbour = 0; neighbour < QUERY_STRIDE; ++neighbour) {
-            if (neighbour >= neighbours) continue;
+    // A row is the mean of QUERY_STRIDE neighbours; those beyond the call are left out of it. Elements come in the order
+    // in which lanes load them from a key, to which a product is indifferent.
+    for (int item = thread; item < TEAMS * TILES * 16 * HALF / 2; item += THREADS) {
+        const int element = item % (HALF / 2) * 2, slot = item / (HALF / 2) % (TILES * 16);
+        const int team = item / (HALF / 2 * TILES * 16);
+        const int place = slot, of_team = place / HEAD_ROWS, row = place % HEAD_ROWS;
+        const int own_head = first_head + team * HEADS + of_team;
+        const int neighbours = of_team < HEADS ? min(QUERY_STRIDE, queries_here - row * QUERY_STRIDE) : 0;
+        float x[2] = {}, y[2] = {};
+        for (int neighbour = 0; neighbour < neighbours; ++neighbour) {
             const unsigned long long at = first_row + first + row * QUERY_STRIDE + neighbour;
-            const Activation* const query = &qkv[at * QKV_ROW + head * HEAD_DIM + element];
-            x += to_float(query[0]);
-            y += to_float(query[HALF]);
+            const Activation* const query = &qkv[at * QKV_ROW + own_head * HEAD_DIM + element];
+            for (int e = 0; e < 2; ++e) {
+                x[e] += to_float(query[e]);
+                y[e] += to_float(query[HALF + e]);
+            }
         }
         const float scale = neighbours > 0 ? QUERY_SCALE / static_cast<float>(neighbours) : 0.0f;
-        x *= scale;
-        y *= scale;
-        rotate(x, y, rope_table[(min(start + first + row * QUERY_STRIDE, chunks + SCAN_WINDOW)) * HALF + element]);
-        queries[slot * STRIDE + element] = x;
-        queries[slot * STRIDE + element + HALF] = y;
+        for (int copy = 0; copy < COPIES; ++copy) {
+            float turned_x[2], turned_y[2];
+            for (int e = 0; e < 2; ++e) {
+                turned_x[e] = x[e] * scale;
+                turned_y[e] = y[e] * scale;
+                const int position = min(start + first + row * QUERY_STRIDE, chunks + SCAN_WINDOW);
+                rotate(turned_x[e], turned_y[e], rope_table[position * HALF + element + e]);
+            }
+            for (int half = 0; half < 2; ++half) {
+                const float* const turned = half == 0 ? turned_x : turned_y;
+                const int at = element + half * HALF, load = at / EACH, pair = load / 4 * (EACH / 2) + at % EACH / 2;
+                const int to = ((team * COPIES + copy) * 2 * TILES + slot / 16) * STEPS * STEP + pair / 2 * STEP +
+                               (slot % 8 * 4 + load % 4) * 4 + pair % 2 * 2 + slot % 16 / 8;
+                split_pair(turned[0], turned[1], factors[to], factors[to + PART]);
+            }
+        }
     }
+    sync_block();
 
-    for (int group = blockIdx.x; group * CHUNKS < chunks; group += gridDim.x) {
-        // The list is ascending: where a group's first chunk lies beyond the limit, so does every later one.
-        if (chunk_start(kept, group * CHUNKS) > limit) break;
-        float product[4] = {LOWEST, LOWEST, LOWEST, LOWEST};
+    const int across = lane % 4, down = lane / 4;
+    const unsigned* const own_factors = factors + lane * 4;
+    const int first_chunk = (blockIdx.x * WARPS + warp) * CHUNKS;
+    for (int base = first_chunk; base < chunks; base += gridDim.x * WARPS * CHUNKS) {
+        // The list is ascending: where a warp's first chunk lies beyond the limit, so does every later one.
+        if (chunk_start(kept, base) > limit) break;
+        // A lane loads parts of what stands for chunk `down` of each set. A chunk that may not be seen reads what is there and
+        // ignores the product.
+        int first_token[SETS];
+        for (int set = 0; set < SETS; ++set) {
+            const int chunk = base + set * 8 + down;
+            first_token[set] = chunk < chunks ? chunk_start(kept, chunk) : limit + 1;
+        }
+        // Of the rows that a lane has a part of: columns 2 * across and 2 * across + 1.
+        float even[SETS], odd[SETS];
+        for (int set = 0; set < SETS; ++set) even[set] = odd[set] = LOWEST;
         for (int key = 0; key < KEYS; ++key) {
-            sync_block();  // the keys before have been read
-            if (thread < CHUNKS) {
-                const int chunk = group * CHUNKS + thread;
-                const int first_token = chunk < chunks ? chunk_start(kept, chunk) : limit + 1;
-                // A chunk that may not be seen reads what is there and ignores the product.
-                const bool scored = first_token <= limit;
-                slot_row[thread] = cache_row(page_table, scored ? first_token + key : 0, kv_head);
-                // A key's position is the index of its chunk in the list.
-                slot_position[thread] = min(chunk, chunks);
+            // A key's position is the index of its chunk in the list.
+            Pairs column[SETS][LOADS], rest[SETS][LOADS];
+            for (int set = 0; set < SETS; ++set) {
+                const int token = first_token[set] <= limit ? first_token[set] + key : 0;
+                const unsigned long long at = cache_row(page_table, token, kv_head);
+                const Pairs* const from = reinterpret_cast<const Pairs*>(&keys[at * HEAD_DIM]);
+                for (int load = 0; load < LOADS; ++load) column[set][load] = from[load * 4 + across];
+                const int position = min(base + set * 8 + down, chunks);
+                const float2* const angles = &rope_table[position * HALF];
+                for (int load = 0; load < LOADS / 2; ++load)
+                    for (int pair = 0; pair < 4; ++pair) {
+                        const Angles two = *reinterpret_cast<const Angles*>(&angles[(load * 4 + across) * 8 + pair * 2]);
+                        const int high = load + LOADS / 2;
+                        turn_pairs(column[set][load].at[pair], column[set][high].at[pair], rest[set][load].at[pair], rest[set][high].at[pair], two);
+                    }
             }
-            sync_block();
-            // A batch's loads are all under way before the first is used.
-            for (int first_item = thread; first_item < CHUNKS * HALF / 4; first_item += 4 * THREADS) {
-                Quad<float> x[4], y[4];
-                for (int i = 0; i < 4; ++i) {
-                    const int item = first_item + i * THREADS;
-                    const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
-                    const unsigned long long row = slot_row[slot];
-                    x[i] = load_quad(&keys[row * HEAD_DIM + element]);
-                    y[i] = load_quad(&keys[row * HEAD_DIM + element + HALF]);
+            for (int tile = 0; tile < TILES; ++tile) {
+                float product[SETS][4] = {};
+                for (int at = 0; at < STEPS; ++at)
+                    for (int part = 0; part < 2; ++part) {
+                        const Pairs factor = *reinterpret_cast<const Pairs*>(&own_factors[part * PART + (tile * STEPS + at) * STEP]);
+                        for (int set = 0; set < SETS; ++set) {
+                            const Pairs &whole = column[set][at / 2], &over = rest[set][at / 2];
+                            mma_16x8x16<Factor>(product[set], factor.at, {whole.at[at % 2 * 2], whole.at[at % 2 * 2 + 1]});
+                            if (part == 0) mma_16x8x16<Factor>(product[set], factor.at, {over.at[at % 2 * 2], over.at[at % 2 * 2 + 1]});
+                        }
+                    }
+                const int row = tile * 16 + down;
+                const bool one = is_live(row, live_rows), other = is_live(row + 8, live_rows);
+                for (int set = 0; set < SETS; ++set) {
+                    even[set] = max(even[set], max(one ? product[set][0] : LOWEST, other ? product[set][2] : LOWEST));
+                    odd[set] = max(odd[set], max(one ? product[set][1] : LOWEST, other ? product[set][3] : LOWEST));
                 }
-                for (int i = 0; i < 4; ++i) {
-                    const int item = first_item + i * THREADS;
-                    const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
-                    const float2* const angles = &rope_table[slot_position[slot] * HALF + element];
-                    for (int e = 0; e < 4; ++e) rotate(x[i].at[e], y[i].at[e], angles[e]);
-                    store_quad(&slots[slot * STRIDE + element], x[i]);
-                    store_quad(&slots[slot * STRIDE + element + HALF], y[i]);
-                }
-            }
-            sync_block();
-            const float* const warp_probes = &slots[warp / ROW_WARPS * 32 * STRIDE];
-            // 4 x 4 products a thread: rows down + 4 * i, probes across + 8 * j, which are all left ones or all right ones.
-            for (int row = warp % ROW_WARPS * 16; row < TILE_ROWS; row += ROW_WARPS * 16) {
-                float sum[4][4] = {};
-#pragma unroll 4
-                for (int element = 0; element < HEAD_DIM; element += 4) {
-                    Quad<float> query[4], probe[4];
-                    for (int i = 0; i < 4; ++i) query[i] = load_quad(&queries[(row + down + 4 * i) * STRIDE + element]);
-                    for (int j = 0; j < 4; ++j) probe[j] = load_quad(&warp_probes[(across + 8 * j) * STRIDE + element]);
-                    for (int i = 0; i < 4; ++i)
-                        for (int j = 0; j < 4; ++j)
-                            for (int e = 0; e < 4; ++e) sum[i][j] += query[i].at[e] * probe[j].at[e];
-                }
-                for (int i = 0; i < 4; ++i)
-                    for (int j = 0; j < 4; ++j)
-                        if (row + down + 4 * i < live_rows) product[j] = max(product[j], sum[i][j]);
             }
         }
-        for (int j = 0; j < 4; ++j) {
-            product[j] = max(product[j], shuffle_xor(product[j], 8));
-            product[j] = max(product[j], shuffle_xor(product[j], 16));
-            if (down == 0) largest[warp % ROW_WARPS * CHUNKS + warp / ROW_WARPS * 32 + across + 8 * j] = product[j];
-        }
-        sync_block();
-        const int chunk = group * CHUNKS + thread;
-        if (thread < CHUNKS && chunk < chunks && chunk_start(kept, chunk) <= limit) {
-            float score = LOWEST;
-            for (int row_warp = 0; row_warp < ROW_WARPS; ++row_warp) score = max(score, largest[row_warp * CHUNKS + thread]);
-            atomic_max(&scores[static_cast<unsigned long long>(block) * score_stride + chunk], ordered(max(score, NEVER)));
+        for (int set = 0; set < SETS; ++set) {
+            float score = max(down % 2 == 0 ? even[set] : odd[set], shuffle_xor(down % 2 == 0 ? odd[set] : even[set], 4));
+            score = max(score, shuffle_xor(score, 8));
+            score = max(score, shuffle_xor(score, 16));
+            // Column `down` is in the lanes across it.
+            score = shuffle(score, down % 2 * 4 + down / 2);
+            if (across == 0 && first_token[set] <= limit)
+                atomic_max(&scores[static_cast<unsigned long long>(block) * score_stride + base + set * 8 + down], ordered(max(score, NEVER)));
         }
     }
 }

@@ -5,7 +5,7 @@
 // The prelude of every kernel: the only place for assembly, shared-memory declarations and shared addresses.
 // Each primitive has two bodies: NVRTC's, and one for the emulator, which compiles this very text for the host.
 // No CUDA header is included. What NVRTC knows by itself is used as it is: threadIdx, blockIdx, gridDim, float2,
-// make_float2, min, max, __popc and the functions of <math.h>. Written for sm_80 and everything after it.
+// make_float2, min, max, __popc, __byte_perm and the functions of <math.h>. Written for sm_80 and everything after it.
 
 // A kernel's entry: `KERNEL(128) name(arguments) { … }`. The bound lets the compiler plan registers for that many threads.
 #ifdef IHIP_EMULATOR
@@ -120,6 +120,17 @@ inline unsigned pack<f16>(float low, float high) {
     return result;
 }
 #endif
+
+// a * b + c of the halves of packed bf16, each rounded once; numbers below the smallest normal are no zeros.
+inline unsigned multiply_add(unsigned a, unsigned b, unsigned c) {
+#ifdef IHIP_EMULATOR
+    return emulator::multiply_add(a, b, c);
+#else
+    unsigned result;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
+#endif
+}
 
 // 2^value to 2 units in the last place; results below 2^-126 are zero, which no softmax weight notices.
 inline float exp2_fast(float value) {
@@ -328,6 +339,7 @@ constexpr int PARENT_QUERY_BLOCK = 32;  // queries of a block of the stage befor
 constexpr int KEEP = 512;               // chunks that stay
 constexpr int THREADS = 1024;           // threads of a block
 constexpr int WARPS = 32;               // warps of a block
+constexpr int BATCH = 2;                // loads of a thread under way at a time while the list is written
 constexpr int BLOCK = 8;                // tokens of a block of the final list
 
 // -32000 as an ordered integer: the score of a chunk that no query probed. The buffer has 0 there.
@@ -364,12 +376,12 @@ KERNEL(THREADS) ihip_bound_then_exact_s1_select_c8_k4096(
     const int chunks = chunk_count(kept);
     const int keep = min(KEEP, chunks);
 
-    // Neighbouring chunks are a thread's, so that threads in order have the list in order.
-    const int each = (chunks + THREADS - 1) / THREADS, first = thread * each, end = min(chunks, first + each);
+    // Neighbouring chunks are a warp's, so that warps in order have the list in order; its lanes take them side by side.
+    const int each = (chunks + THREADS - 1) / THREADS * 32, first = warp * each, end = min(chunks, first + each);
 
     unsigned ones = ~0u, zeros = ~0u, scored = 0;
 #pragma unroll 8
-    for (int chunk = first; chunk < end; ++chunk) {
+    for (int chunk = first + lane; chunk < end; chunk += 32) {
         const unsigned key = max(score[chunk], NEVER);
         if (key > NEVER) {
             ones &= key;
@@ -411,7 +423,7 @@ KERNEL(THREADS) ihip_bound_then_exact_s1_select_c8_k4096(
             if (thread < 256) histogram[thread] = 0;
             sync_block();
 #pragma unroll 8
-            for (int chunk = first; chunk < end; ++chunk) {
+            for (int chunk = first + lane; chunk < end; chunk += 32) {
                 const unsigned key = max(score[chunk], NEVER);
                 if ((key & decided) == threshold) atomic_add(&histogram[key >> shift & 255], 1);
             }
@@ -442,50 +454,53 @@ KERNEL(THREADS) ihip_bound_then_exact_s1_select_c8_k4096(
         }
     }
 
-    // The list is ascending: each thread counts what it takes and learns what threads before it take. In a tie the lower
+    // The list is ascending: each warp counts what it takes and learns what warps before it take. In a tie the lower
     // position comes first.
     unsigned above = 0, tied = 0;
 #pragma unroll 8
-    for (int chunk = first; chunk < end; ++chunk) {
+    for (int chunk = first + lane; chunk < end; chunk += 32) {
         const unsigned key = max(score[chunk], NEVER) & decided;
         above += key > threshold;
         tied += key == threshold;
     }
-    unsigned above_through = above, tied_through = tied;
-    for (int distance = 1; distance < 32; distance *= 2) {
-        const unsigned above_before = shuffle(above_through, max(lane - distance, 0));
-        const unsigned tied_before = shuffle(tied_through, max(lane - distance, 0));
-        if (lane >= distance) {
-            above_through += above_before;
-            tied_through += tied_before;
-        }
+    for (int mask = 16; mask > 0; mask /= 2) {
+        above += shuffle_xor(above, mask);
+        tied += shuffle_xor(tied, mask);
     }
-    if (lane == 31) {
-        warp_above[warp] = above_through;
-        warp_ties[warp] = tied_through;
+    if (lane == 0) {
+        warp_above[warp] = above;
+        warp_ties[warp] = tied;
     }
     sync_block();
-    unsigned above_before = above_through - above, tied_before = tied_through - tied;
-    unsigned above_warps = lane < warp ? warp_above[lane] : 0, tied_warps = lane < warp ? warp_ties[lane] : 0;
+    unsigned above_before = lane < warp ? warp_above[lane] : 0, tied_before = lane < warp ? warp_ties[lane] : 0;
     for (int mask = 16; mask > 0; mask /= 2) {
-        above_warps += shuffle_xor(above_warps, mask);
-        tied_warps += shuffle_xor(tied_warps, mask);
+        above_before += shuffle_xor(above_before, mask);
+        tied_before += shuffle_xor(tied_before, mask);
     }
-    above_before += above_warps;
-    tied_before += tied_warps;
     int* const list = blocks + block * KEEP;
+    const unsigned lanes_before = (1u << lane) - 1;
     unsigned visible = 0;
-    for (int chunk = first; chunk < end; ++chunk) {
-        const unsigned key = max(score[chunk], NEVER) & decided;
-        if (key > threshold || (key == threshold && tied_before < ties)) {
-            int entry = chunk_start(kept, chunk);
-            entry = entry / BLOCK * BLOCK;
-            list[above_before + min(tied_before, ties)] = entry;
-            if (entry < step[STEP_START] + block * QUERY_BLOCK + QUERY_BLOCK) ++visible;
+    for (int batch = first; batch < end; batch += 32 * BATCH) {
+        unsigned keys[BATCH];
+        for (int i = 0; i < BATCH; ++i) {
+            const int chunk = batch + i * 32 + lane;
+            keys[i] = chunk < end ? max(score[chunk], NEVER) & decided : 0;
         }
-        above_before += key > threshold;
-        tied_before += key == threshold;
-        score[chunk] = 0;
+        for (int i = 0; i < BATCH && batch + i * 32 < end; ++i) {
+            const int chunk = batch + i * 32 + lane;
+            const bool is_above = keys[i] > threshold, is_tied = chunk < end && keys[i] == threshold;
+            const unsigned above_lanes = ballot(is_above), tied_lanes = ballot(is_tied);
+            const unsigned tied_here = tied_before + __popc(tied_lanes & lanes_before);
+            if (is_above || (is_tied && tied_here < ties)) {
+                int entry = chunk_start(kept, chunk);
+                entry = entry / BLOCK * BLOCK;
+                list[above_before + __popc(above_lanes & lanes_before) + min(tied_here, ties)] = entry;
+                if (entry < step[STEP_START] + block * QUERY_BLOCK + QUERY_BLOCK) ++visible;
+            }
+            above_before += __popc(above_lanes);
+            tied_before += __popc(tied_lanes);
+            if (chunk < end) score[chunk] = 0;
+        }
     }
     for (int entry = keep + thread; entry < KEEP; entry += THREADS) list[entry] = -1;
     // Blocks that begin beyond the query block count for nothing, not even for positions.

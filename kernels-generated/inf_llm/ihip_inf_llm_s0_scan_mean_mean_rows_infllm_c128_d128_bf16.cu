@@ -1,12 +1,12 @@
 // Prefill, stage 0: scores chunks of 128 tokens for blocks of 64 queries by the mean of their keys.
-// A block of threads takes one head of one query block and groups of 128 chunks; a chunk's score is
+// A warp takes 4 heads of a group of one query block and 16 chunks at a time; a chunk's score is
 // the mean over the rows of averaged queries, and the largest over all heads.
 
 #line 1 "prelude.cu"
 // The prelude of every kernel: the only place for assembly, shared-memory declarations and shared addresses.
 // Each primitive has two bodies: NVRTC's, and one for the emulator, which compiles this very text for the host.
 // No CUDA header is included. What NVRTC knows by itself is used as it is: threadIdx, blockIdx, gridDim, float2,
-// make_float2, min, max, __popc and the functions of <math.h>. Written for sm_80 and everything after it.
+// make_float2, min, max, __popc, __byte_perm and the functions of <math.h>. Written for sm_80 and everything after it.
 
 // A kernel's entry: `KERNEL(128) name(arguments) { … }`. The bound lets the compiler plan registers for that many threads.
 #ifdef IHIP_EMULATOR
@@ -121,6 +121,17 @@ inline unsigned pack<f16>(float low, float high) {
     return result;
 }
 #endif
+
+// a * b + c of the halves of packed bf16, each rounded once; numbers below the smallest normal are no zeros.
+inline unsigned multiply_add(unsigned a, unsigned b, unsigned c) {
+#ifdef IHIP_EMULATOR
+    return emulator::multiply_add(a, b, c);
+#else
+    unsigned result;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
+#endif
+}
 
 // 2^value to 2 units in the last place; results below 2^-126 are zero, which no softmax weight notices.
 inline float exp2_fast(float value) {
@@ -333,37 +344,31 @@ constexpr int WINDOW = 4096;                 // most recent tokens, which every 
 constexpr int CHUNK = 128;                   // tokens of a chunk
 constexpr int QUERY_BLOCK = 64;              // queries that share a ranking
 constexpr int SCAN_WINDOW = 3968;            // chunks that begin nearer than this are not scanned
-constexpr int KEYS = 1;                      // keys of a chunk, one after the other
 constexpr int QUERY_STRIDE = 1;              // neighbouring queries averaged into a row
-constexpr int HEADS = 1;                     // query heads of a block of threads: they share the keys
-constexpr int HEAD_ROWS = 1;                 // rows of a head: the mean of its rows
-constexpr int ROWS = 16;                     // rows of a block, padded for the product
-constexpr int TILE_ROWS = 16;                // of which this many are in shared memory at a time
 constexpr float QUERY_SCALE = 0.088388346f;  // factor of every query
 constexpr float NEVER = -32000.0f;           // score of a chunk that nobody may see
 constexpr float LOWEST = -3.4028235e38f;     // below every product
-constexpr int THREADS = 128;                 // threads of a block
-constexpr int ROW_WARPS = 1;                 // warps side by side along the rows
-constexpr int CHUNKS = 128;                  // chunks of a group
-constexpr int STRIDE = 132;                  // floats between rows in shared memory: no bank conflicts
+constexpr int THREADS = 256;                 // threads of a block
+constexpr int WARPS = 8;                     // warps of a block
+constexpr int TEAMS = 1;                     // all warps take the same rows
+constexpr int CHUNKS = 16;                   // chunks that a warp takes at a time
+constexpr int SETS = 2;                      // eights of them, each the columns of a product
+constexpr int HEADS = 4;                     // query heads of a block of threads: they share the keys
+constexpr int HEAD_ROWS = 1;                 // rows of a head: the mean of its rows
+constexpr int COPIES = 1;                    // copies of the queries
+constexpr int TILES = 1;                     // sixteens of rows in shared memory
+constexpr int STEPS = 8;                     // products along a row
+constexpr int STEP = 128;                    // words of a left factor: four for each lane
+constexpr int PART = 1024;                   // words of the rows, or of their rest
+constexpr int EACH = 8;                      // elements of a column that a lane has beside each other
+constexpr int LOADS = 4;                     // such elements of a lane
 
-// Four neighbouring elements: one load or store of 8 or 16 bytes.
-template <typename T>
-struct alignas(4 * sizeof(T)) Quad {
-    T at[4];
+using Factor = Cached;  // what tensor cores multiply
+
+// Eight neighbouring elements as pairs: sixteen bytes.
+struct alignas(16) Pairs {
+    unsigned at[4];
 };
-
-template <typename T>
-inline Quad<float> load_quad(const T* from) {
-    const Quad<T> quad = *reinterpret_cast<const Quad<T>*>(from);
-    return {{to_float(quad.at[0]), to_float(quad.at[1]), to_float(quad.at[2]), to_float(quad.at[3])}};
-}
-
-template <typename T>
-inline void store_quad(T* to, const Quad<float>& quad) {
-    *reinterpret_cast<Quad<T>*>(to) = {{from_float<T>(quad.at[0]), from_float<T>(quad.at[1]),
-                                        from_float<T>(quad.at[2]), from_float<T>(quad.at[3])}};
-}
 
 // A float as an integer of the same order.
 inline unsigned ordered(float value) {
@@ -378,27 +383,31 @@ inline void rotate(float& x, float& y, float2 angle) {
     x = turned;
 }
 
+// Two numbers as what the factors' type holds of them and the rest.
+inline void split_pair(float low, float high, unsigned& whole, unsigned& rest) {
+    whole = pack<Factor>(low, high);
+    low -= to_float(Factor{static_cast<unsigned short>(whole)});
+    high -= to_float(Factor{static_cast<unsigned short>(whole >> 16)});
+    rest = pack<Factor>(low, high);
+}
+
+// Whether a row of the product is there: each head has HEAD_ROWS, one after the other.
+inline bool is_live(int row, int live_rows) { return row < HEADS && live_rows > 0; }
+
 // Chunks of the list where the grid is laid out for t_max keys, and the first token of each: the sequence after the
 // sinks is cut evenly.
 inline int chunk_count(int t_max) { return (max(0, t_max - SINK - WINDOW) + CHUNK - 1) / CHUNK; }
 
 inline int chunk_start(int chunk) { return SINK + chunk * CHUNK; }
 
-// Whether a row of the product is there: each head has HEAD_ROWS, one after the other.
-inline bool is_live(int row, int live_rows) { return row < HEADS && live_rows > 0; }
-
 KERNEL(THREADS) ihip_inf_llm_s0_scan_mean_mean_rows_infllm_c128_d128_bf16(
     const int* step, const Activation* __restrict__ qkv, const float* __restrict__ means,
     const float2* __restrict__ rope_table,
     unsigned* scores, int score_stride) {
-    SHARED_DYNAMIC(float, queries);                         // [TILE_ROWS][STRIDE]
-    float* const slots = queries + TILE_ROWS * STRIDE;      // [CHUNKS][STRIDE]
-    SHARED(unsigned, slot_row, CHUNKS);
-    SHARED(float, largest, ROW_WARPS * CHUNKS);
-
+    SHARED_DYNAMIC(unsigned, factors);  // [COPIES][2][TILES][STEPS][32][4]: queries, and their rest
     const int start = step[STEP_START], rows = step[STEP_ROWS], first_row = step[STEP_FIRST_ROW];
-    const int head = blockIdx.y, kv_head = head / GROUP, block = blockIdx.z, thread = threadIdx.x;
-    const int lane = thread % 32, warp = thread / 32, across = lane % 8, down = lane / 8;
+    const int block = blockIdx.z, thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+    const int first_head = blockIdx.y * HEADS, kv_head = first_head / GROUP;
     const int first = block * QUERY_BLOCK;
     if (first >= rows) return;
     // The one causal test of the scan is on a chunk's left edge, against the block's first query.
@@ -407,90 +416,103 @@ KERNEL(THREADS) ihip_inf_llm_s0_scan_mean_mean_rows_infllm_c128_d128_bf16(
     const int live_rows = (queries_here + QUERY_STRIDE - 1) / QUERY_STRIDE;
     const int chunks = chunk_count(step[STEP_T_MAX]);
 
-    // A row is the mean of QUERY_STRIDE neighbours; those beyond the call are left out of it. The mean of a head's rows
-    // stands for them: a product with it is the mean of theirs.
-    for (int item = thread; item < TILE_ROWS * HALF; item += THREADS) {
-        const int slot = item / HALF, element = item % HALF;
-        float x = 0.0f, y = 0.0f;
-        for (int row = 0; slot < HEADS && row < live_rows; ++row) {
+    // A row is the mean of QUERY_STRIDE neighbours; those beyond the call are left out of it. Elements come in the order
+    // in which lanes load them from a key, to which a product is indifferent.
+    for (int item = thread; item < TEAMS * TILES * 16 * HALF / 2; item += THREADS) {
+        const int element = item % (HALF / 2) * 2, slot = item / (HALF / 2) % (TILES * 16);
+        const int team = item / (HALF / 2 * TILES * 16);
+        // The mean of a head's rows stands for them: a product with it is the mean of theirs.
+        const int of_team = slot, own_head = first_head + team * HEADS + of_team;
+        float x[2] = {}, y[2] = {};
+        for (int row = 0; of_team < HEADS && row < live_rows; ++row) {
             const int neighbours = min(QUERY_STRIDE, queries_here - row * QUERY_STRIDE);
-            float row_x = 0.0f, row_y = 0.0f;
+            float row_x[2] = {}, row_y[2] = {};
             for (int neighbour = 0; neighbour < neighbours; ++neighbour) {
                 const unsigned long long at = first_row + first + row * QUERY_STRIDE + neighbour;
-                const Activation* const query = &qkv[at * QKV_ROW + head * HEAD_DIM + element];
-                row_x += to_float(query[0]);
-                row_y += to_float(query[HALF]);
+                const Activation* const query = &qkv[at * QKV_ROW + own_head * HEAD_DIM + element];
+                for (int e = 0; e < 2; ++e) {
+                    row_x[e] += to_float(query[e]);
+                    row_y[e] += to_float(query[HALF + e]);
+                }
             }
             const float scale = QUERY_SCALE / static_cast<float>(neighbours * live_rows);
-            row_x *= scale;
-            row_y *= scale;
-            x += row_x;
-            y += row_y;
+            for (int e = 0; e < 2; ++e) {
+                row_x[e] *= scale;
+                row_y[e] *= scale;
+                x[e] += row_x[e];
+                y[e] += row_y[e];
+            }
         }
-        rotate(x, y, rope_table[(SCAN_WINDOW) * HALF + element]);
-        queries[slot * STRIDE + element] = x;
-        queries[slot * STRIDE + element + HALF] = y;
+        for (int copy = 0; copy < COPIES; ++copy) {
+            float turned_x[2], turned_y[2];
+            for (int e = 0; e < 2; ++e) {
+                turned_x[e] = x[e];
+                turned_y[e] = y[e];
+                rotate(turned_x[e], turned_y[e], rope_table[SCAN_WINDOW * HALF + element + e]);
+            }
+            for (int half = 0; half < 2; ++half) {
+                const float* const turned = half == 0 ? turned_x : turned_y;
+                const int at = element + half * HALF, load = at / EACH, pair = load / 4 * (EACH / 2) + at % EACH / 2;
+                const int to = ((team * COPIES + copy) * 2 * TILES + slot / 16) * STEPS * STEP + pair / 2 * STEP +
+                               (slot % 8 * 4 + load % 4) * 4 + pair % 2 * 2 + slot % 16 / 8;
+                split_pair(turned[0], turned[1], factors[to], factors[to + PART]);
+            }
+        }
     }
+    sync_block();
 
-    for (int group = blockIdx.x; group * CHUNKS < chunks; group += gridDim.x) {
-        // The list is ascending: where a group's first chunk lies beyond the limit, so does every later one.
-        if (chunk_start(group * CHUNKS) > limit) break;
-        float product[4] = {LOWEST, LOWEST, LOWEST, LOWEST};
-        for (int key = 0; key < KEYS; ++key) {
-            sync_block();  // the keys before have been read
-            if (thread < CHUNKS) {
-                const int chunk = group * CHUNKS + thread;
-                const int first_token = chunk < chunks ? chunk_start(chunk) : limit + 1;
-                // A chunk that may not be seen reads what is there and ignores the product.
-                const bool scored = first_token <= limit;
-                slot_row[thread] = (scored ? (first_token - SINK) / CHUNK : 0) * KV_HEADS + kv_head;
-            }
-            sync_block();
-            // A batch's loads are all under way before the first is used.
-            for (int first_item = thread; first_item < CHUNKS * HEAD_DIM / 4; first_item += 16 * THREADS) {
-                Quad<float> batch[16];
-                for (int i = 0; i < 16; ++i) {
-                    const int item = first_item + i * THREADS;
-                    const int slot = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
-                    const unsigned long long row = slot_row[slot];
-                    batch[i] = load_quad(&means[row * HEAD_DIM + element]);
+    const int across = lane % 4, down = lane / 4;
+    const unsigned* const own_factors = factors + lane * 4;
+    const int first_chunk = (blockIdx.x * WARPS + warp) * CHUNKS;
+    for (int base = first_chunk; base < chunks; base += gridDim.x * WARPS * CHUNKS) {
+        // The list is ascending: where a warp's first chunk lies beyond the limit, so does every later one.
+        if (chunk_start(base) > limit) break;
+        // A lane loads parts of what stands for chunk `down` of each set. A chunk that may not be seen reads what is there and
+        // ignores the product.
+        int first_token[SETS];
+        for (int set = 0; set < SETS; ++set) {
+            const int chunk = base + set * 8 + down;
+            first_token[set] = chunk < chunks ? chunk_start(chunk) : limit + 1;
+        }
+        // Of the rows that a lane has a part of: columns 2 * across and 2 * across + 1.
+        float even[SETS], odd[SETS];
+        for (int set = 0; set < SETS; ++set) even[set] = odd[set] = LOWEST;
+        Pairs column[SETS][LOADS], rest[SETS][LOADS];
+        for (int set = 0; set < SETS; ++set) {
+            const unsigned long long at = (first_token[set] <= limit ? (first_token[set] - SINK) / CHUNK : 0) * KV_HEADS + kv_head;
+            const float2* const from = reinterpret_cast<const float2*>(&means[at * HEAD_DIM]);
+            for (int load = 0; load < LOADS; ++load)
+                for (int pair = 0; pair < 4; ++pair) {
+                    const float2 two = from[(load * 4 + across) * 4 + pair];
+                    split_pair(two.x, two.y, column[set][load].at[pair], rest[set][load].at[pair]);
                 }
-                for (int i = 0; i < 16; ++i) {
-                    const int item = first_item + i * THREADS;
-                    const int slot = item / (HEAD_DIM / 4), element = item % (HEAD_DIM / 4) * 4;
-                    store_quad(&slots[slot * STRIDE + element], batch[i]);
+        }
+        for (int tile = 0; tile < TILES; ++tile) {
+            float product[SETS][4] = {};
+            for (int at = 0; at < STEPS; ++at)
+                for (int part = 0; part < 2; ++part) {
+                    const Pairs factor = *reinterpret_cast<const Pairs*>(&own_factors[part * PART + (tile * STEPS + at) * STEP]);
+                    for (int set = 0; set < SETS; ++set) {
+                        const Pairs &whole = column[set][at / 2], &over = rest[set][at / 2];
+                        mma_16x8x16<Factor>(product[set], factor.at, {whole.at[at % 2 * 2], whole.at[at % 2 * 2 + 1]});
+                        if (part == 0) mma_16x8x16<Factor>(product[set], factor.at, {over.at[at % 2 * 2], over.at[at % 2 * 2 + 1]});
+                    }
                 }
-            }
-            sync_block();
-            const float* const warp_probes = &slots[warp / ROW_WARPS * 32 * STRIDE];
-            // 4 x 4 products a thread: rows down + 4 * i, probes across + 8 * j, which are all left ones or all right ones.
-            for (int row = warp % ROW_WARPS * 16; row < TILE_ROWS; row += ROW_WARPS * 16) {
-                float sum[4][4] = {};
-#pragma unroll 4
-                for (int element = 0; element < HEAD_DIM; element += 4) {
-                    Quad<float> query[4], probe[4];
-                    for (int i = 0; i < 4; ++i) query[i] = load_quad(&queries[(row + down + 4 * i) * STRIDE + element]);
-                    for (int j = 0; j < 4; ++j) probe[j] = load_quad(&warp_probes[(across + 8 * j) * STRIDE + element]);
-                    for (int i = 0; i < 4; ++i)
-                        for (int j = 0; j < 4; ++j)
-                            for (int e = 0; e < 4; ++e) sum[i][j] += query[i].at[e] * probe[j].at[e];
-                }
-                for (int i = 0; i < 4; ++i)
-                    for (int j = 0; j < 4; ++j)
-                        if (is_live(row + down + 4 * i, live_rows)) product[j] = max(product[j], sum[i][j]);
+            const int row = tile * 16 + down;
+            const bool one = is_live(row, live_rows), other = is_live(row + 8, live_rows);
+            for (int set = 0; set < SETS; ++set) {
+                even[set] = max(even[set], max(one ? product[set][0] : LOWEST, other ? product[set][2] : LOWEST));
+                odd[set] = max(odd[set], max(one ? product[set][1] : LOWEST, other ? product[set][3] : LOWEST));
             }
         }
-        for (int j = 0; j < 4; ++j) {
-            product[j] = max(product[j], shuffle_xor(product[j], 8));
-            product[j] = max(product[j], shuffle_xor(product[j], 16));
-            if (down == 0) largest[warp % ROW_WARPS * CHUNKS + warp / ROW_WARPS * 32 + across + 8 * j] = product[j];
-        }
-        sync_block();
-        const int chunk = group * CHUNKS + thread;
-        if (thread < CHUNKS && chunk < chunks && chunk_start(chunk) <= limit) {
-            float score = LOWEST;
-            for (int row_warp = 0; row_warp < ROW_WARPS; ++row_warp) score = max(score, largest[row_warp * CHUNKS + thread]);
-            atomic_max(&scores[static_cast<unsigned long long>(block) * score_stride + chunk], ordered(max(score, NEVER)));
+        for (int set = 0; set < SETS; ++set) {
+            float score = max(down % 2 == 0 ? even[set] : odd[set], shuffle_xor(down % 2 == 0 ? odd[set] : even[set], 4));
+            score = max(score, shuffle_xor(score, 8));
+            score = max(score, shuffle_xor(score, 16));
+            // Column `down` is in the lanes across it.
+            score = shuffle(score, down % 2 * 4 + down / 2);
+            if (across == 0 && first_token[set] <= limit)
+                atomic_max(&scores[static_cast<unsigned long long>(block) * score_stride + base + set * 8 + down], ordered(max(score, NEVER)));
         }
     }
 }

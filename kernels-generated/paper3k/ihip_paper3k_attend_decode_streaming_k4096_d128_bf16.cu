@@ -5,7 +5,7 @@
 // The prelude of every kernel: the only place for assembly, shared-memory declarations and shared addresses.
 // Each primitive has two bodies: NVRTC's, and one for the emulator, which compiles this very text for the host.
 // No CUDA header is included. What NVRTC knows by itself is used as it is: threadIdx, blockIdx, gridDim, float2,
-// make_float2, min, max, __popc and the functions of <math.h>. Written for sm_80 and everything after it.
+// make_float2, min, max, __popc, __byte_perm and the functions of <math.h>. Written for sm_80 and everything after it.
 
 // A kernel's entry: `KERNEL(128) name(arguments) { … }`. The bound lets the compiler plan registers for that many threads.
 #ifdef IHIP_EMULATOR
@@ -120,6 +120,17 @@ inline unsigned pack<f16>(float low, float high) {
     return result;
 }
 #endif
+
+// a * b + c of the halves of packed bf16, each rounded once; numbers below the smallest normal are no zeros.
+inline unsigned multiply_add(unsigned a, unsigned b, unsigned c) {
+#ifdef IHIP_EMULATOR
+    return emulator::multiply_add(a, b, c);
+#else
+    unsigned result;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
+#endif
+}
 
 // 2^value to 2 units in the last place; results below 2^-126 are zero, which no softmax weight notices.
 inline float exp2_fast(float value) {
@@ -337,6 +348,7 @@ constexpr int SPLITS = 42;                  // pieces of the keys
 constexpr int HEADS = 4;                    // query heads of a block of threads: they share the keys
 constexpr int FOURS = 1;                    // fours of heads
 constexpr int TILE_KEYS = 128;              // keys of a split
+constexpr int WEIGHT_ROW = 136;             // weights of a head, and a gap: heads lie in other banks of shared memory
 constexpr int THREADS = 256;                // threads of a block
 constexpr int WARPS = 8;                    // warps of a block
 constexpr int TEAM = 16;                    // lanes that take a key together
@@ -345,8 +357,9 @@ constexpr int KEYS_EACH = 8;                // keys of a team
 constexpr int PIECE = 8;                    // elements of a 16-byte copy
 constexpr int QUADS = 128;                  // quads of output
 constexpr int PARTS = 2;                    // threads that share the keys of a quad
-constexpr int BATCH = 8;                    // splits that are joined at a time
+constexpr int BATCH = 16;                   // splits that a thread joins at a time
 constexpr int NOWHERE = -1;                 // token of an empty slot
+constexpr int PIECES = 16;                  // 16-byte pieces of a row
 constexpr float QUERY_SCALE = 0.12751743f;  // factor of every query, times log2(e)
 constexpr float LOWEST = -3.4028235e38f;    // below every score
 
@@ -373,6 +386,9 @@ inline unsigned cache_row(const unsigned* page_table, int token, int kv_head) {
     return (page_table[token / PAGE] * KV_HEADS + kv_head) * PAGE + token % PAGE;
 }
 
+// Where a piece of 16 bytes of a row lies in shared memory: the same pieces of neighbouring rows are in other banks.
+inline int piece_at(int row, int piece) { return row * HEAD_DIM + (piece ^ (row & min(7, (PIECES & -PIECES) - 1))) * 8; }
+
 // Turns the pair (x, y) = (element j, element j + HALF) by an angle given as (cosine, sine).
 inline void rotate(float& x, float& y, float2 angle) {
     const float turned = x * angle.x - y * angle.y;
@@ -387,7 +403,7 @@ KERNEL(THREADS) ihip_paper3k_attend_decode_streaming_k4096_d128_bf16(
     unsigned* arrivals, Activation* out) {
     SHARED_DYNAMIC(Cached, value_tile);  // [TILE_KEYS][HEAD_DIM]
     SHARED(float, queries, HEADS * HEAD_DIM);
-    SHARED(float, weights, HEADS * TILE_KEYS);
+    SHARED(float, weights, HEADS * WEIGHT_ROW);
     SHARED(float, shares, PARTS * HEADS * HEAD_DIM);
     SHARED(int, slot_token, TILE_KEYS);
     SHARED(int, slot_position, TILE_KEYS);
@@ -440,7 +456,7 @@ KERNEL(THREADS) ihip_paper3k_attend_decode_streaming_k4096_d128_bf16(
     for (int item = thread; item < TILE_KEYS * HEAD_DIM / PIECE; item += THREADS) {
         const int slot = item / (HEAD_DIM / PIECE), element = item % (HEAD_DIM / PIECE) * PIECE;
         const unsigned long long row = slot_row[slot];
-        copy_async_16(&value_tile[slot * HEAD_DIM + element], &values[row * HEAD_DIM + element], slot_token[slot] != NOWHERE);
+        copy_async_16(&value_tile[piece_at(slot, element / PIECE)], &values[row * HEAD_DIM + element], slot_token[slot] != NOWHERE);
     }
     copy_async_commit();
     // A lane of a team has four elements of a key and the four that they turn with.
@@ -492,7 +508,7 @@ KERNEL(THREADS) ihip_paper3k_attend_decode_streaming_k4096_d128_bf16(
             float sum = (upper ? other : one) + shuffle_xor(upper ? one : other, 2);
             for (int mask = 4; mask < TEAM; mask *= 2) sum += shuffle_xor(sum, mask);
             const int head = four * 4 + lane % 4;
-            if (lane % TEAM < 4 && head < HEADS) weights[head * TILE_KEYS + slot] = slot_token[slot] == NOWHERE ? LOWEST : sum;
+            if (lane % TEAM < 4 && head < HEADS) weights[head * WEIGHT_ROW + slot] = slot_token[slot] == NOWHERE ? LOWEST : sum;
         }
     }
     sync_block();
@@ -500,13 +516,13 @@ KERNEL(THREADS) ihip_paper3k_attend_decode_streaming_k4096_d128_bf16(
     for (int head = warp; head < HEADS; head += WARPS) {
         float own[TILE_KEYS / 32], top = LOWEST, sum = 0.0f;
         for (int i = 0; i < TILE_KEYS / 32; ++i) {
-            own[i] = weights[head * TILE_KEYS + lane + 32 * i];
+            own[i] = weights[head * WEIGHT_ROW + lane + 32 * i];
             top = max(top, own[i]);
         }
         for (int mask = 16; mask > 0; mask /= 2) top = max(top, shuffle_xor(top, mask));
         for (int i = 0; i < TILE_KEYS / 32; ++i) {
             own[i] = own[i] > LOWEST ? exp2_fast(own[i] - top) : 0.0f;
-            weights[head * TILE_KEYS + lane + 32 * i] = own[i];
+            weights[head * WEIGHT_ROW + lane + 32 * i] = own[i];
             sum += own[i];
         }
         for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
@@ -518,37 +534,48 @@ KERNEL(THREADS) ihip_paper3k_attend_decode_streaming_k4096_d128_bf16(
     copy_async_wait<0>();
     sync_block();
 
-    // A thread has four elements of a head, of its part of the keys.
+    // Rows 0 to 7 are the heads' weights as the cache's type holds them, rows 8 to 15 what rounding took from them.
+    // A warp has sixteen elements of the output at a time.
+    const int across = lane % 4, down = lane / 4;
+    for (int step = warp; step < HEAD_DIM / 16; step += WARPS) {
+        float output[4][4] = {};
+#pragma unroll
+        for (int k = 0; k < TILE_KEYS / 16; ++k) {
+            unsigned factor[4], value[4];
+            for (int half = 0; half < 2; ++half) {
+                const float2* const pairs = reinterpret_cast<const float2*>(&weights[min(down, HEADS - 1) * WEIGHT_ROW]);
+                const float2 pair = pairs[k * 8 + half * 4 + across];
+                const unsigned whole = pack<Cached>(pair.x, pair.y);
+                const Cached low = {static_cast<unsigned short>(whole)}, high = {static_cast<unsigned short>(whole >> 16)};
+                const unsigned rest = pack<Cached>(pair.x - to_float(low), pair.y - to_float(high));
+                factor[2 * half] = down < HEADS ? whole : 0;
+                factor[2 * half + 1] = down < HEADS ? rest : 0;
+            }
+            load_matrix_x4_transposed(value, &value_tile[piece_at(k * 16 + lane % 16, 2 * step + lane / 16)]);
+            // Two sums of each: products that wait for each other's sums are half as many.
+            mma_16x8x16<Cached>(output[k % 2 * 2], factor, {value[0], value[1]});
+            mma_16x8x16<Cached>(output[k % 2 * 2 + 1], factor, {value[2], value[3]});
+        }
+        if (down >= HEADS) continue;
+        const unsigned long long part_row = (first_head + down) * SPLITS + split;
+        float* const to = &partials[part_row * HEAD_DIM + step * 16 + across * 2];
+        for (int n = 0; n < 2; ++n)
+            for (int e = 0; e < 2; ++e)
+                to[n * 8 + e] = output[n][e] + output[n + 2][e] + (output[n][e + 2] + output[n + 2][e + 2]);
+    }
+    if (thread < HEADS) {
+        float* const to = &partial_sums[((first_head + thread) * SPLITS + split) * 2];
+        to[0] = largest[thread];
+        to[1] = total[thread];
+    }
     const int quad = thread % QUADS, part = thread / QUADS;
     const int head = quad * 4 / HEAD_DIM, at = quad * 4 % HEAD_DIM;
     const unsigned long long row = first_head + head;
-    Quad<float> output = {};
-    if (part < PARTS) {
-#pragma unroll 8
-        for (int slot = part; slot < TILE_KEYS; slot += PARTS) {
-            const float weight = weights[head * TILE_KEYS + slot];
-            const Quad<float> value = load_quad(&value_tile[slot * HEAD_DIM + at]);
-            for (int e = 0; e < 4; ++e) output.at[e] += weight * value.at[e];
-        }
-        store_quad(&shares[thread * 4], output);
-    }
-    sync_block();
-    if (part == 0) {
-        for (int other = 1; other < PARTS; ++other) {
-            const Quad<float> share = load_quad(&shares[(other * QUADS + quad) * 4]);
-            for (int e = 0; e < 4; ++e) output.at[e] += share.at[e];
-        }
-        store_quad(&partials[(row * SPLITS + split) * HEAD_DIM + at], output);
-        if (at == 0) {
-            partial_sums[(row * SPLITS + split) * 2] = largest[head];
-            partial_sums[(row * SPLITS + split) * 2 + 1] = total[head];
-        }
-    }
 
     // The last block of these heads joins their splits; no one waits for it.
-    fence_device();
     sync_block();
     if (thread == 0) {
+        fence_device();
         arrived[0] = atomic_add(&arrivals[blockIdx.y], 1);
         fence_device();
     }

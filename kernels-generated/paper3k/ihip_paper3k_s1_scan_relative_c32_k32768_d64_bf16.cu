@@ -6,7 +6,7 @@
 // The prelude of every kernel: the only place for assembly, shared-memory declarations and shared addresses.
 // Each primitive has two bodies: NVRTC's, and one for the emulator, which compiles this very text for the host.
 // No CUDA header is included. What NVRTC knows by itself is used as it is: threadIdx, blockIdx, gridDim, float2,
-// make_float2, min, max, __popc and the functions of <math.h>. Written for sm_80 and everything after it.
+// make_float2, min, max, __popc, __byte_perm and the functions of <math.h>. Written for sm_80 and everything after it.
 
 // A kernel's entry: `KERNEL(128) name(arguments) { … }`. The bound lets the compiler plan registers for that many threads.
 #ifdef IHIP_EMULATOR
@@ -121,6 +121,17 @@ inline unsigned pack<f16>(float low, float high) {
     return result;
 }
 #endif
+
+// a * b + c of the halves of packed bf16, each rounded once; numbers below the smallest normal are no zeros.
+inline unsigned multiply_add(unsigned a, unsigned b, unsigned c) {
+#ifdef IHIP_EMULATOR
+    return emulator::multiply_add(a, b, c);
+#else
+    unsigned result;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
+#endif
+}
 
 // 2^value to 2 units in the last place; results below 2^-126 are zero, which no softmax weight notices.
 inline float exp2_fast(float value) {
@@ -344,19 +355,44 @@ constexpr float NEVER = -32000.0f;        // score of a chunk without a probe
 constexpr float LOWEST = -3.4028235e38f;  // below every product
 constexpr int THREADS = 256;              // threads of a block
 constexpr int WARPS = 8;                  // warps of a block
-constexpr int HEADS = 1;                  // heads of a block of threads, each with warps of its own
+constexpr int TEAMS = 1;                  // heads of a block that descend on their own, each with warps of its own
 constexpr int CHUNKS = 16;                // chunks that a warp descends at a time
 constexpr int SETS = 2;                   // eights of them, each the columns of two products
-constexpr int COPIES = 2;                 // copies of the queries: for left probes, and for right ones where they differ
-constexpr int TILES = 1;                  // sixteens of rows of a head
-constexpr int LOADS = 2;                  // 16-byte loads with which a lane reads its part of a probe
+constexpr int SIDES = 1;                  // probes of a chunk that take the same copy of the queries
+constexpr int COPIES = 2;                 // copies of the queries: for left probes, and for right ones
+constexpr int TILES = 1;                  // sixteens of rows in shared memory
 constexpr int STEPS = 4;                  // products along a row
 constexpr int STEP = 128;                 // words of a left factor: four for each lane
-constexpr int PART = 512;                 // words of a head's queries, or of their rest
+constexpr int PART = 512;                 // words of the rows, or of their rest
 constexpr int PAGES = 3;                  // pages that a chunk lies in at most
 
-// Eight neighbouring elements of a key as pairs: one load.
+using Factor = Cached;  // what tensor cores multiply
+
+constexpr int EACH = 8;   // elements of a load of a lane, 16 bytes, where four lanes load a key
+constexpr int LOADS = 2;  // such loads of a key
+
+// Eight neighbouring elements as pairs: sixteen bytes.
 struct alignas(16) Pairs {
+    unsigned at[4];
+};
+
+// A lane's part of a key: pairs of neighbours in the order in which products take them.
+struct Probe {
+    unsigned at[2 * STEPS];
+};
+
+inline Probe load_probe(const Cached* keys, unsigned long long row, int across) {
+    const Pairs* const key = reinterpret_cast<const Pairs*>(&keys[row * HEAD_DIM]);
+    Probe probe;
+    for (int load = 0; load < LOADS; ++load) {
+        const Pairs pairs = key[load * 4 + across];
+        for (int pair = 0; pair < 4; ++pair) probe.at[load * 4 + pair] = pairs.at[pair];
+    }
+    return probe;
+}
+
+// A lane's part of a left factor.
+struct alignas(16) Four {
     unsigned at[4];
 };
 
@@ -371,6 +407,14 @@ inline void rotate(float& x, float& y, float2 angle) {
     const float turned = x * angle.x - y * angle.y;
     y = y * angle.x + x * angle.y;
     x = turned;
+}
+
+// Two numbers as what the factors' type holds of them and the rest.
+inline void split_pair(float low, float high, unsigned& whole, unsigned& rest) {
+    whole = pack<Factor>(low, high);
+    low -= to_float(Factor{static_cast<unsigned short>(whole)});
+    high -= to_float(Factor{static_cast<unsigned short>(whole >> 16)});
+    rest = pack<Factor>(low, high);
 }
 
 // Chunks of the list, and the first token of each: what the stage before kept, ascending, each cut into SPLIT. A kept
@@ -390,11 +434,11 @@ KERNEL(THREADS) ihip_paper3k_s1_scan_relative_c32_k32768_d64_bf16(
     const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,
     const unsigned* __restrict__ page_table, const float2* __restrict__ rope_table,
     const int* parents, unsigned* scores, int score_stride) {
-    SHARED_DYNAMIC(unsigned, factors);  // [HEADS][COPIES][2][TILES][STEPS][32][4]: queries, and their rest
+    SHARED_DYNAMIC(unsigned, factors);  // [TEAMS][COPIES][2][TILES][STEPS][32][4]: queries, and their rest
     SHARED(unsigned, warp_pages, WARPS * CHUNKS * PAGES);
     const int start = step[STEP_START], rows = step[STEP_ROWS], first_row = step[STEP_FIRST_ROW];
     const int block = blockIdx.z, thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-    const int first_head = blockIdx.y * HEADS, kv_head = first_head / GROUP, head = first_head + warp % HEADS;
+    const int first_head = blockIdx.y * TEAMS, kv_head = first_head / GROUP, head = first_head + warp % TEAMS;
     const int first = block * QUERY_BLOCK;
     if (first >= rows) return;
     // The one causal test of the scan is on a chunk's left edge, against the block's first query.
@@ -406,47 +450,47 @@ KERNEL(THREADS) ihip_paper3k_s1_scan_relative_c32_k32768_d64_bf16(
 
     // A row is the mean of QUERY_STRIDE neighbours; those beyond the call are left out of it. Elements come in the order
     // in which lanes load them from a key, to which a product is indifferent.
-    for (int item = thread; item < HEADS * TILES * 16 * HALF / 2; item += THREADS) {
-        const int element = item % (HALF / 2) * 2, row = item / (HALF / 2) % (TILES * 16);
-        const int own_head = item / (HALF / 2 * TILES * 16);
+    for (int item = thread; item < TEAMS * TILES * 16 * HALF / 2; item += THREADS) {
+        const int element = item % (HALF / 2) * 2, slot = item / (HALF / 2) % (TILES * 16);
+        const int team = item / (HALF / 2 * TILES * 16);
+        const int row = slot, own_head = first_head + team;
         const int neighbours = min(QUERY_STRIDE, queries_here - row * QUERY_STRIDE);
         float x[2] = {}, y[2] = {};
         for (int neighbour = 0; neighbour < neighbours; ++neighbour) {
             const unsigned long long at = first_row + first + row * QUERY_STRIDE + neighbour;
-            const Activation* const query = &qkv[at * QKV_ROW + (first_head + own_head) * HEAD_DIM + element];
+            const Activation* const query = &qkv[at * QKV_ROW + own_head * HEAD_DIM + element];
             for (int e = 0; e < 2; ++e) {
                 x[e] += to_float(query[e]);
                 y[e] += to_float(query[HALF + e]);
             }
         }
         const float scale = neighbours > 0 ? QUERY_SCALE / static_cast<float>(neighbours) : 0.0f;
-        for (int copy = 0; copy < COPIES; ++copy)
-            for (int half = 0; half < 2; ++half) {
-                float whole[2], rest[2];
-                for (int e = 0; e < 2; ++e) {
-                    float turned_x = x[e] * scale, turned_y = y[e] * scale;
-                    // Left probes are at position 0, right ones at 1, queries at SCAN_WINDOW + 1: what counts is the distance.
-                    rotate(turned_x, turned_y, rope_table[(SCAN_WINDOW + 1 - copy) * HALF + element + e]);
-                    const float turned = half == 0 ? turned_x : turned_y;
-                    whole[e] = to_float(from_float<Cached>(turned));
-                    rest[e] = turned - whole[e];
-                }
-                const int at = element + half * HALF, piece = at / 8;
-                const int to = ((own_head * COPIES + copy) * 2 * TILES + row / 16) * STEPS * STEP + (piece / 4 * 2 + at % 8 / 4) * STEP +
-                               (row % 8 * 4 + piece % 4) * 4 + at % 4 / 2 * 2 + row % 16 / 8;
-                factors[to] = pack<Cached>(whole[0], whole[1]);
-                factors[to + PART] = pack<Cached>(rest[0], rest[1]);
+        for (int copy = 0; copy < COPIES; ++copy) {
+            float turned_x[2], turned_y[2];
+            for (int e = 0; e < 2; ++e) {
+                turned_x[e] = x[e] * scale;
+                turned_y[e] = y[e] * scale;
+                // Left probes are at position 0, right ones at 1, queries at SCAN_WINDOW + 1: what counts is the distance.
+                rotate(turned_x[e], turned_y[e], rope_table[(SCAN_WINDOW + 1 - copy) * HALF + element + e]);
             }
+            for (int half = 0; half < 2; ++half) {
+                const float* const turned = half == 0 ? turned_x : turned_y;
+                const int at = element + half * HALF, load = at / EACH, pair = load / 4 * (EACH / 2) + at % EACH / 2;
+                const int to = ((team * COPIES + copy) * 2 * TILES + slot / 16) * STEPS * STEP + pair / 2 * STEP +
+                               (slot % 8 * 4 + load % 4) * 4 + pair % 2 * 2 + slot % 16 / 8;
+                split_pair(turned[0], turned[1], factors[to], factors[to + PART]);
+            }
+        }
     }
     sync_block();
 
     const int across = lane % 4, down = lane / 4;
-    const unsigned* const own_factors = factors + warp % HEADS * COPIES * 2 * PART + lane * 4;
-    unsigned* const pages = warp_pages + warp * CHUNKS * PAGES;
-    const int first_chunk = (blockIdx.x * (WARPS / HEADS) + warp / HEADS) * CHUNKS;
-    for (int base = first_chunk; base < chunks; base += gridDim.x * (WARPS / HEADS) * CHUNKS) {
+    const unsigned* const own_factors = factors + warp % TEAMS * COPIES * 2 * PART + lane * 4;
+    const int first_chunk = (blockIdx.x * (WARPS / TEAMS) + warp / TEAMS) * CHUNKS;
+    for (int base = first_chunk; base < chunks; base += gridDim.x * (WARPS / TEAMS) * CHUNKS) {
         // The list is ascending: where a warp's first chunk lies beyond the limit, so does every later one.
         if (chunk_start(kept, base) > limit) break;
+        unsigned* const pages = warp_pages + warp * CHUNKS * PAGES;
         for (int item = lane; item < CHUNKS * PAGES; item += 32) {
             const int chunk = min(base + item / PAGES, chunks - 1);
             pages[item] = page_table[min(chunk_start(kept, chunk) / PAGE + item % PAGES, last / PAGE)];
@@ -464,41 +508,46 @@ KERNEL(THREADS) ihip_paper3k_s1_scan_relative_c32_k32768_d64_bf16(
         }
         for (int halving = 0; halving < HALVINGS; ++halving) {
             // The middle token of each half stands for it. What is loaded for an inactive chunk is ignored.
-            Pairs probe[SETS][2][LOADS];
+            Probe probe[SETS][2];
+#pragma unroll
             for (int set = 0; set < SETS; ++set) {
                 const bool active = left[set] < right[set] && left[set] <= limit;
                 const int middle = (left[set] + right[set]) / 2;
+#pragma unroll
                 for (int side = 0; side < 2; ++side) {
                     const int token = side == 0 ? (left[set] + middle) / 2 : (middle + right[set]) / 2;
                     const unsigned page = pages[(set * 8 + down) * PAGES + (active ? token / PAGE - first_page[set] : 0)];
                     const unsigned long long row = (page * KV_HEADS + kv_head) * PAGE + (active ? token % PAGE : 0);
-                    const Pairs* const key = reinterpret_cast<const Pairs*>(&keys[row * HEAD_DIM]);
-                    for (int load = 0; load < LOADS; ++load) probe[set][side][load] = key[load * 4 + across];
+                    probe[set][side] = load_probe(keys, row, across);
                 }
             }
             float score[SETS][2];
             for (int set = 0; set < SETS; ++set) score[set][0] = score[set][1] = LOWEST;
             for (int tile = 0; tile < TILES; ++tile)
-                for (int side = 0; side < 2; ++side) {
-                    float product[SETS][4] = {};
+#pragma unroll
+                for (int copy = 0; copy < COPIES; ++copy) {
+                    float product[SIDES][SETS][4] = {};
                     for (int part = 0; part < 2; ++part)
                         for (int at = 0; at < STEPS; ++at) {
-                            const int copy = side * (COPIES - 1);
-                            const Pairs factor = *reinterpret_cast<const Pairs*>(
+                            const Four factor = *reinterpret_cast<const Four*>(
                                 &own_factors[(copy * 2 + part) * PART + (tile * STEPS + at) * STEP]);
-                            for (int set = 0; set < SETS; ++set) {
-                                const Pairs& key = probe[set][side][at / 2];
-                                mma_16x8x16<Cached>(product[set], factor.at, {key.at[at % 2 * 2], key.at[at % 2 * 2 + 1]});
-                            }
+                            for (int side = 0; side < SIDES; ++side)
+                                for (int set = 0; set < SETS; ++set) {
+                                    const unsigned* const key = &probe[set][copy + side].at[2 * at];
+                                    mma_16x8x16<Factor>(product[side][set], factor.at, {key[0], key[1]});
+                                }
                         }
                     // A lane has the columns 2 * across and 2 * across + 1 of two rows, and goes on with one of them.
-                    for (int set = 0; set < SETS; ++set) {
-                        const bool one = tile * 16 + down < live_rows, other = tile * 16 + down + 8 < live_rows;
-                        const float even = max(one ? product[set][0] : LOWEST, other ? product[set][2] : LOWEST);
-                        const float odd = max(one ? product[set][1] : LOWEST, other ? product[set][3] : LOWEST);
-                        const float mine = max(down % 2 == 0 ? even : odd, shuffle_xor(down % 2 == 0 ? odd : even, 4));
-                        score[set][side] = max(score[set][side], mine);
-                    }
+                    const int row = tile * 16 + down;
+                    const bool one = row < live_rows, other = row + 8 < live_rows;
+                    for (int side = 0; side < SIDES; ++side)
+                        for (int set = 0; set < SETS; ++set) {
+                            const float(&of)[4] = product[side][set];
+                            const float even = max(one ? of[0] : LOWEST, other ? of[2] : LOWEST);
+                            const float odd = max(one ? of[1] : LOWEST, other ? of[3] : LOWEST);
+                            const float mine = max(down % 2 == 0 ? even : odd, shuffle_xor(down % 2 == 0 ? odd : even, 4));
+                            score[set][copy + side] = max(score[set][copy + side], mine);
+                        }
                 }
             for (int set = 0; set < SETS; ++set)
                 for (int side = 0; side < 2; ++side) {

@@ -5,7 +5,7 @@
 // The prelude of every kernel: the only place for assembly, shared-memory declarations and shared addresses.
 // Each primitive has two bodies: NVRTC's, and one for the emulator, which compiles this very text for the host.
 // No CUDA header is included. What NVRTC knows by itself is used as it is: threadIdx, blockIdx, gridDim, float2,
-// make_float2, min, max, __popc and the functions of <math.h>. Written for sm_80 and everything after it.
+// make_float2, min, max, __popc, __byte_perm and the functions of <math.h>. Written for sm_80 and everything after it.
 
 // A kernel's entry: `KERNEL(128) name(arguments) { … }`. The bound lets the compiler plan registers for that many threads.
 #ifdef IHIP_EMULATOR
@@ -120,6 +120,17 @@ inline unsigned pack<f16>(float low, float high) {
     return result;
 }
 #endif
+
+// a * b + c of the halves of packed bf16, each rounded once; numbers below the smallest normal are no zeros.
+inline unsigned multiply_add(unsigned a, unsigned b, unsigned c) {
+#ifdef IHIP_EMULATOR
+    return emulator::multiply_add(a, b, c);
+#else
+    unsigned result;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
+#endif
+}
 
 // 2^value to 2 units in the last place; results below 2^-126 are zero, which no softmax weight notices.
 inline float exp2_fast(float value) {
@@ -341,12 +352,32 @@ constexpr int ROWS = 3;                   // rows of a product that hold queries
 constexpr int RIGHT_ROW = 0;              // the first of those for right probes
 constexpr int PROBES = 6;                 // columns of a product that are probes of one chunk
 constexpr int CHUNKS = 1;                 // chunks that a warp descends at a time
-constexpr int LOADS = 2;                  // 16-byte loads with which a lane reads its part of a probe
+constexpr int STEPS = 4;                  // products along a row
 
-// Eight neighbouring elements of a key as pairs: one load.
+using Factor = Cached;  // what tensor cores multiply
+
+constexpr int EACH = 8;   // elements of a load of a lane, 16 bytes, where four lanes load a key
+constexpr int LOADS = 2;  // such loads of a key
+
+// Eight neighbouring elements as pairs: sixteen bytes.
 struct alignas(16) Pairs {
     unsigned at[4];
 };
+
+// A lane's part of a key: pairs of neighbours in the order in which products take them.
+struct Probe {
+    unsigned at[2 * STEPS];
+};
+
+inline Probe load_probe(const Cached* keys, unsigned long long row, int across) {
+    const Pairs* const key = reinterpret_cast<const Pairs*>(&keys[row * HEAD_DIM]);
+    Probe probe;
+    for (int load = 0; load < LOADS; ++load) {
+        const Pairs pairs = key[load * 4 + across];
+        for (int pair = 0; pair < 4; ++pair) probe.at[load * 4 + pair] = pairs.at[pair];
+    }
+    return probe;
+}
 
 // A float as an integer of the same order.
 inline unsigned ordered(float value) {
@@ -394,25 +425,26 @@ KERNEL(THREADS) ihip_paper5k_s0_scan_decode_chunk_indexed_c64_d64_bf16(
         // The lanes of a chunk hold the pages that it lies in.
         const int first_page = start / PAGE;
         const unsigned pages = page_table[min(first_page + lane % (32 / CHUNKS), position / PAGE)];
-        // The left factor of the products. Rows from 8 on hold what rounding to the cache's type took from the first ones.
+        // The left factor of the products. Rows from 8 on hold what rounding to the factors' type took from the first ones.
         // Elements come in the order in which lanes load them from a key: a product does not mind.
-        unsigned factor[2 * LOADS][4];
+        unsigned factor[STEPS][4];
         for (int load = 0; load < LOADS; ++load)
-            for (int pair = 0; pair < 4; ++pair) {
+            for (int pair = 0; pair < EACH / 2; ++pair) {
                 float whole[2], rest[2];
                 for (int e = 0; e < 2; ++e) {
-                    const int element = (load * 4 + across) * 8 + pair * 2 + e;
+                    const int element = (load * 4 + across) * EACH + pair * 2 + e;
                     // A key's position is the index of its chunk. Turning the query back by it once serves all of its probes.
                     const int distance = max(0, min(position, chunks + SCAN_WINDOW) - chunk), row = min(down, ROWS - 1);
                     const float2 angle = rope_table[distance * HALF + element % HALF];
                     const float here = queries[row * HEAD_DIM + element];
                     const float there = queries[row * HEAD_DIM + (element + HALF) % HEAD_DIM];
                     const float x = here * angle.x + (element < HALF ? -there : there) * angle.y;
-                    whole[e] = to_float(from_float<Cached>(x));
+                    whole[e] = to_float(from_float<Factor>(x));
                     rest[e] = x - whole[e];
                 }
-                factor[2 * load + pair / 2][pair % 2 * 2] = pack<Cached>(whole[0], whole[1]);
-                factor[2 * load + pair / 2][pair % 2 * 2 + 1] = pack<Cached>(rest[0], rest[1]);
+                unsigned(&part)[4] = factor[load * (EACH / 4) + pair / 2];
+                part[pair % 2 * 2] = pack<Factor>(whole[0], whole[1]);
+                part[pair % 2 * 2 + 1] = pack<Factor>(rest[0], rest[1]);
             }
         int left = start, right = mine ? min(start + CHUNK, step[STEP_T_MAX] - SCAN_WINDOW) : start;
         float best = LOWEST;
@@ -423,17 +455,13 @@ KERNEL(THREADS) ihip_paper5k_s0_scan_decode_chunk_indexed_c64_d64_bf16(
             const int token = down % 2 == 0 ? (left + middle) / 2 : (middle + right) / 2;
             const unsigned page = shuffle(pages, slot * (32 / CHUNKS) + (active ? token / PAGE - first_page : 0));
             const unsigned long long row = (page * KV_HEADS + kv_head) * PAGE + (active ? token % PAGE : 0);
-            const Pairs* const key = reinterpret_cast<const Pairs*>(&keys[row * HEAD_DIM]);
-            Pairs probe[LOADS];
-            for (int load = 0; load < LOADS; ++load) probe[load] = key[load * 4 + across];
-            float product[4] = {}, other[4] = {};
-            for (int load = 0; load < LOADS; ++load) {
-                mma_16x8x16<Cached>(product, factor[2 * load], {probe[load].at[0], probe[load].at[1]});
-                mma_16x8x16<Cached>(other, factor[2 * load + 1], {probe[load].at[2], probe[load].at[3]});
-            }
+            const Probe probe = load_probe(keys, row, across);
+            float product[2][4] = {};
+            for (int i = 0; i < STEPS; ++i)
+                mma_16x8x16<Factor>(product[i % 2], factor[i], {probe.at[2 * i], probe.at[2 * i + 1]});
             // Of row `down`: columns 2 * across and 2 * across + 1.
-            const float even = product[0] + other[0] + (product[2] + other[2]);
-            const float odd = product[1] + other[1] + (product[3] + other[3]);
+            const float even = product[0][0] + product[1][0] + (product[0][2] + product[1][2]);
+            const float odd = product[0][1] + product[1][1] + (product[0][3] + product[1][3]);
             const float left_score = shuffle(even, head * 4 + down / 2);
             const float right_score = shuffle(odd, (RIGHT_ROW + head) * 4 + down / 2);
             // A tie goes right. The score is the best probe of all halvings, not the one the descent ends at.

@@ -1,12 +1,12 @@
 // Prefill, stage 2: scores chunks of 16 tokens for blocks of 64 queries by 5 halvings.
-// A block of threads takes one head of one query block and groups of 16 chunks; a chunk's score is the largest
+// A warp takes one head of one query block and 8 chunks at a time; a chunk's score is the largest
 // product of any averaged query with any probe, over all heads.
 
 #line 1 "prelude.cu"
 // The prelude of every kernel: the only place for assembly, shared-memory declarations and shared addresses.
 // Each primitive has two bodies: NVRTC's, and one for the emulator, which compiles this very text for the host.
 // No CUDA header is included. What NVRTC knows by itself is used as it is: threadIdx, blockIdx, gridDim, float2,
-// make_float2, min, max, __popc and the functions of <math.h>. Written for sm_80 and everything after it.
+// make_float2, min, max, __popc, __byte_perm and the functions of <math.h>. Written for sm_80 and everything after it.
 
 // A kernel's entry: `KERNEL(128) name(arguments) { … }`. The bound lets the compiler plan registers for that many threads.
 #ifdef IHIP_EMULATOR
@@ -121,6 +121,17 @@ inline unsigned pack<f16>(float low, float high) {
     return result;
 }
 #endif
+
+// a * b + c of the halves of packed bf16, each rounded once; numbers below the smallest normal are no zeros.
+inline unsigned multiply_add(unsigned a, unsigned b, unsigned c) {
+#ifdef IHIP_EMULATOR
+    return emulator::multiply_add(a, b, c);
+#else
+    unsigned result;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
+#endif
+}
 
 // 2^value to 2 units in the last place; results below 2^-126 are zero, which no softmax weight notices.
 inline float exp2_fast(float value) {
@@ -339,39 +350,51 @@ constexpr int PARENT_QUERY_BLOCK = 64;    // queries of a block of the stage bef
 constexpr int SCAN_WINDOW = 960;          // chunks that begin nearer than this are not scanned
 constexpr int HALVINGS = 5;               // two probes each
 constexpr int QUERY_STRIDE = 1;           // neighbouring queries averaged into a row
-constexpr int ROWS = 64;                  // rows of a block, padded for the product
-constexpr int TILE_ROWS = 64;             // of which this many are in shared memory at a time
 constexpr float QUERY_SCALE = 0.125f;     // factor of every query
 constexpr float NEVER = -32000.0f;        // score of a chunk without a probe
 constexpr float LOWEST = -3.4028235e38f;  // below every product
-constexpr int THREADS = 128;              // threads of a block
-constexpr int ROW_WARPS = 4;              // warps side by side along the rows
-constexpr int CHUNKS = 16;                // chunks that descend together
-constexpr int PROBES = 32;                // two a chunk: the left ones of 4 chunks, their right ones, and so on
-constexpr int STRIDE = 68;                // floats between rows in shared memory: no bank conflicts
+constexpr int THREADS = 256;              // threads of a block
+constexpr int WARPS = 8;                  // warps of a block
+constexpr int TEAMS = 1;                  // heads of a block that descend on their own, each with warps of its own
+constexpr int CHUNKS = 8;                 // chunks that a warp descends at a time
+constexpr int SETS = 1;                   // eights of them, each the columns of two products
+constexpr int SIDES = 2;                  // probes of a chunk that take the same copy of the queries
+constexpr int COPIES = 1;                 // copies of the queries
+constexpr int TILES = 4;                  // sixteens of rows in shared memory
+constexpr int STEPS = 4;                  // products along a row
+constexpr int STEP = 128;                 // words of a left factor: four for each lane
+constexpr int PART = 2048;                // words of the rows, or of their rest
+constexpr int PAGES = 2;                  // pages that a chunk lies in at most
 
-// Four neighbouring elements: one load or store of 8 or 16 bytes.
-template <typename T>
-struct alignas(4 * sizeof(T)) Quad {
-    T at[4];
+using Factor = Cached;  // what tensor cores multiply
+
+constexpr int EACH = 8;   // elements of a load of a lane, 16 bytes, where four lanes load a key
+constexpr int LOADS = 2;  // such loads of a key
+
+// Eight neighbouring elements as pairs: sixteen bytes.
+struct alignas(16) Pairs {
+    unsigned at[4];
 };
 
-template <typename T>
-inline Quad<float> load_quad(const T* from) {
-    const Quad<T> quad = *reinterpret_cast<const Quad<T>*>(from);
-    return {{to_float(quad.at[0]), to_float(quad.at[1]), to_float(quad.at[2]), to_float(quad.at[3])}};
+// A lane's part of a key: pairs of neighbours in the order in which products take them.
+struct Probe {
+    unsigned at[2 * STEPS];
+};
+
+inline Probe load_probe(const Cached* keys, unsigned long long row, int across) {
+    const Pairs* const key = reinterpret_cast<const Pairs*>(&keys[row * HEAD_DIM]);
+    Probe probe;
+    for (int load = 0; load < LOADS; ++load) {
+        const Pairs pairs = key[load * 4 + across];
+        for (int pair = 0; pair < 4; ++pair) probe.at[load * 4 + pair] = pairs.at[pair];
+    }
+    return probe;
 }
 
-template <typename T>
-inline void store_quad(T* to, const Quad<float>& quad) {
-    *reinterpret_cast<Quad<T>*>(to) = {{from_float<T>(quad.at[0]), from_float<T>(quad.at[1]),
-                                        from_float<T>(quad.at[2]), from_float<T>(quad.at[3])}};
-}
-
-// The row of a token in the cache: [physical page][kv_head][page token].
-inline unsigned cache_row(const unsigned* page_table, int token, int kv_head) {
-    return (page_table[token / PAGE] * KV_HEADS + kv_head) * PAGE + token % PAGE;
-}
+// A lane's part of a left factor.
+struct alignas(16) Four {
+    unsigned at[4];
+};
 
 // A float as an integer of the same order.
 inline unsigned ordered(float value) {
@@ -384,6 +407,35 @@ inline void rotate(float& x, float& y, float2 angle) {
     const float turned = x * angle.x - y * angle.y;
     y = y * angle.x + x * angle.y;
     x = turned;
+}
+
+// Two numbers as what the factors' type holds of them and the rest.
+inline void split_pair(float low, float high, unsigned& whole, unsigned& rest) {
+    whole = pack<Factor>(low, high);
+    low -= to_float(Factor{static_cast<unsigned short>(whole)});
+    high -= to_float(Factor{static_cast<unsigned short>(whole >> 16)});
+    rest = pack<Factor>(low, high);
+}
+
+// The first element of pair i of a lane's part of a key.
+inline int first_element(int i, int across) { return (i / (EACH / 2) * 4 + across) * EACH + i % (EACH / 2) * 2; }
+
+// The angles of two neighbouring elements: one load.
+struct alignas(16) Angles {
+    float2 at[2];
+};
+
+// Turns two neighbouring elements of a key, and those HALF further, by their angles. What the factors' type holds of them
+// stays in place; the rest comes beside it.
+inline void turn_pairs(unsigned& low, unsigned& high, unsigned& low_rest, unsigned& high_rest, const Angles& angles) {
+    float x[2], y[2];
+    for (int e = 0; e < 2; ++e) {
+        x[e] = to_float(Factor{static_cast<unsigned short>(low >> 16 * e)});
+        y[e] = to_float(Factor{static_cast<unsigned short>(high >> 16 * e)});
+        rotate(x[e], y[e], angles.at[e]);
+    }
+    split_pair(x[0], x[1], low, low_rest);
+    split_pair(y[0], y[1], high, high_rest);
 }
 
 // Chunks of the list, and the first token of each: what the stage before kept, ascending, each cut into SPLIT. A kept
@@ -399,138 +451,161 @@ inline int parent_block(int block, int rows) {
     return (block + parents * BLOCK_RATIO - blocks) / BLOCK_RATIO;
 }
 
-// The slot of a chunk's left probe; its right one is 4 further.
-inline int left_slot(int chunk) { return chunk / 4 * 8 + chunk % 4; }
-
 KERNEL(THREADS) ihip_paper5k_s2_scan_chunk_indexed_c16_k16384_d64_bf16(
     const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,
     const unsigned* __restrict__ page_table, const float2* __restrict__ rope_table,
     const int* parents, unsigned* scores, int score_stride) {
-    SHARED_DYNAMIC(float, queries);           // [TILE_ROWS][STRIDE]
-    float* const probes = queries + TILE_ROWS * STRIDE;  // [PROBES][STRIDE]
-    SHARED(int, left, CHUNKS);
-    SHARED(int, right, CHUNKS);
-    SHARED(float, best, CHUNKS);
-    SHARED(unsigned, slot_row, PROBES);
-    SHARED(int, slot_position, PROBES);
-    SHARED(float, largest, ROW_WARPS * PROBES);
-
+    SHARED_DYNAMIC(unsigned, factors);  // [TEAMS][COPIES][2][TILES][STEPS][32][4]: queries, and their rest
+    SHARED(unsigned, warp_pages, WARPS * CHUNKS * PAGES);
     const int start = step[STEP_START], rows = step[STEP_ROWS], first_row = step[STEP_FIRST_ROW];
-    const int head = blockIdx.y, kv_head = head / GROUP, block = blockIdx.z, thread = threadIdx.x;
+    const int block = blockIdx.z, thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+    const int first_head = blockIdx.y * TEAMS, kv_head = first_head / GROUP, head = first_head + warp % TEAMS;
     const int first = block * QUERY_BLOCK;
     if (first >= rows) return;
     // The one causal test of the scan is on a chunk's left edge, against the block's first query.
-    const int limit = start + first - SCAN_WINDOW;
+    const int limit = start + first - SCAN_WINDOW, last = start + rows - 1;
     const int queries_here = min(QUERY_BLOCK, rows - first);
     const int live_rows = (queries_here + QUERY_STRIDE - 1) / QUERY_STRIDE;
     const int* const kept = parents + parent_block(block, rows) * (KEPT + 1);
     const int chunks = chunk_count(kept);
 
-    // A row is the mean of QUERY_STRIDE neighbours; those beyond the call are left out of it.
-    for (int item = thread; item < TILE_ROWS * HALF; item += THREADS) {
-        const int slot = item / HALF, row = slot, element = item % HALF;
+    // A row is the mean of QUERY_STRIDE neighbours; those beyond the call are left out of it. Elements come in the order
+    // in which lanes load them from a key, to which a product is indifferent.
+    for (int item = thread; item < TEAMS * TILES * 16 * HALF / 2; item += THREADS) {
+        const int element = item % (HALF / 2) * 2, slot = item / (HALF / 2) % (TILES * 16);
+        const int team = item / (HALF / 2 * TILES * 16);
+        const int row = slot, own_head = first_head + team;
         const int neighbours = min(QUERY_STRIDE, queries_here - row * QUERY_STRIDE);
-        float x = 0.0f, y = 0.0f;
-        for (int neighbour = 0; neighbour < QUERY_STRIDE; ++neighbour) {
-            if (neighbour >= neighbours) continue;
+        float x[2] = {}, y[2] = {};
+        for (int neighbour = 0; neighbour < neighbours; ++neighbour) {
             const unsigned long long at = first_row + first + row * QUERY_STRIDE + neighbour;
-            const Activation* const query = &qkv[at * QKV_ROW + head * HEAD_DIM + element];
-            x += to_float(query[0]);
-            y += to_float(query[HALF]);
+            const Activation* const query = &qkv[at * QKV_ROW + own_head * HEAD_DIM + element];
+            for (int e = 0; e < 2; ++e) {
+                x[e] += to_float(query[e]);
+                y[e] += to_float(query[HALF + e]);
+            }
         }
         const float scale = neighbours > 0 ? QUERY_SCALE / static_cast<float>(neighbours) : 0.0f;
-        x *= scale;
-        y *= scale;
-        rotate(x, y, rope_table[(min(start + first + row * QUERY_STRIDE, chunks + SCAN_WINDOW)) * HALF + element]);
-        queries[slot * STRIDE + element] = x;
-        queries[slot * STRIDE + element + HALF] = y;
+        for (int copy = 0; copy < COPIES; ++copy) {
+            float turned_x[2], turned_y[2];
+            for (int e = 0; e < 2; ++e) {
+                turned_x[e] = x[e] * scale;
+                turned_y[e] = y[e] * scale;
+                const int position = min(start + first + row * QUERY_STRIDE, chunks + SCAN_WINDOW);
+                rotate(turned_x[e], turned_y[e], rope_table[position * HALF + element + e]);
+            }
+            for (int half = 0; half < 2; ++half) {
+                const float* const turned = half == 0 ? turned_x : turned_y;
+                const int at = element + half * HALF, load = at / EACH, pair = load / 4 * (EACH / 2) + at % EACH / 2;
+                const int to = ((team * COPIES + copy) * 2 * TILES + slot / 16) * STEPS * STEP + pair / 2 * STEP +
+                               (slot % 8 * 4 + load % 4) * 4 + pair % 2 * 2 + slot % 16 / 8;
+                split_pair(turned[0], turned[1], factors[to], factors[to + PART]);
+            }
+        }
     }
+    sync_block();
 
-    for (int group = blockIdx.x; group * CHUNKS < chunks; group += gridDim.x) {
-        // The list is ascending: where a group's first chunk lies beyond the limit, so does every later one.
-        if (chunk_start(kept, group * CHUNKS) > limit) break;
-        if (thread < CHUNKS) {
-            const int chunk = group * CHUNKS + thread;
-            left[thread] = chunk < chunks ? chunk_start(kept, chunk) : 0;
-            right[thread] = chunk < chunks ? left[thread] + CHUNK : 0;
-            best[thread] = LOWEST;
-            // A key's position is the index of its chunk in the list.
-            slot_position[left_slot(thread)] = slot_position[left_slot(thread) + 4] = min(chunk, chunks);
+    const int across = lane % 4, down = lane / 4;
+    const unsigned* const own_factors = factors + warp % TEAMS * COPIES * 2 * PART + lane * 4;
+    const int first_chunk = (blockIdx.x * (WARPS / TEAMS) + warp / TEAMS) * CHUNKS;
+    for (int base = first_chunk; base < chunks; base += gridDim.x * (WARPS / TEAMS) * CHUNKS) {
+        // The list is ascending: where a warp's first chunk lies beyond the limit, so does every later one.
+        if (chunk_start(kept, base) > limit) break;
+        unsigned* const pages = warp_pages + warp * CHUNKS * PAGES;
+        for (int item = lane; item < CHUNKS * PAGES; item += 32) {
+            const int chunk = min(base + item / PAGES, chunks - 1);
+            pages[item] = page_table[min(chunk_start(kept, chunk) / PAGE + item % PAGES, last / PAGE)];
+        }
+        sync_warp();
+        // A lane loads parts of the probes of chunk `down` of each set.
+        int left[SETS], right[SETS], first_page[SETS];
+        float best[SETS];
+        for (int set = 0; set < SETS; ++set) {
+            const int chunk = base + set * 8 + down;
+            left[set] = chunk_start(kept, min(chunk, chunks - 1));
+            right[set] = chunk < chunks ? left[set] + CHUNK : left[set];
+            first_page[set] = left[set] / PAGE;
+            best[set] = LOWEST;
         }
         for (int halving = 0; halving < HALVINGS; ++halving) {
-            // The middle token of each half stands for it. An inactive chunk probes token 0 and ignores the product.
-            if (thread < CHUNKS) {
-                const bool active = left[thread] < right[thread] && left[thread] <= limit;
-                const int middle = (left[thread] + right[thread]) / 2;
-                const int slot = left_slot(thread);
-                slot_row[slot] = cache_row(page_table, active ? (left[thread] + middle) / 2 : 0, kv_head);
-                slot_row[slot + 4] = cache_row(page_table, active ? (middle + right[thread]) / 2 : 0, kv_head);
-            }
-            sync_block();
-            // A batch's loads are all under way before the first is used.
-            for (int first_item = thread; first_item < PROBES * HALF / 4; first_item += 2 * THREADS) {
-                Quad<float> x[2], y[2];
-                for (int i = 0; i < 2; ++i) {
-                    const int item = first_item + i * THREADS;
-                    const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
-                    const unsigned long long row = slot_row[slot];
-                    x[i] = load_quad(&keys[row * HEAD_DIM + element]);
-                    y[i] = load_quad(&keys[row * HEAD_DIM + element + HALF]);
-                }
-                for (int i = 0; i < 2; ++i) {
-                    const int item = first_item + i * THREADS;
-                    const int slot = item / (HALF / 4), element = item % (HALF / 4) * 4;
-                    const float2* const angles = &rope_table[slot_position[slot] * HALF + element];
-                    for (int e = 0; e < 4; ++e) rotate(x[i].at[e], y[i].at[e], angles[e]);
-                    store_quad(&probes[slot * STRIDE + element], x[i]);
-                    store_quad(&probes[slot * STRIDE + element + HALF], y[i]);
+            // The middle token of each half stands for it. What is loaded for an inactive chunk is ignored.
+            Probe probe[SETS][2];
+#pragma unroll
+            for (int set = 0; set < SETS; ++set) {
+                const bool active = left[set] < right[set] && left[set] <= limit;
+                const int middle = (left[set] + right[set]) / 2;
+#pragma unroll
+                for (int side = 0; side < 2; ++side) {
+                    const int token = side == 0 ? (left[set] + middle) / 2 : (middle + right[set]) / 2;
+                    const unsigned page = pages[(set * 8 + down) * PAGES + (active ? token / PAGE - first_page[set] : 0)];
+                    const unsigned long long row = (page * KV_HEADS + kv_head) * PAGE + (active ? token % PAGE : 0);
+                    probe[set][side] = load_probe(keys, row, across);
                 }
             }
-            sync_block();
-            const int lane = thread % 32, warp = thread / 32, across = lane % 8, down = lane / 8;
-            const float* const own_queries = queries;
-            const float* const warp_probes = &probes[warp / ROW_WARPS * 32 * STRIDE];
-            float product[4] = {LOWEST, LOWEST, LOWEST, LOWEST};
-            // 4 x 4 products a thread: rows down + 4 * i, probes across + 8 * j, which are all left ones or all right ones.
-            for (int row = warp % ROW_WARPS * 16; row < TILE_ROWS; row += ROW_WARPS * 16) {
-                float sum[4][4] = {};
-#pragma unroll 4
-                for (int element = 0; element < HEAD_DIM; element += 4) {
-                    Quad<float> query[4], probe[4];
-                    for (int i = 0; i < 4; ++i) query[i] = load_quad(&own_queries[(row + down + 4 * i) * STRIDE + element]);
-                    for (int j = 0; j < 4; ++j) probe[j] = load_quad(&warp_probes[(across + 8 * j) * STRIDE + element]);
-                    for (int i = 0; i < 4; ++i)
-                        for (int j = 0; j < 4; ++j)
-                            for (int e = 0; e < 4; ++e) sum[i][j] += query[i].at[e] * probe[j].at[e];
+            // A key's position is the index of its chunk in the list.
+            unsigned rest[SETS][2][2 * STEPS];
+            for (int set = 0; set < SETS; ++set) {
+                const float2* const angles = &rope_table[min(base + set * 8 + down, chunks) * HALF];
+                for (int pair = 0; pair < STEPS; ++pair) {
+                    const Angles two = *reinterpret_cast<const Angles*>(&angles[first_element(pair, across)]);
+                    for (int side = 0; side < 2; ++side) {
+                        unsigned(&key)[2 * STEPS] = probe[set][side].at, (&over)[2 * STEPS] = rest[set][side];
+                        turn_pairs(key[pair], key[pair + STEPS], over[pair], over[pair + STEPS], two);
+                    }
                 }
-                for (int i = 0; i < 4; ++i)
-                    for (int j = 0; j < 4; ++j)
-                        if (row + down + 4 * i < live_rows) product[j] = max(product[j], sum[i][j]);
             }
-            for (int j = 0; j < 4; ++j) {
-                product[j] = max(product[j], shuffle_xor(product[j], 8));
-                product[j] = max(product[j], shuffle_xor(product[j], 16));
-                if (down == 0) largest[warp % ROW_WARPS * PROBES + warp / ROW_WARPS * 32 + across + 8 * j] = product[j];
-            }
-            sync_block();
+            float score[SETS][2];
+            for (int set = 0; set < SETS; ++set) score[set][0] = score[set][1] = LOWEST;
+            for (int tile = 0; tile < TILES; ++tile)
+#pragma unroll
+                for (int copy = 0; copy < COPIES; ++copy) {
+                    float product[SIDES][SETS][4] = {};
+                    for (int part = 0; part < 2; ++part)
+                        for (int at = 0; at < STEPS; ++at) {
+                            const Four factor = *reinterpret_cast<const Four*>(
+                                &own_factors[(copy * 2 + part) * PART + (tile * STEPS + at) * STEP]);
+                            for (int side = 0; side < SIDES; ++side)
+                                for (int set = 0; set < SETS; ++set) {
+                                    const unsigned* const key = &probe[set][copy + side].at[2 * at];
+                                    mma_16x8x16<Factor>(product[side][set], factor.at, {key[0], key[1]});
+                                    const unsigned* const over = &rest[set][copy + side][2 * at];
+                                    if (part == 0) mma_16x8x16<Factor>(product[side][set], factor.at, {over[0], over[1]});
+                                }
+                        }
+                    // A lane has the columns 2 * across and 2 * across + 1 of two rows, and goes on with one of them.
+                    const int row = tile * 16 + down;
+                    const bool one = row < live_rows, other = row + 8 < live_rows;
+                    for (int side = 0; side < SIDES; ++side)
+                        for (int set = 0; set < SETS; ++set) {
+                            const float(&of)[4] = product[side][set];
+                            const float even = max(one ? of[0] : LOWEST, other ? of[2] : LOWEST);
+                            const float odd = max(one ? of[1] : LOWEST, other ? of[3] : LOWEST);
+                            const float mine = max(down % 2 == 0 ? even : odd, shuffle_xor(down % 2 == 0 ? odd : even, 4));
+                            score[set][copy + side] = max(score[set][copy + side], mine);
+                        }
+                }
+            for (int set = 0; set < SETS; ++set)
+                for (int side = 0; side < 2; ++side) {
+                    score[set][side] = max(score[set][side], shuffle_xor(score[set][side], 8));
+                    score[set][side] = max(score[set][side], shuffle_xor(score[set][side], 16));
+                    // Column `down` is in the lanes across it.
+                    score[set][side] = shuffle(score[set][side], down % 2 * 4 + down / 2);
+                }
             // A tie goes right. The score is the best probe of all halvings, not the one the descent ends at.
-            if (thread < CHUNKS && left[thread] < right[thread] && left[thread] <= limit) {
-                const int slot = left_slot(thread);
-                float left_score = LOWEST, right_score = LOWEST;
-                for (int row_warp = 0; row_warp < ROW_WARPS; ++row_warp) {
-                    left_score = max(left_score, largest[row_warp * PROBES + slot]);
-                    right_score = max(right_score, largest[row_warp * PROBES + slot + 4]);
-                }
-                const int middle = (left[thread] + right[thread]) / 2;
-                if (left_score > right_score) {
-                    right[thread] = middle;
+            for (int set = 0; set < SETS; ++set) {
+                if (!(left[set] < right[set] && left[set] <= limit)) continue;
+                const int middle = (left[set] + right[set]) / 2;
+                if (score[set][0] > score[set][1]) {
+                    right[set] = middle;
                 } else {
-                    left[thread] = middle;
+                    left[set] = middle;
                 }
-                best[thread] = max(best[thread], max(left_score, right_score));
+                best[set] = max(best[set], max(score[set][0], score[set][1]));
             }
         }
-        if (thread < CHUNKS && best[thread] > LOWEST)
-            atomic_max(&scores[static_cast<unsigned long long>(block) * score_stride + group * CHUNKS + thread], ordered(max(best[thread], NEVER)));
+        for (int set = 0; set < SETS; ++set)
+            if (across == 0 && best[set] > LOWEST)
+                atomic_max(&scores[static_cast<unsigned long long>(block) * score_stride + base + set * 8 + down], ordered(max(best[set], NEVER)));
+        sync_warp();  // the pages have been read
     }
 }

@@ -5,7 +5,7 @@
 // The prelude of every kernel: the only place for assembly, shared-memory declarations and shared addresses.
 // Each primitive has two bodies: NVRTC's, and one for the emulator, which compiles this very text for the host.
 // No CUDA header is included. What NVRTC knows by itself is used as it is: threadIdx, blockIdx, gridDim, float2,
-// make_float2, min, max, __popc and the functions of <math.h>. Written for sm_80 and everything after it.
+// make_float2, min, max, __popc, __byte_perm and the functions of <math.h>. Written for sm_80 and everything after it.
 
 // A kernel's entry: `KERNEL(128) name(arguments) { … }`. The bound lets the compiler plan registers for that many threads.
 #ifdef IHIP_EMULATOR
@@ -120,6 +120,17 @@ inline unsigned pack<f16>(float low, float high) {
     return result;
 }
 #endif
+
+// a * b + c of the halves of packed bf16, each rounded once; numbers below the smallest normal are no zeros.
+inline unsigned multiply_add(unsigned a, unsigned b, unsigned c) {
+#ifdef IHIP_EMULATOR
+    return emulator::multiply_add(a, b, c);
+#else
+    unsigned result;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
+#endif
+}
 
 // 2^value to 2 units in the last place; results below 2^-126 are zero, which no softmax weight notices.
 inline float exp2_fast(float value) {
@@ -346,21 +357,23 @@ inline unsigned cache_row(const unsigned* page_table, int token, int kv_head) {
     return (page_table[token / PAGE] * KV_HEADS + kv_head) * PAGE + token % PAGE;
 }
 
+using Factor = Cached;  // what tensor cores multiply
+
 // Eight neighbouring elements of a row: sixteen bytes.
 struct alignas(16) Piece {
-    Cached at[8];
+    Factor at[8];
 };
 
 // Where a piece of 16 bytes of a row lies in shared memory: the same pieces of neighbouring rows are in other banks.
-inline int piece_at(int row, int piece) { return row * HEAD_DIM + (piece ^ (row & min(7, PIECES - 1))) * 8; }
+inline int piece_at(int row, int piece) { return row * HEAD_DIM + (piece ^ (row & min(7, (PIECES & -PIECES) - 1))) * 8; }
 
 KERNEL(THREADS) ihip_quest_attend_all_d64_bf16(
     const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,
     const Cached* __restrict__ values, const unsigned* __restrict__ page_table,
     Activation* out) {
-    SHARED_DYNAMIC(Cached, query_tile);   // [TILE_ROWS][HEAD_DIM]
-    Cached* const value_tiles = query_tile + TILE_ROWS * HEAD_DIM;        // two of [TILE_KEYS][HEAD_DIM]
-    Cached* const key_tiles = value_tiles + 2 * TILE_KEYS * HEAD_DIM;     // two
+    SHARED_DYNAMIC(Factor, query_tile);   // [TILE_ROWS][HEAD_DIM]
+    Factor* const value_tiles = query_tile + TILE_ROWS * HEAD_DIM;        // two of [TILE_KEYS][HEAD_DIM]
+    Factor* const key_tiles = value_tiles + 2 * TILE_KEYS * HEAD_DIM;     // two
     SHARED(int, slot_tokens, 3 * TILE_KEYS);   // of the tile at hand and of the next two
     SHARED(unsigned, slot_rows, 3 * TILE_KEYS);
 
@@ -388,8 +401,8 @@ KERNEL(THREADS) ihip_quest_attend_all_d64_bf16(
                 x = to_float(qkv[from + of_head]) * QUERY_SCALE;
                 y = to_float(qkv[from + of_head + HALF]) * QUERY_SCALE;
             }
-            pieces[0].at[e] = from_float<Cached>(x);
-            pieces[1].at[e] = from_float<Cached>(y);
+            pieces[0].at[e] = from_float<Factor>(x);
+            pieces[1].at[e] = from_float<Factor>(y);
         }
         const int low = piece_at(row, piece), high = piece_at(row, piece + PIECES / 2);
         *reinterpret_cast<Piece*>(&query_tile[low]) = pieces[0];
@@ -425,7 +438,7 @@ KERNEL(THREADS) ihip_quest_attend_all_d64_bf16(
 
     // A thread copies the same piece of every so many keys.
     const int own_key = thread / PIECES, own_piece = thread % PIECES;
-    const auto copy = [&](Cached* to, const Cached* from, int tile_index) {
+    const auto copy = [&](Factor* to, const Cached* from, int tile_index) {
         if (tile_index < tiles)
 #pragma unroll 2
             for (int key = own_key; key < TILE_KEYS; key += THREADS / PIECES) {
@@ -453,7 +466,7 @@ KERNEL(THREADS) ihip_quest_attend_all_d64_bf16(
     for (int tile_index = 0; tile_index < tiles; ++tile_index) {
         const int slots = tile_index % 3 * TILE_KEYS;
         const int current = tile_index % 2 * TILE_KEYS * HEAD_DIM, other = TILE_KEYS * HEAD_DIM - current;
-        const Cached *const key_tile = key_tiles + current, *const value_tile = value_tiles + current;
+        const Factor *const key_tile = key_tiles + current, *const value_tile = value_tiles + current;
         copy_async_wait<0>();
         sync_block();  // the tile is there, and the one before has been read
         copy(key_tiles + other, keys, tile_index + 1);
@@ -473,8 +486,8 @@ KERNEL(THREADS) ihip_quest_attend_all_d64_bf16(
                 unsigned key[4];
                 load_matrix_x4(key, &key_tile[at]);
                 for (int band = 0; band < BANDS; ++band) {
-                    mma_16x8x16<Cached>(score[band][2 * n], query[band], {key[0], key[1]});
-                    mma_16x8x16<Cached>(score[band][2 * n + 1], query[band], {key[2], key[3]});
+                    mma_16x8x16<Factor>(score[band][2 * n], query[band], {key[0], key[1]});
+                    mma_16x8x16<Factor>(score[band][2 * n + 1], query[band], {key[2], key[3]});
                 }
             }
         }
@@ -521,15 +534,15 @@ KERNEL(THREADS) ihip_quest_attend_all_d64_bf16(
                         exact[e] = exp2_fast(score[band][2 * k + part / 2][part % 2 * 2 + e] - top[r]);
                         total[r] += exact[e];
                     }
-                    weight[band][part] = pack<Cached>(exact[0], exact[1]);
+                    weight[band][part] = pack<Factor>(exact[0], exact[1]);
                 }
 #pragma unroll
             for (int i = 0; i < STEPS; ++i) {
                 unsigned value[4];
                 load_matrix_x4_transposed(value, &value_tile[k * 16 * HEAD_DIM + (value_at ^ i * 16)]);
                 for (int band = 0; band < BANDS; ++band) {
-                    mma_16x8x16<Cached>(output[band][2 * i], weight[band], {value[0], value[1]});
-                    mma_16x8x16<Cached>(output[band][2 * i + 1], weight[band], {value[2], value[3]});
+                    mma_16x8x16<Factor>(output[band][2 * i], weight[band], {value[0], value[1]});
+                    mma_16x8x16<Factor>(output[band][2 * i + 1], weight[band], {value[2], value[3]});
                 }
             }
         }

@@ -5,7 +5,7 @@
 // The prelude of every kernel: the only place for assembly, shared-memory declarations and shared addresses.
 // Each primitive has two bodies: NVRTC's, and one for the emulator, which compiles this very text for the host.
 // No CUDA header is included. What NVRTC knows by itself is used as it is: threadIdx, blockIdx, gridDim, float2,
-// make_float2, min, max, __popc and the functions of <math.h>. Written for sm_80 and everything after it.
+// make_float2, min, max, __popc, __byte_perm and the functions of <math.h>. Written for sm_80 and everything after it.
 
 // A kernel's entry: `KERNEL(128) name(arguments) { … }`. The bound lets the compiler plan registers for that many threads.
 #ifdef IHIP_EMULATOR
@@ -120,6 +120,17 @@ inline unsigned pack<f16>(float low, float high) {
     return result;
 }
 #endif
+
+// a * b + c of the halves of packed bf16, each rounded once; numbers below the smallest normal are no zeros.
+inline unsigned multiply_add(unsigned a, unsigned b, unsigned c) {
+#ifdef IHIP_EMULATOR
+    return emulator::multiply_add(a, b, c);
+#else
+    unsigned result;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
+#endif
+}
 
 // 2^value to 2 units in the last place; results below 2^-126 are zero, which no softmax weight notices.
 inline float exp2_fast(float value) {
@@ -333,7 +344,6 @@ constexpr int TILE_KEYS = 16;               // keys of a warp's tile
 constexpr int STAGES = 3;                   // tiles of a warp in shared memory
 constexpr int THREADS = 128;                // threads of a block
 constexpr int WARPS = 4;                    // warps of a block
-constexpr int PIECES = 16;                  // 16-byte pieces of a row
 constexpr int STEPS = 8;                    // products along a row
 constexpr int QUADS = 128;                  // quads of output
 constexpr int PARTS = 1;                    // threads that share the splits of a quad
@@ -341,6 +351,8 @@ constexpr int SUMS = 4;                     // sums of a head: one a warp at fir
 constexpr int BATCH = 8;                    // splits that are joined at a time
 constexpr float QUERY_SCALE = 0.12751743f;  // factor of every query, times log2(e)
 constexpr float LOWEST = -3.4028235e38f;    // below every score
+
+using Factor = Cached;  // what tensor cores multiply
 
 // Four neighbouring elements: one load or store of 8 or 16 bytes.
 template <typename T>
@@ -365,8 +377,10 @@ inline unsigned cache_row(const unsigned* page_table, int token, int kv_head) {
     return (page_table[token / PAGE] * KV_HEADS + kv_head) * PAGE + token % PAGE;
 }
 
+constexpr int PIECES = 16;  // 16-byte pieces of a row
+
 // Where a piece of 16 bytes of a row lies in shared memory: the same pieces of neighbouring rows are in other banks.
-inline int piece_at(int row, int piece) { return row * HEAD_DIM + (piece ^ (row & min(7, PIECES - 1))) * 8; }
+inline int piece_at(int row, int piece) { return row * HEAD_DIM + (piece ^ (row & min(7, (PIECES & -PIECES) - 1))) * 8; }
 
 KERNEL(THREADS) ihip_quest_attend_all_decode_d128_bf16(
     const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,
@@ -406,20 +420,21 @@ KERNEL(THREADS) ihip_quest_attend_all_decode_d128_bf16(
     find_rows();
     for (int stage = 0; stage < STAGES - 1; ++stage) copy(stage);
 
-    // Rows 0 to 7 of the queries are rounded to the cache's type, rows 8 to 15 hold what rounding took from them.
+    // Rows 0 to 7 of the queries are rounded to the factors' type, rows 8 to 15 hold what rounding took from them.
     unsigned query[STEPS][4];
     for (int i = 0; i < STEPS; ++i)
         for (int half = 0; half < 2; ++half) {
             float whole[2] = {}, rest[2] = {};
             for (int e = 0; e < 2; ++e) {
                 if (down >= HEADS) continue;
+                const int element = i * 16 + half * 8 + across * 2 + e;
                 const float x = QUERY_SCALE * to_float(qkv[static_cast<unsigned long long>(first_row) * QKV_ROW +
-                                                          (kv_head * HEADS + down) * HEAD_DIM + i * 16 + half * 8 + across * 2 + e]);
-                whole[e] = to_float(from_float<Cached>(x));
+                                                          (kv_head * HEADS + down) * HEAD_DIM + element]);
+                whole[e] = to_float(from_float<Factor>(x));
                 rest[e] = x - whole[e];
             }
-            query[i][half * 2] = pack<Cached>(whole[0], whole[1]);
-            query[i][half * 2 + 1] = pack<Cached>(rest[0], rest[1]);
+            query[i][half * 2] = pack<Factor>(whole[0], whole[1]);
+            query[i][half * 2 + 1] = pack<Factor>(rest[0], rest[1]);
         }
 
     float output[HEAD_DIM / 8][4] = {};
@@ -435,8 +450,8 @@ KERNEL(THREADS) ihip_quest_attend_all_decode_d128_bf16(
         for (int i = 0; i < STEPS; ++i) {
             unsigned key[4];
             load_matrix_x4(key, &key_tile[piece_at(lane % 8 + lane / 16 * 8, 2 * i + lane / 8 % 2)]);
-            mma_16x8x16<Cached>(score[0], query[i], {key[0], key[1]});
-            mma_16x8x16<Cached>(score[1], query[i], {key[2], key[3]});
+            mma_16x8x16<Factor>(score[0], query[i], {key[0], key[1]});
+            mma_16x8x16<Factor>(score[1], query[i], {key[2], key[3]});
         }
         float weight[2][2], most = warp_top;
         for (int n = 0; n < 2; ++n)
@@ -460,17 +475,17 @@ KERNEL(THREADS) ihip_quest_attend_all_decode_d128_bf16(
             for (int e = 0; e < 2; ++e) {
                 const float x = exp2_fast(weight[n][e] - warp_top);
                 warp_sum += x;
-                whole[e] = to_float(from_float<Cached>(x));
+                whole[e] = to_float(from_float<Factor>(x));
                 rest[e] = x - whole[e];
             }
-            factor[2 * n] = pack<Cached>(whole[0], whole[1]);
-            factor[2 * n + 1] = pack<Cached>(rest[0], rest[1]);
+            factor[2 * n] = pack<Factor>(whole[0], whole[1]);
+            factor[2 * n + 1] = pack<Factor>(rest[0], rest[1]);
         }
         for (int i = 0; i < STEPS; ++i) {
             unsigned value[4];
             load_matrix_x4_transposed(value, &value_tile[piece_at(lane % 16, 2 * i + lane / 16)]);
-            mma_16x8x16<Cached>(output[2 * i], factor, {value[0], value[1]});
-            mma_16x8x16<Cached>(output[2 * i + 1], factor, {value[2], value[3]});
+            mma_16x8x16<Factor>(output[2 * i], factor, {value[0], value[1]});
+            mma_16x8x16<Factor>(output[2 * i + 1], factor, {value[2], value[3]});
         }
         sync_warp();
         stage = (stage + 1) % STAGES;
@@ -483,8 +498,10 @@ KERNEL(THREADS) ihip_quest_attend_all_decode_d128_bf16(
     float* const shares = reinterpret_cast<float*>(tiles);  // [WARPS][HEADS][HEAD_DIM]
     if (down < HEADS) {
         for (int n = 0; n < HEAD_DIM / 8; ++n)
-            for (int e = 0; e < 2; ++e)
-                shares[(warp * HEADS + down) * HEAD_DIM + n * 8 + across * 2 + e] = output[n][e] + output[n][e + 2];
+            for (int e = 0; e < 2; ++e) {
+                const int element = n * 8 + across * 2 + e;
+                shares[(warp * HEADS + down) * HEAD_DIM + element] = output[n][e] + output[n][e + 2];
+            }
         if (across == 0) {
             largest[warp * HEADS + down] = warp_top;
             total[warp * HEADS + down] = warp_sum;
@@ -512,9 +529,9 @@ KERNEL(THREADS) ihip_quest_attend_all_decode_d128_bf16(
     }
 
     // The last block of these heads joins their splits; no one waits for it.
-    fence_device();
     sync_block();
     if (thread == 0) {
+        fence_device();
         arrived[0] = atomic_add(&arrivals[blockIdx.y], 1);
         fence_device();
     }
