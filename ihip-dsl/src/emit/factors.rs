@@ -40,6 +40,11 @@ impl Factors {
         self.rows.count().div_ceil(TILE_ROWS)
     }
 
+    /// Rows of all products.
+    pub(super) fn all_rows(&self) -> usize {
+        self.all_tiles() * TILE_ROWS
+    }
+
     /// Copies of each row.
     pub(super) fn copies(&self) -> usize {
         if self.copies == Copies::One { 1 } else { 2 }

@@ -12,7 +12,7 @@ use super::factors::{Copies, Factors};
 use super::functions::{self, CACHE_ROW, ORDERED, ROTATE, Shape};
 use super::rows::{self, Heads, Rotation, Rows};
 use super::scan::{chunks_here, heads_of, ranking_here};
-use super::scan_prefill;
+use super::scan_prefill::{self, Products};
 use super::scoring::{self, BLOCK_SCORES, Output, Source, scan_constants, scoring_words, stem};
 use super::tune::Tune;
 use super::turned::{self, ANGLES};
@@ -65,6 +65,15 @@ impl ScanKeysTiles {
         let blocks = rows.div_ceil(self.plan().query_block);
         let heads = self.shape.query_heads() / self.heads();
         scan_prefill::grid(self.tuning, blocks, heads, chunks, self.at_once())
+    }
+
+    /// What it multiplies: rows and what stands for a chunk, where a mean is split like the rows.
+    pub(super) fn products(&self) -> Products {
+        let columns = match self.source() {
+            Source::Keys | Source::Paths => self.plan().chunk,
+            Source::Means | Source::Bounds => 2,
+        };
+        Products::new(&self.factors(), self.heads(), columns)
     }
 
     /// Chunks that a block of threads takes at a time.

@@ -1,7 +1,30 @@
-//! How the scans of prefill on tensor cores are spread over the chip.
+//! What the scans of prefill on tensor cores multiply, and how they are spread over the chip.
 
+use super::factors::Factors;
 use crate::StagePlan;
 use crate::tuning::{ScanPrefill, Tuning};
+
+/// What a scan multiplies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Products {
+    /// Multiplications and additions for one chunk and the rows of one head.
+    pub(super) of_chunk: f64,
+    /// Whether keys are turned.
+    pub(super) turned: bool,
+    /// Whether rows take turns in shared memory.
+    pub(super) in_turns: bool,
+}
+
+impl Products {
+    /// Those of `columns` that stand for a chunk and rows of `heads` heads. Rows are split in two.
+    pub(super) fn new(factors: &Factors, heads: usize, columns: usize) -> Self {
+        let turned = factors.rows.rotation.turns_keys();
+        let parts = if turned { 3 } else { 2 };
+        let of_column = 2 * parts * factors.all_rows() * factors.shape.head_dim();
+        let of_chunk = (columns * of_column) as f64 / heads as f64;
+        Self { of_chunk, turned, in_turns: factors.take_turns() }
+    }
+}
 
 /// Blocks of threads for `blocks` query blocks of `heads` teams of heads each, and lists of `chunks` chunks, `at_once` of
 /// which a block of threads takes at a time.

@@ -14,7 +14,7 @@ use super::factors::{Copies, Factors};
 use super::functions::{self, CACHE_ROW, ORDERED, ROTATE, Shape};
 use super::rows::{self, Heads, Rotation, Rows};
 use super::scan::{chunks_here, heads_of, probe_texts, ranking_here};
-use super::scan_prefill;
+use super::scan_prefill::{self, Products};
 use super::scoring::{self, BLOCK_SCORES, Output, Source, scan_constants, scoring_words, stem};
 use super::tune::Tune;
 use super::turned;
@@ -66,6 +66,12 @@ impl ScanTiles {
         let blocks = rows.div_ceil(self.plan().query_block);
         let heads = self.shape.query_heads() / self.heads();
         scan_prefill::grid(self.tuning, blocks, heads, chunks, self.at_once())
+    }
+
+    /// What it multiplies: rows and two probes a halving.
+    pub(super) fn products(&self) -> Products {
+        let heads = if self.together() { self.shape.group() } else { 1 };
+        Products::new(&self.factors(), heads, 2 * self.halvings())
     }
 
     /// Chunks that a block of threads takes at a time.
