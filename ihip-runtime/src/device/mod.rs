@@ -1,7 +1,7 @@
 //! What a model asks of the thing it runs on. The operations are those of a Llama, no more.
 //!
 //! Tensors are row-major `[rows, columns]` with a fixed capacity of rows, allocated once: a captured graph may hold
-//! their addresses. Whatever changes from step to step (tokens, positions, the grid's `t_max`, the restart stage) is
+//! their addresses. Whatever changes from step to step (tokens, positions, the grid's `t_max`, the renewals) is
 //! handed over by [`Device::begin`], outside of what is recorded.
 
 pub mod cpu;
@@ -118,7 +118,7 @@ pub trait Device: Sized {
     /// A failed transfer.
     fn pages_read(&mut self, cache: &Self::Cache, layer: usize) -> Result<PagesRead>;
 
-    /// Starts a step: its tokens, positions and restart stages go where the recorded operations read them.
+    /// Starts a step: its tokens, positions and renewals go where the recorded operations read them.
     ///
     /// # Errors
     /// Where the step does not fit the cache, or the transfer fails.

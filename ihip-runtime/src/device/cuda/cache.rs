@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use cudarc::driver::safe::CudaGraph;
 use cudarc::driver::sys::CUdeviceptr;
-use ihip_dsl::LayerPlan;
 use ihip_dsl::emit::{self, Extent, Launch, Paging, Program, Slots, Value, step};
+use ihip_dsl::{LayerPlan, Renewal};
 
 use super::division::{extent, sizes};
 use super::given::GivenLists;
@@ -20,7 +20,7 @@ use crate::kv::{Budget, Placement, Probes, Tokens};
 use crate::session::Phase;
 use crate::{Error, Result, Step};
 
-/// Recorded graphs that a request keeps. Patterns of restart stages come back after the least common multiple of all
+/// Recorded graphs that a request keeps. Patterns of renewals come back after the least common multiple of all
 /// intervals: those beyond this many run unrecorded instead of filling the GPU with graphs that are hardly used.
 pub(super) const MOST_GRAPHS: usize = 128;
 
@@ -52,8 +52,8 @@ pub struct CudaCache {
     pub(super) record: bool,
     /// Whether it is wanted which pages steps attend to.
     pub(super) record_pages: bool,
-    /// What each pattern of restart stages recorded, at most [`MOST_GRAPHS`] of them.
-    pub(super) graphs: HashMap<Vec<Option<usize>>, Recording>,
+    /// What each pattern of renewals recorded, at most [`MOST_GRAPHS`] of them.
+    pub(super) graphs: HashMap<Vec<Renewal>, Recording>,
 }
 
 impl fmt::Debug for CudaCache {
@@ -66,7 +66,7 @@ impl fmt::Debug for CudaCache {
     }
 }
 
-/// What became of one pattern of restart stages so far.
+/// What became of one pattern of renewals so far.
 pub(super) enum Recording {
     /// It ran once, unrecorded: libraries load their kernels at the first launch, which no recording may contain.
     Ran,
@@ -206,16 +206,17 @@ impl CudaCache {
         match (&step.phase, &self.tiers) {
             (Phase::Prefill, None) => self.program.prefill(layer, extent, rows, t_max),
             (Phase::Prefill, Some(tiers)) => tiers.paging.prefill(layer, extent, rows, t_max),
-            (Phase::Decode { restart }, None) => self.program.decode(layer, extent, restart[layer]),
-            (Phase::Decode { restart }, Some(tiers)) => tiers.paging.decode(layer, extent, restart[layer]),
+            (Phase::Decode { renewals }, None) => self.program.decode(layer, extent, renewals[layer]),
+            (Phase::Decode { renewals }, Some(tiers)) => tiers.paging.decode(layer, extent, renewals[layer]),
         }
     }
 
     /// What a value of the launch list stands for in `layer`.
     pub(super) fn operand(&self, value: Value, layer: usize, [qkv, out]: [CUdeviceptr; 2]) -> Result<Operand> {
-        let buffer = match value {
+        let (buffer, behind) = match value {
             Value::I32(value) => return Ok(Operand::I32(value)),
-            Value::Buffer(buffer) => buffer,
+            Value::Buffer(buffer) => (buffer, 0),
+            Value::Part(buffer, behind) => (buffer, behind as CUdeviceptr),
         };
         let address = match buffer {
             emit::Buffer::Step => self.step_words.address(),
@@ -237,7 +238,7 @@ impl CudaCache {
                 .ok_or_else(|| Error::NotInPlan { name: format!("buffer {other:?}") })?
                 .address(),
         };
-        Ok(Operand::Address(address))
+        Ok(Operand::Address(address + behind))
     }
 
     /// The kernel of a launch, and what it is handed in `layer`; `activations` are projections and output.

@@ -2,7 +2,7 @@
 //!
 //! Everything else runs in the order of one stream, so that no operation waits for another on the host; only
 //! [`CudaDevice::read`], [`CudaDevice::sample`] and [`CudaDevice::block_lists`] do. Decoding steps are recorded into
-//! graphs, one for each pattern of restart stages and only so many of them: whatever differs between two steps of a pattern lies in small
+//! graphs, one for each pattern of renewals and only so many of them: whatever differs between two steps of a pattern lies in small
 //! buffers that [`CudaDevice::begin`] fills before the graph runs.
 
 mod cache;
