@@ -260,6 +260,7 @@ mod tests {
             drop(ahead);
             let [asked, held] = memory.counts();
             assert!(asked < 100 && held == 0, "{taken} were taken, {asked} asked for, {held} bytes are held");
+            assert_eq!(Arc::strong_count(&memory.asked), 1, "the thread has ended");
             opening.join().expect("it ends");
         }
     }
