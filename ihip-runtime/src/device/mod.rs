@@ -87,6 +87,17 @@ pub trait Device: Sized {
         Ok(PrefillMoves::default())
     }
 
+    /// Begins to allocate what a cache of `capacity` tokens will have with the host, and returns at once: loading a model, for
+    /// which the host keeps `beside` bytes, may go on meanwhile. [`Device::cache`] waits for the rest, and says what failed.
+    /// What is prepared is given back by [`Device::limit_kv`] and for a cache that takes something else. Nothing is to be
+    /// prepared on a device with one memory.
+    fn prepare(&mut self, _plan: &Plan, _capacity: usize, _beside: u64) {}
+
+    /// What allocating the part of a cache took that lies with the host; nothing where none does.
+    fn host_allocation(&self, _cache: &Self::Cache) -> Option<HostAllocation> {
+        None
+    }
+
     /// Allocates the cache of one request for `capacity` tokens.
     ///
     /// # Errors
@@ -240,6 +251,15 @@ pub struct Compilation {
     pub seconds: f64,
     /// Kernels.
     pub kernels: Compilations,
+}
+
+/// What allocating the host's memory of a cache took.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct HostAllocation {
+    /// Wall-clock seconds, those beside other work among them.
+    pub seconds: f64,
+    /// Those for which [`Device::cache`] waited.
+    pub waited: f64,
 }
 
 /// How a token is chosen from logits.
