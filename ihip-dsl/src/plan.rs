@@ -307,10 +307,11 @@ impl Plan {
         Renewal { restart: restart(step), turn }
     }
 
-    /// Whether key-value heads of `layer` take turns at the first stage, so that its scores are kept from step to step.
+    /// Steps over which a renewal of the first stage of `layer` is spread: where there are several, key-value heads take turns
+    /// at it, and its scores are kept from step to step.
     #[must_use]
-    pub fn takes_turns(&self, layer: usize) -> bool {
-        self.turns[layer] > 1
+    pub fn turns(&self, layer: usize) -> usize {
+        self.turns[layer]
     }
 
     /// Index in [`Plan::kinds`] of what `layer` does while the prompt is read.

@@ -245,7 +245,7 @@ fn whatever_moves_every_step_gives_the_same_bits_and_every_row_is_where_the_tabl
         assert_eq!(gathered, 0, "nothing comes before there is anything: {}", pair.what);
         let (stages, heads) = (layer.pruning.stages.len(), layer.heads.1 as usize);
         let restart = |step: usize| (step.is_multiple_of(4) && stages > 0).then(|| step / 4 % stages);
-        let takes_turns = in_turns(&layer).0.takes_turns(0);
+        let takes_turns = in_turns(&layer).0.turns(0) > 1;
         turns += usize::from(takes_turns);
         for step in 0..24 {
             // The first half of the heads scans a step before the others, which cut.

@@ -9,7 +9,7 @@ use crate::{LayerPlan, PrunedLayer, Ranking, Renewal};
 impl Program {
     /// Launches that renew `layer`'s lists, of which `last` are the final ones.
     pub(super) fn renew(&self, layer: usize, extent: Extent, renewal: Renewal, last: [Buffer; 2]) -> Vec<Launch> {
-        let (kind, turns) = (self.plan().decode(layer), self.plan().takes_turns(layer));
+        let (kind, turns) = (self.plan().decode(layer), self.plan().turns(layer));
         let LayerPlan::Pruned(layer) = kind else { return Vec::new() };
         let (mut launches, kv_heads) = (Vec::new(), self.shape().kv_heads());
         let parents = |stage| Buffer::CachedLists { stage };
@@ -28,7 +28,7 @@ impl Program {
             if renewal.cuts(stage) {
                 launches.push(self.select(layer, stage, 1, parents, last, extent));
             }
-            if stage == 0 && turns {
+            if stage == 0 && turns > 1 {
                 launches.iter_mut().for_each(hold);
             }
         }
@@ -75,7 +75,7 @@ impl Program {
         let LayerPlan::Pruned(pruned) = self.plan().decode(layer) else { return None };
         let count = self.lists(pruned, 1) * self.score_stride(extent);
         let held = Storage { buffer: Buffer::HeldScores, element: Element::U32, count, zeroed: true };
-        self.plan().takes_turns(layer).then_some(held)
+        (self.plan().turns(layer) > 1).then_some(held)
     }
 }
 
