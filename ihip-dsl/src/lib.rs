@@ -39,6 +39,7 @@ pub mod pipeline;
 pub mod plan;
 mod print;
 pub mod reference;
+mod renewal;
 pub mod report;
 mod resolve;
 pub mod rope;
@@ -60,5 +61,6 @@ pub use pipeline::{
     QueryReduction, Ranking, Refresh, Representative, Rope, ScanRope, Scores, Scoring, Stage,
 };
 pub use plan::{LayerPlan, Plan, PlanError, PrunedLayer, StagePlan};
+pub use renewal::{Renewal, Turn};
 pub use report::Report;
 pub use warning::Warning;

@@ -25,7 +25,8 @@ pub enum Refresh {
     /// All whose stage is due, by one counter.
     #[default]
     Together,
-    /// Each by a counter of its own, offset against those of other layers, so that no step pays for all of them.
+    /// Each by a counter of its own, offset against those of other layers, so that no step pays for all of them; where the
+    /// first stage's interval has several steps a layer, key-value heads take turns at it.
     Staggered,
 }
 

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use thiserror::Error;
 
 use crate::{
-    AttendRope, Attention, Geometry, LayerPruning, Pipeline, Ranking, Refresh, Representative, ScanRope, Scoring,
+    AttendRope, Attention, Geometry, LayerPruning, Pipeline, Ranking, Refresh, Renewal, Representative, ScanRope,
+    Scoring, Turn,
 };
 
 /// What every layer of a model does, in numbers.
@@ -21,6 +22,8 @@ pub struct Plan {
     kinds: Vec<LayerPlan>,
     /// Decoding steps by which each layer's refresh counter is ahead.
     offsets: Vec<usize>,
+    /// Steps over which each layer spreads a renewal of its first stage.
+    turns: Vec<usize>,
 }
 
 /// Indices into [`Plan::kinds`].
@@ -135,15 +138,16 @@ impl Plan {
             layers: Vec::with_capacity(layers as usize),
             kinds: Vec::new(),
             offsets: Vec::new(),
+            turns: Vec::new(),
         };
         for layer in 0..layers {
             let phases = pipeline.layer(layer);
             let kinds = PhaseKinds { prefill: plan.kind(&phases.prefill), decode: plan.kind(&phases.decode) };
             plan.layers.push(kinds);
         }
-        plan.offsets = match pipeline.refresh() {
-            Refresh::Together => vec![0; layers as usize],
-            Refresh::Staggered => plan.staggered(),
+        (plan.offsets, plan.turns) = match pipeline.refresh() {
+            Refresh::Together => (vec![0; layers as usize], vec![1; layers as usize]),
+            Refresh::Staggered => (plan.staggered(), plan.spread()),
         };
         Ok(plan)
     }
@@ -158,6 +162,7 @@ impl Plan {
             layers: vec![PhaseKinds { prefill: 0, decode: 0 }; layers as usize],
             kinds: vec![LayerPlan::Dense],
             offsets: vec![0; layers as usize],
+            turns: vec![1; layers as usize],
         }
     }
 
@@ -167,7 +172,7 @@ impl Plan {
     /// Where `layer` is not below [`Plan::layers`].
     #[must_use]
     pub fn alone(&self, layer: usize) -> Self {
-        let mut plan = Self { layers: Vec::new(), kinds: Vec::new(), offsets: vec![0], ..self.clone() };
+        let mut plan = Self { layers: Vec::new(), kinds: Vec::new(), offsets: vec![0], turns: vec![1], ..self.clone() };
         for kind in self.phases(layer) {
             if !plan.kinds.contains(kind) {
                 plan.kinds.push(kind.clone());
@@ -222,6 +227,19 @@ impl Plan {
         stages.iter().map(offset).collect()
     }
 
+    /// Steps over which the key-value heads of each layer take turns at the first stage: as many as its interval has for
+    /// each layer that renews one, where there are so many heads.
+    fn spread(&self) -> Vec<usize> {
+        let first = |layer| match self.decode(layer) {
+            LayerPlan::Dense => None,
+            LayerPlan::Pruned(layer) => layer.stages.first().map(|stage| stage.refresh),
+        };
+        let intervals: Vec<_> = (0..self.layers()).map(first).collect();
+        let staged = intervals.iter().flatten().count();
+        let turns = |interval: usize| (interval / staged).clamp(1, self.geometry.kv_heads as usize);
+        intervals.into_iter().map(|interval| interval.map_or(1, turns)).collect()
+    }
+
     /// Name of the pipeline, or `dense`.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -273,12 +291,27 @@ impl Plan {
         self.decode(layer).rotated_cache()
     }
 
-    /// The stage from which decoding step `step` (from 0) renews the mask of `layer`; `None` reuses the last list.
+    /// What decoding step `step` (from 0) renews of `layer`.
     ///
-    /// Step 0 renews everything: no mask crosses from prefill.
+    /// Step 0 renews everything: no mask crosses from prefill. A renewal of the first stage that would have to begin
+    /// before step 1 to be spread is not.
     #[must_use]
-    pub fn restart(&self, layer: usize, step: usize) -> Option<usize> {
-        self.decode(layer).restart(if step == 0 { 0 } else { step + self.offsets[layer] })
+    pub fn renewal(&self, layer: usize, step: usize) -> Renewal {
+        let (offset, turns) = (self.offsets[layer], self.turns[layer]);
+        let restart = |step| self.decode(layer).restart(if step == 0 { 0 } else { step + offset });
+        // Of the steps in which heads take turns, the last cuts.
+        let cut = (step.max(1)..step + turns).find(|cut| *cut >= turns && restart(*cut) == Some(0));
+        let turn = cut
+            .filter(|_| turns > 1 && step > 0)
+            .map(|cut| Turn::of(turns - 1 - (cut - step), turns, self.geometry.kv_heads as usize));
+        Renewal { restart: restart(step), turn }
+    }
+
+    /// Steps over which a renewal of the first stage of `layer` is spread: where there are several, key-value heads take turns
+    /// at it, and its scores are kept from step to step.
+    #[must_use]
+    pub fn turns(&self, layer: usize) -> usize {
+        self.turns[layer]
     }
 
     /// Index in [`Plan::kinds`] of what `layer` does while the prompt is read.

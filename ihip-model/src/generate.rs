@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ihip_dsl::Plan;
-use ihip_runtime::device::{BlockLists, Compilation, Sampling};
+use ihip_runtime::device::{BlockLists, Compilation, HostAllocation, Sampling};
 use ihip_runtime::kv::trace::PagesRead;
 use ihip_runtime::kv::{Placement, Traffic};
 use ihip_runtime::session::{Phase, SEGMENT};
@@ -98,6 +98,12 @@ impl<'a, D: Device> Generation<'a, D> {
     #[must_use]
     pub fn compilation(&self) -> Compilation {
         self.device.compilation()
+    }
+
+    /// What allocating the part of the cache took that lies with the host; nothing where none does.
+    #[must_use]
+    pub fn host_allocation(&self) -> Option<HostAllocation> {
+        self.device.host_allocation(&self.cache)
     }
 
     /// Whether [`Generation::pages_read`] has the pages of the decoding steps to come; it has not at first.

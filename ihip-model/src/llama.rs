@@ -120,13 +120,25 @@ impl Config {
         (self.query_heads + 2 * self.kv_heads) * self.head_dim
     }
 
+    /// Numbers in the weights of a layer.
+    fn layer_parameters(&self) -> usize {
+        let attention = self.hidden * (self.qkv() + self.query_heads * self.head_dim);
+        attention + 3 * self.hidden * self.feed_forward + 2 * self.hidden
+    }
+
     /// Numbers in all weights.
     #[must_use]
     pub fn parameters(&self) -> u64 {
-        let attention = self.hidden * (self.qkv() + self.query_heads * self.head_dim);
-        let layer = attention + 3 * self.hidden * self.feed_forward + 2 * self.hidden;
         let vocabularies = if self.tied_output { 1 } else { 2 };
-        (self.layers * layer + vocabularies * self.vocabulary * self.hidden + self.hidden) as u64
+        let outer = vocabularies * self.vocabulary * self.hidden + self.hidden;
+        (self.layers * self.layer_parameters() + outer) as u64
+    }
+
+    /// Bytes of the host's memory that [`Llama::load`] takes at a time: a layer, or what belongs to the vocabulary, in f32 and
+    /// once more as the device wants it.
+    #[must_use]
+    pub fn loading_bytes(&self) -> u64 {
+        2 * 4 * self.layer_parameters().max(self.vocabulary * self.hidden) as u64
     }
 
     /// Bytes of the activations that [`Llama::workspace`] allocates for `rows` rows.

@@ -1,6 +1,7 @@
 //! Numbers of one request.
 
 use ihip_dsl::{LayerPlan, Plan};
+use ihip_runtime::device::HostAllocation;
 use ihip_runtime::jit::Compilations;
 use ihip_runtime::kv::{self, Placement, Traffic};
 use serde::Serialize;
@@ -34,9 +35,27 @@ pub struct Stats {
     /// Keys and values that lie with the host besides, in bytes: those beyond the device's share.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_kv_bytes: Option<u64>,
+    /// What allocating those took; `None` where it took nothing that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_kv_seconds: Option<HostSeconds>,
     /// What moved between the tiers; `None` where all keys and values were on the device.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv: Option<Kv>,
+}
+
+/// Wall-clock seconds of allocating the host's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct HostSeconds {
+    /// All of it, what went on beside loading the model among it.
+    pub allocation: f64,
+    /// Those for which the request waited once the model was loaded.
+    pub wait: f64,
+}
+
+impl From<HostAllocation> for HostSeconds {
+    fn from(HostAllocation { seconds, waited }: HostAllocation) -> Self {
+        Self { allocation: seconds, wait: waited }
+    }
 }
 
 /// Percentiles of the times of tokens.

@@ -97,10 +97,10 @@ fn attention(criterion: &mut Criterion) {
             let step = session.decode_step();
             device.begin(&mut cache, &step, &[0]).expect("room for the step");
             device.attention(&mut cache, 0, &qkv, &mut out).expect("the CPU does not fail");
-            let Phase::Decode { restart } = &step.phase else { unreachable!("a decoding step") };
-            if !seen.contains(restart) {
-                seen.push(restart.clone());
-                let restart = restart[0].map_or("none".to_owned(), |stage| stage.to_string());
+            let Phase::Decode { renewals } = &step.phase else { unreachable!("a decoding step") };
+            if !seen.contains(renewals) {
+                seen.push(renewals.clone());
+                let restart = renewals[0].restart.map_or("none".to_owned(), |stage| stage.to_string());
                 group.bench_function(BenchmarkId::new(format!("decode from {restart}"), plan.name()), |bencher| {
                     bencher.iter(|| device.attention(&mut cache, 0, &qkv, &mut out).expect("the CPU does not fail"));
                 });

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ihip_dsl::{LayerPlan, Plan, words};
+use ihip_dsl::{LayerPlan, Plan, Renewal, words};
 
 use crate::{Error, Result};
 
@@ -37,18 +37,18 @@ pub enum Phase {
     Prefill,
     /// One new token.
     Decode {
-        /// For each layer: the stage from which its mask is renewed, `None` to reuse the last list.
-        restart: Vec<Option<usize>>,
+        /// What each layer renews of its lists.
+        renewals: Vec<Renewal>,
     },
 }
 
 impl Step {
     /// What steps that run the same operations have in common; `None` for prefill, which is not worth recording.
     #[must_use]
-    pub fn graph_key(&self) -> Option<&[Option<usize>]> {
+    pub fn graph_key(&self) -> Option<&[Renewal]> {
         match &self.phase {
             Phase::Prefill => None,
-            Phase::Decode { restart } => Some(restart),
+            Phase::Decode { renewals } => Some(renewals),
         }
     }
 
@@ -164,8 +164,8 @@ impl Session {
     /// The next decoding step, one token.
     #[must_use]
     pub fn decode_step(&self) -> Step {
-        let restart = (0..self.plan.layers()).map(|layer| self.plan.restart(layer, self.decoded)).collect();
-        Step { start: self.length, rows: 1, t_max: segment_end(self.length), phase: Phase::Decode { restart } }
+        let renewals = (0..self.plan.layers()).map(|layer| self.plan.renewal(layer, self.decoded)).collect();
+        Step { start: self.length, rows: 1, t_max: segment_end(self.length), phase: Phase::Decode { renewals } }
     }
 
     /// Counts a step that was computed.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use ihip_dsl::reference::{self, BlockList, Decode, Problem};
-use ihip_dsl::{Attention, Geometry, KvType, Pipeline, Plan, Pruning};
+use ihip_dsl::{Attention, Geometry, KvType, Pipeline, Plan, Pruning, Renewal};
 use ihip_model::presets::Paper3k;
 use ihip_runtime::device::Device;
 use ihip_runtime::device::cpu::{CpuDevice, CpuTensor};
@@ -48,13 +48,13 @@ impl Layer {
         CpuTensor::new((HEADS + 2 * KV_HEADS) * HEAD_DIM, values.collect())
     }
 
-    /// What the reference makes of a step: lists and outputs. `renewed` is the stage that the session restarts from.
+    /// What the reference makes of a step: lists and outputs. `renewal` is what the session renews.
     fn expected(
         &mut self,
         attention: &Attention,
         plan: &Plan,
         step: &Step,
-        renewed: Option<usize>,
+        renewal: Renewal,
     ) -> (Vec<BlockList>, Vec<f32>) {
         // Dense attention reads nothing of a description.
         let unread = Paper3k::pipeline().base().prefill.pruned().expect("it prunes");
@@ -84,9 +84,9 @@ impl Layer {
                 (outcome.lists, outcome.out)
             }
             (Attention::Pruned(pruning), Phase::Decode { .. }) => {
-                let decoded = self.decode.renew(&problem, renewed);
+                let decoded = self.decode.renew(&problem, renewal);
                 let close = near_tie(&pruning.stages, &decoded.stages);
-                self.close = close || (self.close && renewed != Some(0));
+                self.close = close || (self.close && renewal.restart != Some(0));
                 (decoded.lists, decoded.out)
             }
         }
@@ -132,9 +132,9 @@ proptest! {
             device.begin(&mut cache, &step, &vec![0; step.rows]).expect("room for the step");
             for (at, layer) in layers.iter_mut().enumerate() {
                 let phases = pipeline.layer(at as u32);
-                let (attention, renewed) = match &step.phase {
-                    Phase::Prefill => (&phases.prefill, None),
-                    Phase::Decode { restart } => (&phases.decode, restart[at]),
+                let (attention, renewal) = match &step.phase {
+                    Phase::Prefill => (&phases.prefill, Renewal::default()),
+                    Phase::Decode { renewals } => (&phases.decode, renewals[at]),
                 };
                 let mut out = device.tensor(step.rows, HEADS * HEAD_DIM).expect("memory for a small problem");
                 device.attention(&mut cache, at, &layer.qkv(&step), &mut out).expect("the CPU does not fail");
@@ -143,7 +143,7 @@ proptest! {
                 let counted: Vec<_> =
                     counted.map(|(row, &count)| &lists.blocks[row * lists.width..][..count as usize]).collect();
 
-                let (expected, expected_out) = layer.expected(attention, &plan, &step, renewed);
+                let (expected, expected_out) = layer.expected(attention, &plan, &step, renewal);
                 let expected: Vec<Vec<i32>> = expected
                     .iter()
                     .map(|list| list.blocks[..list.count].iter().map(|&block| block as i32).collect())

@@ -52,8 +52,8 @@ proptest! {
             // The session counts from position 0, the sample's queries come later.
             let decoding = session.decode_step();
             session.advance(&decoding);
-            if let Phase::Decode { restart } = &decoding.phase {
-                prop_assert_eq!(restart, &vec![expected.restart]);
+            if let Phase::Decode { renewals } = &decoding.phase {
+                prop_assert_eq!(renewals, &vec![expected.restart.into()]);
             }
             let answer = layer.call(&problem, decoding.phase);
             close |= near_tie(&problem.pruning.stages, &expected.stages);

@@ -53,7 +53,7 @@ fn masks_are_renewed_by_the_declared_intervals() {
         let schedule = (0..40).map(|_| {
             let step = session.decode_step();
             session.advance(&step);
-            match &step.graph_key().expect("a decoding step")[0] {
+            match step.graph_key().expect("a decoding step")[0].restart {
                 Some(stage) => stage.to_string(),
                 None => ".".to_owned(),
             }
@@ -78,8 +78,8 @@ fn the_counter_belongs_to_the_request() {
         first.advance(&step);
     }
     let second = session(&pipelines[0]);
-    assert_eq!(first.decode_step().graph_key(), Some(&[None][..]));
-    assert_eq!(second.decode_step().graph_key(), Some(&[Some(0)][..]));
+    assert_eq!(first.decode_step().graph_key(), Some(&[None.into()][..]));
+    assert_eq!(second.decode_step().graph_key(), Some(&[Some(0).into()][..]));
 }
 
 #[test]
@@ -186,17 +186,16 @@ fn staggered_layers_renew_in_turn_and_each_as_often_as_declared() {
     let plan = |refresh| Plan::new(&pipeline(refresh), geometry, vec![1.0; 4], 30).expect("no overrides");
     let (together, staggered) = (plan("refresh together;"), plan("refresh staggered;"));
     for layer in 0..30 {
-        assert_eq!(staggered.restart(layer, 0), Some(0), "nothing crosses from prefill");
+        assert_eq!(staggered.renewal(layer, 0).restart, Some(0), "nothing crosses from prefill");
         for (plan, name) in [(&together, "together"), (&staggered, "staggered")] {
             for (stage, interval) in [16, 8, 4].into_iter().enumerate() {
-                let renewals = (1..=160).filter(|&step| plan.restart(layer, step).is_some_and(|first| first <= stage));
+                let renewals = (1..=160).filter(|&step| plan.renewal(layer, step).cuts(stage));
                 assert_eq!(renewals.count(), 160 / interval, "stage {stage} of layer {layer}, {name}");
             }
         }
     }
     let busiest = |plan: &Plan, stage| {
-        let layers =
-            |step| (0..30).filter(|&layer| plan.restart(layer, step).is_some_and(|first| first <= stage)).count();
+        let layers = |step| (0..30).filter(|&layer| plan.renewal(layer, step).cuts(stage)).count();
         (1..=160).map(layers).max()
     };
     assert_eq!([0, 1, 2].map(|stage| busiest(&together, stage)), [Some(30); 3]);
@@ -218,13 +217,12 @@ fn staggered_layers_renew_every_stage_evenly_and_their_patterns_come_back() {
         }",
     );
     let pipeline = flash.expect("a valid pipeline").remove(0);
-    let geometry = *session(&pipelines()[0]).plan().geometry();
-    // A layer renews from its first or its second stage in each of 32 steps, if there are as many.
-    for (layers, kinds) in [(30, 63), (32, 65)] {
+    let geometry = Geometry { query_heads: 8, kv_heads: 8, ..*session(&pipelines()[0]).plan().geometry() };
+    for layers in [30, 32] {
         let plan = Plan::new(&pipeline, geometry, vec![1.0; 4], layers).expect("these layers are there");
-        let pattern = |step| (0..layers as usize).map(|layer| plan.restart(layer, step)).collect::<Vec<_>>();
+        let pattern = |step| (0..layers as usize).map(|layer| plan.renewal(layer, step)).collect::<Vec<_>>();
         for stage in 0..3 {
-            let renewed = |step| pattern(step).into_iter().flatten().filter(|&first| first <= stage).count();
+            let renewed = |step| pattern(step).into_iter().filter(|renewal| renewal.cuts(stage)).count();
             let (least, most) = ([0, 0, 3][stage], [1, 1, 4][stage]);
             for step in 1..=192 {
                 assert!((least..=most).contains(&renewed(step)), "stage {stage} of {layers} layers in step {step}");
@@ -232,6 +230,57 @@ fn staggered_layers_renew_every_stage_evenly_and_their_patterns_come_back() {
         }
         // Every pattern but the first is recorded as a graph once, and replayed from then on.
         let patterns: BTreeSet<_> = (0..1000).map(pattern).collect();
-        assert_eq!(patterns.len(), kinds);
+        // The first, and one for each step of an interval.
+        assert_eq!(patterns.len(), 97);
     }
+}
+
+/// A layer of a few of whose heads scan its first stage in a step.
+#[test]
+fn heads_of_staggered_layers_take_turns_where_layers_leave_steps_to_them() {
+    let turns = |interval: u32, kv_heads: u32, layers: u32| {
+        let text = format!(
+            "pub InTurn {{
+                sink 256; window 1_024; refresh staggered;
+                stage {{ chunk 256, refresh {interval} }}
+                stage {{ keep 8_192, chunk 8, refresh 8 }}
+                attend {{ keep 2_048 }}
+                rope {{ scan relative, attend streaming }}
+            }}"
+        );
+        let pipeline = parse_str(&text).expect("a valid pipeline").remove(0);
+        let geometry = Geometry { query_heads: kv_heads, kv_heads, ..*session(&pipelines()[0]).plan().geometry() };
+        let plan = Plan::new(&pipeline, geometry, vec![1.0; 4], layers).expect("no overrides");
+        let mut scanned = vec![BTreeSet::new(); layers as usize];
+        let mut most = 0;
+        for step in 0..2 * interval as usize + 1 {
+            let mut heads_of_step = 0;
+            for (layer, scanned) in scanned.iter_mut().enumerate() {
+                let renewal = plan.renewal(layer, step);
+                let heads = renewal.heads(0, kv_heads as usize);
+                heads_of_step += heads.len();
+                for head in heads {
+                    assert!(scanned.insert(head), "head {head} of layer {layer} scans twice before step {step} cuts");
+                }
+                if renewal.cuts(0) {
+                    assert_eq!(scanned.len(), kv_heads as usize, "layer {layer} is cut in step {step}");
+                    scanned.clear();
+                }
+            }
+            // The first step renews everything, and so do those before which there was no time for turns.
+            if step > interval as usize {
+                most = most.max(heads_of_step);
+            }
+        }
+        most
+    };
+    // Three steps a layer: of eight heads, three at most.
+    assert_eq!(turns(96, 8, 32), 3);
+    // Thirty layers do not share 96 steps out evenly: some share one.
+    assert_eq!(turns(96, 8, 30), 5);
+    // No more turns than heads, and none where a step has a layer, or several.
+    assert_eq!(turns(96, 2, 32), 1);
+    assert_eq!(turns(32, 8, 32), 8);
+    assert_eq!(turns(16, 8, 32), 16);
+    assert_eq!(turns(16, 8, 1), 1);
 }

@@ -30,6 +30,7 @@ mod scoring;
 mod select;
 mod text;
 mod tuned;
+mod turns;
 mod whole;
 
 pub(crate) use heads::{HEAD_DIMS, every_head};
@@ -167,14 +168,14 @@ impl Layer {
     }
 
     pub(crate) fn plan(&self) -> Plan {
+        self.plan_renewed(Refresh::Together)
+    }
+
+    /// The same where masks are renewed so.
+    fn plan_renewed(&self, refresh: Refresh) -> Plan {
         let name = Cow::Borrowed("Families");
-        let pipeline = Pipeline::from_checked(
-            name,
-            Cow::Borrowed(""),
-            Refresh::Together,
-            self.pruning.clone().into(),
-            Cow::Borrowed(&[]),
-        );
+        let pipeline =
+            Pipeline::from_checked(name, Cow::Borrowed(""), refresh, self.pruning.clone().into(), Cow::Borrowed(&[]));
         Plan::new(&pipeline, self.geometry(), self.frequencies(), 1).expect("one layer")
     }
 

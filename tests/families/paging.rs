@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use ihip_dsl::emit::{Activation, Buffer, Extent, Paging, Program, Slots, tally};
-use ihip_dsl::{KvType, Probe, Representative, Stage};
+use ihip_dsl::{KvType, Plan, Probe, Renewal, Representative, Stage, Turn};
 use ihip_tests::support::attention::Attention;
 use ihip_tests::support::host::host;
 
 use super::quantised::quantised_layers;
+use super::turns::in_turns;
 use super::{Layer, Noise, TOKENS, layers, scored_layers};
 
 /// Rows of a step of prefill at most.
@@ -34,7 +35,7 @@ struct Pair {
 impl Pair {
     /// `keys` and `values` slots on the GPU, which keeps the probes of as many of `levels` halvings as it can.
     fn new(layer: &Layer, dense: bool, slots: [usize; 2], levels: usize) -> Self {
-        let plan = if dense { ihip_dsl::Plan::dense(layer.geometry(), layer.frequencies(), 1) } else { layer.plan() };
+        let plan = if dense { Plan::dense(layer.geometry(), layer.frequencies(), 1) } else { in_turns(layer).0 };
         let program = Program::new(&plan, Activation::F32).expect("a usual head");
         let extent = Extent { rows: ROWS, tokens: TOKENS };
         let pages = TOKENS.div_ceil(layer.page as usize);
@@ -85,11 +86,11 @@ impl Pair {
         self.layer.query_row() + 2 * self.layer.key_row()
     }
 
-    fn decode(&mut self, restart: Option<usize>) {
-        let qkv = self.rows(1);
-        let due = self.scanned(restart);
-        let (expected, lists) = self.whole.decode(self.length, TOKENS, restart, &qkv);
-        let (found, found_lists) = self.tiered.decode(self.length, TOKENS, restart, &qkv);
+    fn decode(&mut self, renewal: impl Into<Renewal>) {
+        let (qkv, renewal) = (self.rows(1), renewal.into());
+        let due = self.scanned(renewal);
+        let (expected, lists) = self.whole.decode(self.length, TOKENS, renewal, &qkv);
+        let (found, found_lists) = self.tiered.decode(self.length, TOKENS, renewal, &qkv);
         assert_eq!(found_lists, lists, "lists at position {}", self.length);
         assert!(found == expected, "outputs at position {} differ, {}", self.length, self.what);
         let counted = self.tiered.read_i32(Buffer::Tally);
@@ -102,8 +103,9 @@ impl Pair {
     }
 
     /// What will be counted of the first stage: pages on the GPU and others. `None` where it is not scanned, or reads no keys.
-    fn scanned(&mut self, restart: Option<usize>) -> Option<[i32; 2]> {
-        let stage = self.layer.pruning.stages.first().filter(|_| restart == Some(0))?;
+    fn scanned(&mut self, renewal: Renewal) -> Option<[i32; 2]> {
+        let heads = renewal.heads(0, self.layer.heads.1 as usize);
+        let stage = self.layer.pruning.stages.first().filter(|_| !heads.is_empty())?;
         let (page, chunk) = (self.layer.page as usize, stage.chunk as usize);
         let (sink, window) = (self.layer.pruning.sink as usize, self.layer.pruning.window as usize);
         let table = self.tiered.read_i32(Buffer::PageTable);
@@ -229,7 +231,7 @@ fn paged_layers() -> Vec<Layer> {
 
 #[test]
 fn whatever_moves_every_step_gives_the_same_bits_and_every_row_is_where_the_table_says() {
-    let mut kept = Vec::new();
+    let (mut kept, mut turns) = (Vec::new(), 0);
     for (number, layer) in paged_layers().into_iter().enumerate() {
         let pages = TOKENS.div_ceil(layer.page as usize);
         // All keys and some values, some of either, and the least: each for two layers and more.
@@ -241,9 +243,21 @@ fn whatever_moves_every_step_gives_the_same_bits_and_every_row_is_where_the_tabl
         pair.prefill_in_two(64, 64);
         pair.prefill(77);
         assert_eq!(gathered, 0, "nothing comes before there is anything: {}", pair.what);
-        let stages = layer.pruning.stages.len();
+        let (stages, heads) = (layer.pruning.stages.len(), layer.heads.1 as usize);
+        let restart = |step: usize| (step.is_multiple_of(4) && stages > 0).then(|| step / 4 % stages);
+        let takes_turns = in_turns(&layer).0.turns(0) > 1;
+        turns += usize::from(takes_turns);
         for step in 0..24 {
-            pair.decode(if step % 4 == 0 && stages > 0 { Some(step / 4 % stages) } else { None });
+            // The first half of the heads scans a step before the others, which cut.
+            let scanned = [heads / 2, heads - heads / 2];
+            let first = Turn { first: 0, heads: scanned[0] };
+            let turn = match [restart(step), restart(step + 1)] {
+                [Some(0), _] => Some(Turn { first: scanned[0], heads: scanned[1] }),
+                [_, Some(0)] => Some(first),
+                _ => None,
+            };
+            let turn = turn.filter(|_| takes_turns && step > 0);
+            pair.decode(Renewal { restart: restart(step), turn });
         }
         // A second prompt reads what decoding has scattered.
         pair.prefill(51);
@@ -260,6 +274,7 @@ fn whatever_moves_every_step_gives_the_same_bits_and_every_row_is_where_the_tabl
             assert_eq!(counted["written keys"] > 0, keys < pages, "{what}: {counted:?}");
         }
     }
+    assert!(turns > 3, "{turns} layers whose heads take turns");
     for kv_type in KvType::ALL {
         assert!(kept.iter().any(|(kept, levels)| *kept == kv_type && *levels > 0), "{kv_type:?} of {kept:?}");
     }

@@ -326,7 +326,7 @@ fn soft_stages_lay_their_rows_out_by_chunks_of_their_own() {
     let program = Program::new(&layer.plan(), Activation::F32).expect("a usual head");
     let extent = ihip_dsl::emit::Extent { rows: super::ROWS, tokens: TOKENS };
     let chunks = [(TOKENS - 16 - 128).div_ceil(64), 256 / 2];
-    for launches in [program.prefill(0, extent, 100, 500), program.decode(0, extent, Some(0))] {
+    for launches in [program.prefill(0, extent, 100, 500), program.decode(0, extent, Some(0).into())] {
         let strides = launches.iter().filter_map(|launch| {
             let rows = launch.arguments.contains(&Value::Buffer(Buffer::RowScores));
             launch.arguments.iter().find(|value| rows && matches!(value, Value::I32(_)))

@@ -41,7 +41,7 @@ fn lists(program: &Program) -> Vec<Vec<Launch>> {
         ihip_dsl::LayerPlan::Pruned(layer) => layer.stages.len(),
     };
     let restarts = std::iter::once(None).chain((0..stages).map(Some));
-    let decode = restarts.map(|restart| program.decode(0, EXTENT, restart));
+    let decode = restarts.map(|restart| program.decode(0, EXTENT, restart.into()));
     decode.chain([program.prefill(0, EXTENT, 4096, 8192), program.prefill(0, EXTENT, 7, 1 << 20)]).collect()
 }
 

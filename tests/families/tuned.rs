@@ -1,8 +1,8 @@
 //! Choices other than the declared one: what a kernel computes does not hang on them.
 
-use ihip_dsl::Plan;
 use ihip_dsl::emit::{Activation, Extent, Instructions, Program};
 use ihip_dsl::tuning::{Tunable, Tuning, Tunings};
+use ihip_dsl::{Plan, Renewal};
 use ihip_tests::support::attention::Attention;
 use ihip_tests::support::host::host;
 use proptest::prelude::*;
@@ -85,9 +85,9 @@ fn every_choice_makes_a_kernel_or_a_grid_of_its_own() {
                     let extent = Extent { rows: 8192, tokens: 1 << 20 };
                     let restart = plan.decode(0).clone();
                     let restart = matches!(restart, ihip_dsl::LayerPlan::Pruned(layer) if !layer.stages.is_empty());
-                    let mut launches = program.decode(0, extent, restart.then_some(0));
-                    launches.extend(program.decode(0, extent, None));
-                    launches.extend(program.decode(0, extent, None));
+                    let mut launches = program.decode(0, extent, restart.then_some(0).into());
+                    launches.extend(program.decode(0, extent, Renewal::default()));
+                    launches.extend(program.decode(0, extent, Renewal::default()));
                     launches.extend(program.prefill(0, extent, 2048, 1 << 20));
                     let launch = launches.into_iter().find(|launch| launch.kernel == kernel.name);
                     let made = (kernel.text, launch.expect("it is launched").grid);

@@ -1,5 +1,6 @@
 //! All families in a row: block lists equal to the reference's, and outputs with them.
 
+use ihip_dsl::Plan;
 use ihip_dsl::reference::{self, Decode, StageOutcome};
 use ihip_tests::support::attention::Attention;
 use ihip_tests::support::tolerance::undecided as near;
@@ -55,9 +56,19 @@ pub(super) fn decoding(
     for (index, stage) in stages.iter_mut().enumerate() {
         stage.refresh = 1 << (count - index as u32);
     }
-    let steps = 5;
-    let data = Data::new(&layer, position, steps, seed);
-    let qkv = data.cache(&layer, attention);
+    decoding_by(&layer, attention, (position, seed), 5, &layer.plan())
+}
+
+/// So many decoding steps, which renew what `plan` says.
+pub(super) fn decoding_by(
+    layer: &Layer,
+    attention: &mut Attention,
+    (position, seed): (usize, u64),
+    steps: usize,
+    plan: &Plan,
+) -> Result<(), TestCaseError> {
+    let data = Data::new(layer, position, steps, seed);
+    let qkv = data.cache(layer, attention);
     let qkv: Vec<&[f32]> = qkv.chunks(qkv.len() / steps).collect();
     let frequencies = layer.frequencies();
     let (query, key) = (layer.query_row(), layer.key_row());
@@ -69,15 +80,16 @@ pub(super) fn decoding(
         one.queries = data.queries[step * query..][..query].to_vec();
         one.keys.truncate(end * key);
         one.values.truncate(end * key);
-        let expected = decode.step(&one.problem(&layer, &frequencies, end));
-        if undecided(&layer, &expected.stages) {
+        let renewal = plan.renewal(0, step);
+        let expected = decode.renew(&one.problem(layer, &frequencies, end), renewal);
+        if undecided(layer, &expected.stages) {
             return Err(TestCaseError::reject("rounding decides"));
         }
-        let (out, lists) = attention.decode(one.first, end, expected.restart, qkv);
+        let (out, lists) = attention.decode(one.first, end, renewal, qkv);
         let counted = expected.lists.iter().map(|list| list.blocks[..list.count].iter().map(|&b| b as i32).collect());
         prop_assert_eq!(counted.collect::<Vec<Vec<i32>>>(), lists, "step {}", step);
         let difference = difference(&expected.out, &out);
-        prop_assert!(difference < tolerance(&layer), "step {}: outputs differ by {}", step, difference);
+        prop_assert!(difference < tolerance(layer), "step {}: outputs differ by {}", step, difference);
     }
     Ok(())
 }

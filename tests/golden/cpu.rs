@@ -26,8 +26,8 @@ impl Engine for Cpu {
         (0..case.query_count())
             .map(|number| {
                 let step = session.decode_step();
-                if let (Kind::Steps(expected), Phase::Decode { restart }) = (&case.kind, &step.phase) {
-                    assert_eq!(restart[0], expected[number], "{}: step {number}", case.name);
+                if let (Kind::Steps(expected), Phase::Decode { renewals }) = (&case.kind, &step.phase) {
+                    assert_eq!(renewals[0].restart, expected[number], "{}: step {number}", case.name);
                 }
                 session.advance(&step);
                 layer.call(&case.step(number), step.phase)

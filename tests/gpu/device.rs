@@ -58,7 +58,7 @@ fn geometry() -> Geometry {
     }
 }
 
-fn plan() -> Arc<Plan> {
+pub(super) fn plan() -> Arc<Plan> {
     let pipeline =
         Pipeline::from_checked("Small".into(), "".into(), Refresh::Together, pruning().into(), Vec::new().into());
     Arc::new(Plan::new(&pipeline, geometry(), frequencies(), 2).unwrap())

@@ -8,7 +8,7 @@ use ihip_runtime::device::cuda::{CudaDevice, Precision};
 use ihip_runtime::kv::{Budget, Tier};
 use ihip_tests::support::failing::{Failing, TIERS};
 
-use super::device::{Attention, ROW};
+use super::device::{Attention, ROW, plan};
 use super::noise;
 
 /// Tokens of a prompt: more than a layer's least share of the GPU holds.
@@ -17,10 +17,13 @@ const TOKENS: usize = PROMPT + 40;
 /// Driver and graphs may keep so many bytes of the GPU.
 const KEPT: u64 = 32 << 20;
 
-/// A device with the least of each layer on the GPU.
+/// The least of each layer on the GPU.
+const BUDGET: Budget = Budget { gpu: 0, ..Budget::UNLIMITED };
+
+/// A device with that budget.
 fn device() -> CudaDevice {
     let mut device = CudaDevice::new(0, Precision::F32).unwrap();
-    device.limit_kv(Budget { gpu: 0, ..Budget::UNLIMITED }, 64);
+    device.limit_kv(BUDGET, 64);
     device
 }
 
@@ -46,10 +49,17 @@ fn whichever_allocation_fails_bytes_come_back_and_the_next_request_is_right() {
     // Keys and values of two layers lie with the host; on the GPU there are their other parts and much besides.
     assert!(allocations[0] > 20 && allocations[1] == 4, "{allocations:?}");
     let free = device.available_bytes().unwrap().unwrap();
-    for (tier, allocations) in TIERS.into_iter().zip(allocations) {
+    let [on_gpu, on_host] = allocations;
+    // The host's memory as it is asked for where it is needed, and by the thread that prepares it.
+    for (tier, allocations, prepares) in
+        [(Tier::Gpu, on_gpu, false), (Tier::Host, on_host, false), (Tier::Host, on_host, true)]
+    {
         for which in 1..=allocations {
             let failing = Arc::new(Failing::at(tier, which));
             device.account_to(failing.clone());
+            if prepares {
+                device.prepare(&plan(), TOKENS, 0);
+            }
             let error = run(&mut device, &qkv).map(|_| ()).unwrap_err();
             let Error::OutOfMemory { what, device: named, needed, .. } = &error else { panic!("{error}") };
             assert_eq!(named.starts_with("cuda:"), tier == Tier::Gpu, "allocation {which} on the {tier}: {error}");
@@ -64,6 +74,46 @@ fn whichever_allocation_fails_bytes_come_back_and_the_next_request_is_right() {
     }
     let left = device.available_bytes().unwrap().unwrap();
     assert!(left + KEPT >= free, "{free} bytes were free on the GPU, {left} are after {allocations:?} failures");
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn what_is_prepared_is_taken_or_given_back() {
+    let mut device = device();
+    let qkv = noise(11, TOKENS * ROW);
+    let expected = run(&mut device, &qkv).unwrap();
+    let counting = Arc::new(Failing::default());
+    device.account_to(counting.clone());
+    device.prepare(&plan(), TOKENS, 0);
+    let cache = device.cache(&plan(), TOKENS).unwrap();
+    let took = device.host_allocation(&cache).expect("some of it lies with the host");
+    assert!(took.seconds > 0.0 && took.waited > 0.0, "{took:?}");
+    drop(cache);
+    device.prepare(&plan(), TOKENS, 0);
+    assert!(run(&mut device, &qkv).unwrap() == expected, "in memory that was prepared");
+    assert_eq!((counting.asked(Tier::Host), counting.held()), (8, [0, 0]), "nothing was asked for twice");
+
+    // A budget of its own, a request of another length, and a host that would be left with too little.
+    device.prepare(&plan(), TOKENS, 0);
+    device.limit_kv(BUDGET, 64);
+    assert_eq!(counting.held(), [0, 0], "a budget gives back what was prepared for another");
+    device.prepare(&plan(), 3 * TOKENS, 0);
+    assert!(run(&mut device, &qkv).unwrap() == expected, "what was prepared was for another request");
+    assert_eq!(counting.held(), [0, 0]);
+    let asked = counting.asked(Tier::Host);
+    device.prepare(&plan(), TOKENS, u64::MAX);
+    assert!(run(&mut device, &qkv).unwrap() == expected, "nothing was prepared");
+    assert_eq!(counting.asked(Tier::Host), asked + 4);
+
+    let failing = Arc::new(Failing::at(Tier::Gpu, 1));
+    device.account_to(failing.clone());
+    device.prepare(&plan(), TOKENS, 0);
+    let error = device.cache(&plan(), TOKENS).map(|_| ()).unwrap_err();
+    assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
+    assert_eq!(failing.held(), [0, 0], "the GPU has no room for the cache");
+    device.prepare(&plan(), TOKENS, 0);
+    drop(device);
+    assert_eq!(failing.held(), [0, 0], "the device is gone");
 }
 
 #[test]

@@ -217,7 +217,9 @@ fn every_launch_of_a_pipeline_is_of_a_kernel_that_is_emitted() {
         for layer in 0..2 {
             let stages = pair.layers[layer][1].stages.len();
             let mut launches = program.prefill(layer, extent, CHUNK, SEGMENT);
-            launches.extend((0..stages).map(Some).chain([None]).flat_map(|from| program.decode(layer, extent, from)));
+            launches.extend(
+                (0..stages).map(Some).chain([None]).flat_map(|from| program.decode(layer, extent, from.into())),
+            );
             let missing = launches.iter().find(|launch| !names.contains(&launch.kernel));
             assert!(missing.is_none(), "{missing:?} of {:?}", pair.layers[layer]);
         }

@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ihip_dsl::emit::{Activation, Paging, Program, Slots};
@@ -17,6 +19,8 @@ use serde::{Deserialize, Serialize};
 use crate::families::{every_head, layers, quantised_layers, scored_layers};
 
 const PRELUDE: &str = include_str!("../../ihip-dsl/src/emit/prelude.cu");
+/// Threads of the tests of a mutant. As many mutants run side by side as a machine has threads for.
+const THREADS: usize = 2;
 /// Far longer than the tests of a mutant take: what runs on is a kernel that never ends.
 const LIMIT: Duration = Duration::from_secs(1200);
 
@@ -97,6 +101,7 @@ fn run(mutant: &Mutant) -> Result<End, String> {
         .env(VARIABLE, &mutant.name)
         // Rows are of kernels as they are.
         .env_remove("IHIP_TEST_TABLE")
+        .env("RUST_TEST_THREADS", THREADS.to_string())
         // One failing case is enough; a smaller one tells nothing about a mistake that is known.
         .env("PROPTEST_MAX_SHRINK_ITERS", "0")
         .stdin(Stdio::null())
@@ -132,25 +137,38 @@ fn run(mutant: &Mutant) -> Result<End, String> {
 /// Runs mutants, prints how each ended and returns that.
 #[expect(clippy::print_stdout, reason = "a table of who killed what is what this is run for")]
 fn kill(mutants: &[Mutant]) -> Deaths {
+    let next = AtomicUsize::new(0);
+    let ends: Vec<OnceLock<Result<End, String>>> = mutants.iter().map(|_| OnceLock::new()).collect();
+    let work = || {
+        while let number = next.fetch_add(1, Ordering::Relaxed)
+            && let Some(mutant) = mutants.get(number)
+        {
+            let start = Instant::now();
+            let end = run(mutant);
+            let seconds = start.elapsed().as_secs();
+            match &end {
+                Ok(End::Killed(tests)) => {
+                    println!("{seconds:4} s  {}: killed by {}", mutant.name, tests.join(", "));
+                }
+                Ok(End::Hung) => println!("{seconds:4} s  {}: killed, it never ends", mutant.name),
+                Err(_) => println!("{seconds:4} s  {}: SURVIVED", mutant.name),
+            }
+            ends[number].set(end).expect("a mutant is run once");
+        }
+    };
+    std::thread::scope(|scope| {
+        let workers = std::thread::available_parallelism().map_or(1, usize::from).div_ceil(THREADS);
+        for _ in 0..workers {
+            scope.spawn(work);
+        }
+    });
     let (mut survivors, mut deaths) = (Vec::new(), Vec::new());
-    for mutant in mutants {
-        let start = Instant::now();
-        let end = run(mutant);
-        let seconds = start.elapsed().as_secs();
+    for (mutant, end) in mutants.iter().zip(ends) {
         let mut death = |killed_by| deaths.push(Death { mutant: mutant.name.clone(), killed_by });
-        match end {
-            Ok(End::Killed(tests)) => {
-                println!("{seconds:4} s  {}: killed by {}", mutant.name, tests.join(", "));
-                death(tests);
-            }
-            Ok(End::Hung) => {
-                println!("{seconds:4} s  {}: killed, it never ends", mutant.name);
-                death(Vec::new());
-            }
-            Err(survived) => {
-                println!("{seconds:4} s  {}: SURVIVED", mutant.name);
-                survivors.push(format!("{}: `{}` survived: {survived}", mutant.file, mutant.name));
-            }
+        match end.into_inner().expect("every mutant is run") {
+            Ok(End::Killed(tests)) => death(tests),
+            Ok(End::Hung) => death(Vec::new()),
+            Err(survived) => survivors.push(format!("{}: `{}` survived: {survived}", mutant.file, mutant.name)),
         }
     }
     assert!(survivors.is_empty(), "{} of {} mutants:\n{}", survivors.len(), mutants.len(), survivors.join("\n\n"));

@@ -7,7 +7,7 @@ use ihip_dsl::emit::{
     Activation, Buffer, Element, Extent, Family, Kernel, Launch, Paging, Program, Slots, Value, step,
 };
 use ihip_dsl::tuning::Tunings;
-use ihip_dsl::{KvType, LayerPlan, Plan};
+use ihip_dsl::{KvType, LayerPlan, Plan, Renewal};
 
 use super::descents::recorded;
 use super::host::{Handle, Host, HostValue};
@@ -197,11 +197,18 @@ impl Attention {
     }
 
     /// Puts a decoding step in place and returns its launches: `qkv` is one row.
-    pub fn begin_decode(&mut self, position: usize, t_max: usize, restart: Option<usize>, qkv: &[f32]) -> Vec<Launch> {
+    pub fn begin_decode(
+        &mut self,
+        position: usize,
+        t_max: usize,
+        renewal: impl Into<Renewal>,
+        qkv: &[f32],
+    ) -> Vec<Launch> {
+        let renewal = renewal.into();
         self.begin(position, 1, t_max, qkv);
         match &self.paging {
-            Some(paging) => paging.decode(0, self.extent, restart),
-            None => self.program.decode(0, self.extent, restart),
+            Some(paging) => paging.decode(0, self.extent, renewal),
+            None => self.program.decode(0, self.extent, renewal),
         }
     }
 
@@ -267,11 +274,12 @@ impl Attention {
         &mut self,
         position: usize,
         t_max: usize,
-        restart: Option<usize>,
+        renewal: impl Into<Renewal>,
         qkv: &[f32],
     ) -> (Vec<f32>, Vec<Vec<i32>>) {
-        let mut launches = self.begin_decode(position, t_max, restart, qkv);
-        launches.extend(self.paging.iter().flat_map(|paging| paging.promote(0, restart)));
+        let renewal = renewal.into();
+        let mut launches = self.begin_decode(position, t_max, renewal, qkv);
+        launches.extend(self.paging.iter().flat_map(|paging| paging.promote(0, renewal)));
         self.launch(&launches);
         let width = match self.program.plan().decode(0) {
             LayerPlan::Pruned(layer) if !layer.stages.is_empty() => layer.keep_blocks,
@@ -413,6 +421,7 @@ impl Attention {
     fn values(&self, launch: &Launch) -> Vec<HostValue> {
         let values = launch.arguments.iter().map(|value| match value {
             Value::Buffer(buffer) => HostValue::Buffer(self.buffers[buffer].0, 0),
+            Value::Part(buffer, behind) => HostValue::Buffer(self.buffers[buffer].0, *behind),
             Value::I32(value) => HostValue::I32(*value),
         });
         values.collect()

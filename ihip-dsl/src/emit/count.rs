@@ -8,7 +8,7 @@ use super::launch::{Buffer, Element};
 use super::scoring::{Source, halving, source};
 use super::writer::Writer;
 use super::{Argument, ArgumentKind, Family, Kernel, tally};
-use crate::{LayerPlan, PrunedLayer};
+use crate::{LayerPlan, PrunedLayer, Renewal};
 
 /// Threads of a block.
 const THREADS: u32 = 256;
@@ -41,10 +41,12 @@ impl Count {
         (reads && stage < tally::STAGES).then_some(count)
     }
 
-    /// Those of a decoding step of `kind` that renews its masks from stage `restart` on.
-    pub(super) fn of(shape: Shape, kind: &LayerPlan, restart: Option<usize>) -> Vec<Self> {
-        let (LayerPlan::Pruned(layer), Some(restart)) = (kind, restart) else { return Vec::new() };
-        (restart..layer.stages.len()).filter_map(|stage| Self::new(shape, layer, stage)).collect()
+    /// Those of a decoding step of `kind` that renews what `renewal` says.
+    pub(super) fn of(shape: Shape, kind: &LayerPlan, renewal: Renewal) -> Vec<Self> {
+        let LayerPlan::Pruned(layer) = kind else { return Vec::new() };
+        let scanned = |stage: &usize| !renewal.heads(*stage, shape.kv_heads()).is_empty();
+        let stages = (0..layer.stages.len()).filter(scanned);
+        stages.filter_map(|stage| Self::new(shape, layer, stage)).collect()
     }
 
     pub(super) fn stem(&self, pipeline: &str) -> String {

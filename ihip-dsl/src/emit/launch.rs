@@ -181,6 +181,9 @@ pub enum Buffer {
     /// u32 `[query blocks][rankings][chunks]`: a chunk's score over the heads of a ranking as an ordered integer, 0
     /// where there is none. Zero before the first launch and after every `select`.
     Scores,
+    /// The same of a layer whose heads take turns at the first stage, one a layer: what those have found whose turn it was.
+    /// Zero before the first launch and after the `select` that ends the turns.
+    HeldScores,
     /// f32 `[query blocks][query heads][rows][chunks]`: what each row of averaged queries scores a chunk, where the stage
     /// compares them as distributions. Chunks that were never scored have no score there.
     RowScores,
@@ -270,6 +273,7 @@ impl Buffer {
             Self::RopeTable => "rope_table".to_owned(),
             Self::Frequencies => "frequencies".to_owned(),
             Self::Scores => "scores".to_owned(),
+            Self::HeldScores => "held_scores".to_owned(),
             Self::RowScores => "row_scores".to_owned(),
             Self::Paths => "paths".to_owned(),
             Self::Means { sink, chunk } => format!("means_s{sink}_c{chunk}"),
@@ -315,6 +319,7 @@ impl Buffer {
             Self::RopeTable => "[positions, head_dim / 2]",
             Self::Frequencies => "[head_dim / 2]",
             Self::Scores => "[query blocks, rankings, chunks]",
+            Self::HeldScores => "[rankings, chunks]",
             Self::RowScores => "[query blocks, query_heads, rows, chunks]",
             Self::Paths => "[query blocks, descents, path, chunks]",
             Self::Means { .. } => "[chunks, kv_heads, head_dim]",
@@ -371,6 +376,8 @@ pub struct Extent {
 pub enum Value {
     /// The address of a buffer.
     Buffer(Buffer),
+    /// The address so many bytes behind a buffer's.
+    Part(Buffer, usize),
     /// A 32-bit integer that stays the same for the life of the buffers, such as a stride.
     I32(i32),
 }

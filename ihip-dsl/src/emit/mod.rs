@@ -29,6 +29,7 @@ mod paging;
 mod probes;
 mod program;
 mod promote;
+mod renew;
 mod row;
 mod rows;
 mod scan;

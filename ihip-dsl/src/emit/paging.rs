@@ -11,7 +11,7 @@ use super::probes::{MOST_LEVELS, Probes};
 use super::promote::Promote;
 use super::writer::snake_case;
 use super::{Extent, Kernel, Program};
-use crate::LayerPlan;
+use crate::{LayerPlan, Renewal};
 
 /// Pages of a layer that come to the GPU after a step.
 pub(super) const MOST_MOVES: usize = 32;
@@ -82,7 +82,7 @@ impl Paging {
             units.extend(Promote::new(shape, plan.decode(layer)).map(Unit::Promote));
             units.extend(Gather::new(shape, plan.prefill(layer)).map(Unit::Gather));
             units.extend(program.probes(layer).map(Unit::Probes));
-            units.extend(Count::of(shape, plan.decode(layer), Some(0)).into_iter().map(Unit::Count));
+            units.extend(Count::of(shape, plan.decode(layer), Some(0).into()).into_iter().map(Unit::Count));
             units.extend(paging.stages(layer).then_some(Unit::WriteBack(WriteBack { shape })));
             for unit in units {
                 if paging.units.iter().any(|(known, _)| *known == unit) {
@@ -182,7 +182,7 @@ impl Paging {
             match value {
                 Value::Buffer(buffer @ Buffer::Keys) => *buffer = Buffer::StagedKeys,
                 Value::Buffer(buffer @ Buffer::Values) => *buffer = Buffer::StagedValues,
-                Value::Buffer(_) | Value::I32(_) => {}
+                Value::Buffer(_) | Value::Part(..) | Value::I32(_) => {}
             }
         }
         if let Some(gather) = Gather::new(shape, kind) {
@@ -218,24 +218,24 @@ impl Paging {
 
     /// Launches of `layer`'s attention in a decoding step, as [`Program::decode`] has them.
     #[must_use]
-    pub fn decode(&self, layer: usize, extent: Extent, restart: Option<usize>) -> Vec<Launch> {
-        let attention = self.program.decode(layer, extent, restart);
+    pub fn decode(&self, layer: usize, extent: Extent, renewal: Renewal) -> Vec<Launch> {
+        let attention = self.program.decode(layer, extent, renewal);
         match self.program.plan().decode(layer) {
             LayerPlan::Dense => [self.claim(), attention].concat(),
             LayerPlan::Pruned(_) => attention,
         }
     }
 
-    /// Launches that follow `layer`'s attention in a decoding step that renews its masks from stage `restart` on, and precede
-    /// that of the next one. Nothing else of the step waits for them.
+    /// Launches that follow `layer`'s attention in a decoding step that renews what `renewal` says, and precede that of the
+    /// next one. Nothing else of the step waits for them.
     #[must_use]
-    pub fn promote(&self, layer: usize, restart: Option<usize>) -> Vec<Launch> {
+    pub fn promote(&self, layer: usize, renewal: Renewal) -> Vec<Launch> {
         let (shape, kind) = (self.program.shape(), self.program.plan().decode(layer));
         let promote = Promote::new(shape, kind);
         let trade = promote.map(|promote| self.trade(&promote)).unwrap_or_default();
         // The page of the step's token is on the GPU until it trades places.
         let mut launches: Vec<_> = self.keep(layer, Buffer::Keys, 1).into_iter().collect();
-        launches.extend(Count::of(shape, kind, restart).into_iter().map(|count| {
+        launches.extend(Count::of(shape, kind, renewal).into_iter().map(|count| {
             let buffers = count.buffers();
             self.launch(&Unit::Count(count), Count::grid(), &buffers, vec![self.slots.keys])
         }));

@@ -11,7 +11,6 @@ use super::dense_row::DenseRow;
 use super::functions::Shape;
 use super::gather::Gather;
 use super::launch::{Activation, Buffer, Element, Extent, Launch, Storage, Value};
-use super::probes::Kept;
 use super::score::{Score, row_storage};
 use super::scoring::{Operand, Stride, strides};
 use super::select::Select;
@@ -22,7 +21,7 @@ use super::visible::MOST_TEAMS;
 use super::writer::snake_case;
 use crate::rope::{Branch, Extension, ScanDistance};
 use crate::tuning::{Tunable, Tunings};
-use crate::{AttendRope, LayerPlan, Plan, PrunedLayer};
+use crate::{AttendRope, LayerPlan, Plan, PrunedLayer, Renewal};
 
 /// The CUDA side of a [`Plan`]: its kernels, what they run over, and in which order.
 #[derive(Clone, Debug)]
@@ -305,6 +304,7 @@ impl Program {
     #[must_use]
     pub fn layer_state(&self, layer: usize, extent: Extent) -> Vec<Storage> {
         let mut storage = self.decoding_state(layer);
+        storage.extend(self.held_scores(layer, extent));
         storage.extend(self.summaries(layer).into_iter().map(|summary| {
             let (buffer, element, count) = summary.storage(extent.tokens);
             Storage { buffer, element, count, zeroed: false }
@@ -374,13 +374,13 @@ impl Program {
         vec![self.launch(&gather, [t_max as u32, 1, 1], gathered), self.launch(&attend, grid, arguments)]
     }
 
-    /// Launches of `layer`'s attention in a decoding step that renews its masks from stage `restart` on, or not at
-    /// all. Nothing in the list depends on the step.
+    /// Launches of `layer`'s attention in a decoding step that renews what `renewal` says. Nothing in the list depends on
+    /// the step.
     #[must_use]
-    pub fn decode(&self, layer: usize, extent: Extent, restart: Option<usize>) -> Vec<Launch> {
+    pub fn decode(&self, layer: usize, extent: Extent, renewal: Renewal) -> Vec<Launch> {
         let outputs = [Buffer::Partials, Buffer::PartialSums, Buffer::Arrivals, Buffer::Out];
         let last = [Buffer::CachedBlocks, Buffer::CachedCount];
-        if restart.is_none()
+        if renewal == Renewal::default()
             && let LayerPlan::Pruned(pruned) = self.plan.decode(layer)
             && let Some(attend) = self.appending(layer)
         {
@@ -391,19 +391,10 @@ impl Program {
         let (mut launches, kind) = (self.append(layer, 1), self.plan.decode(layer));
         match kind {
             LayerPlan::Dense => launches.extend(self.dense_row(outputs)),
-            LayerPlan::Pruned(layer) => {
-                for stage in restart.unwrap_or(layer.stages.len())..layer.stages.len() {
-                    let parents = |stage| Buffer::CachedLists { stage };
-                    let kept = Kept::of(self.shape, kind, stage, self.levels);
-                    for score in Score::decode(self.shape, layer, stage) {
-                        let (score, chunks) = (self.chosen(score.keeping(kept)), layer.chunks(stage, extent.tokens));
-                        let grid = score.grid(1, chunks);
-                        launches.push(self.score(score, grid, parents, chunks, extent));
-                    }
-                    launches.push(self.select(layer, stage, 1, parents, last, extent));
-                }
-                let arguments = attend_arguments(layer, last, &outputs);
-                let attend = self.chosen(AttendRow::new(self.shape, layer));
+            LayerPlan::Pruned(pruned) => {
+                launches.extend(self.renew(layer, extent, renewal, last));
+                let arguments = attend_arguments(pruned, last, &outputs);
+                let attend = self.chosen(AttendRow::new(self.shape, pruned));
                 let grid = attend.grid();
                 launches.push(self.launch(&Unit::AttendRow(attend), grid, arguments));
             }
@@ -457,7 +448,7 @@ impl Program {
     }
 
     /// Entries of a row of [`Buffer::Scores`].
-    fn score_stride(&self, extent: Extent) -> usize {
+    pub(super) fn score_stride(&self, extent: Extent) -> usize {
         let chunks = self
             .pruned(extent)
             .flat_map(|(layer, _)| (0..layer.stages.len()).map(|stage| layer.chunks(stage, extent.tokens)));
@@ -497,7 +488,7 @@ impl Program {
     }
 
     /// A launch of one of the kernels that score a stage of which `chunks` may enter.
-    fn score(
+    pub(super) fn score(
         &self,
         score: Score,
         grid: [u32; 3],
@@ -515,7 +506,7 @@ impl Program {
         self.launch(&Unit::Score(score), grid, arguments)
     }
 
-    fn select(
+    pub(super) fn select(
         &self,
         layer: &PrunedLayer,
         stage: usize,
@@ -542,7 +533,7 @@ impl Program {
     }
 
     /// A kernel with what is chosen for it.
-    fn chosen<T: Tune>(&self, kernel: T) -> T {
+    pub(super) fn chosen<T: Tune>(&self, kernel: T) -> T {
         kernel.chosen(self.shape, &self.tunings)
     }
 

@@ -1,6 +1,7 @@
 //! Decoding: one query a step, and masks that are renewed less often than that (paper §3.2, appendix F).
 
 use super::{BlockList, Problem, StageOutcome, Tensors, attend, run_stages, scan};
+use crate::Renewal;
 
 /// The masks of one layer of one request while it decodes.
 #[derive(Clone, Debug, Default)]
@@ -9,6 +10,8 @@ pub struct Decode {
     steps: usize,
     /// Chunks that entered each stage when the stage before last ran, a list for each ranking.
     inputs: Vec<Vec<Vec<usize>>>,
+    /// What the heads have scored the first stage's chunks in each ranking whose turn has come since it was last renewed.
+    held: Vec<scan::Scores>,
     /// The lists in force, one for each ranking; none before the first step that renews them.
     lists: Vec<BlockList>,
 }
@@ -45,25 +48,36 @@ impl Decode {
         let stages = &problem.pruning.stages;
         let restart = stages.iter().position(|stage| self.steps.is_multiple_of(stage.refresh as usize));
         self.steps += 1;
-        self.renew(problem, restart)
+        self.renew(problem, restart.into())
     }
 
-    /// Takes a step that renews the mask from stage `restart` on, whatever the intervals say: that of a layer whose
-    /// counter is ahead of the request's.
+    /// Takes a step that renews what `renewal` says, whatever the intervals say: that of a layer whose counter is ahead of
+    /// the request's, or whose heads take turns.
     ///
     /// # Panics
-    /// As [`Decode::step`]; where the stage before `restart` never ran.
-    pub fn renew(&mut self, problem: &Problem<'_>, restart: Option<usize>) -> DecodeStep {
+    /// As [`Decode::step`]; where the stage before the one that `renewal` begins with never ran.
+    pub fn renew(&mut self, problem: &Problem<'_>, renewal: Renewal) -> DecodeStep {
         let tensors = Tensors::new(problem);
         assert_eq!(tensors.query_count(), 1);
+        // What enters the first stage follows from the number of keys; it is never cached.
+        let first = scan::first_chunks(problem.pruning, problem.t_max);
+        if renewal.turn.is_some() {
+            let turn = renewal.heads(0, problem.kv_heads);
+            self.held.resize_with(tensors.rankings(), scan::Scores::default);
+            for (ranking, held) in self.held.iter_mut().enumerate() {
+                // Not one after the other: heads of a ranking may be some of those whose turn it is.
+                let heads = tensors.heads(ranking).filter(|head| turn.contains(&tensors.kv_head(*head)));
+                held.join(scan::scan(&tensors, 0, 0..1, heads, &first));
+            }
+        }
         let mut outcomes = Vec::new();
-        if let Some(restart) = restart {
+        if let Some(restart) = renewal.restart {
             let inputs = match restart {
-                // What enters the first stage follows from the number of keys; it is never cached.
-                0 => vec![scan::first_chunks(problem.pruning, problem.t_max); tensors.rankings()],
+                0 => vec![first; tensors.rankings()],
                 _ => self.inputs[restart].clone(),
             };
-            let (ran, lists) = run_stages(&tensors, restart, inputs);
+            let held = (restart == 0 && renewal.turn.is_some()).then(|| std::mem::take(&mut self.held));
+            let (ran, lists) = run_stages(&tensors, restart, inputs, held);
             self.inputs.truncate(restart);
             self.inputs.extend(ran.iter().map(|stage| stage.input.clone()));
             self.lists = lists;
@@ -72,6 +86,6 @@ impl Decode {
         // Sinks and window are all there is where no stage ever ran.
         self.lists.resize(tensors.rankings(), BlockList::default());
         let out = attend::pruned(&tensors, &self.lists);
-        DecodeStep { restart, stages: outcomes, lists: self.lists.clone(), out }
+        DecodeStep { restart: renewal.restart, stages: outcomes, lists: self.lists.clone(), out }
     }
 }

@@ -145,15 +145,21 @@ pub fn prefill(problem: &Problem<'_>) -> Outcome {
             vec![scan::first_chunks(problem.pruning, problem.t_max); blocks * tensors.rankings()]
         }
     };
-    let (stages, lists) = run_stages(&tensors, 0, inputs);
+    let (stages, lists) = run_stages(&tensors, 0, inputs, None);
     let out = attend::pruned(&tensors, &lists);
     Outcome { stages, lists, out }
 }
 
 /// Runs the stages from number `first` on, and makes the final lists.
 ///
-/// `inputs` are the chunks that enter stage `first`, a list for each of its query blocks and rankings.
-fn run_stages(tensors: &Tensors<'_>, first: usize, inputs: Vec<Vec<usize>>) -> (Vec<StageOutcome>, Vec<BlockList>) {
+/// `inputs` are the chunks that enter stage `first`, a list for each of its query blocks and rankings; `held` are their
+/// scores, where they are there already.
+fn run_stages(
+    tensors: &Tensors<'_>,
+    first: usize,
+    inputs: Vec<Vec<usize>>,
+    held: Option<Vec<scan::Scores>>,
+) -> (Vec<StageOutcome>, Vec<BlockList>) {
     let pruning = tensors.pruning;
     let queries = tensors.query_count();
     let rankings = tensors.rankings();
@@ -163,7 +169,7 @@ fn run_stages(tensors: &Tensors<'_>, first: usize, inputs: Vec<Vec<usize>>) -> (
     }
 
     let mut outcomes = Vec::new();
-    let mut inputs = inputs;
+    let (mut inputs, mut held) = (inputs, held);
     for (index, stage) in pruning.stages.iter().enumerate().skip(first) {
         let next = pruning.stages.get(index + 1);
         // A stage states the tokens that *enter* it, so the cut after this one is the next one's, in chunks of this.
@@ -172,9 +178,13 @@ fn run_stages(tensors: &Tensors<'_>, first: usize, inputs: Vec<Vec<usize>>) -> (
         let kept_chunks = (kept_tokens / stage.chunk) as usize;
 
         let mut outcome = StageOutcome { input: inputs, scores: Vec::new(), cuts: Vec::new() };
+        let held = held.take();
         for (entry, chunks) in outcome.input.iter().enumerate() {
             let rows = query_rows(entry / rankings, stage.query_block as usize, queries);
-            let scores = scan::scan(tensors, index, rows, tensors.heads(entry % rankings), chunks);
+            let scores = match &held {
+                Some(held) => held[entry].clone(),
+                None => scan::scan(tensors, index, rows, tensors.heads(entry % rankings), chunks),
+            };
             outcome.cuts.push(select::cut(chunks, &scores.scores, kept_chunks));
             outcome.scores.push(scores);
         }

@@ -11,7 +11,7 @@ use crate::{LayerPruning, QueryReduction, Representative, ScanRope, Stage};
 pub const NEVER_SCORED: f32 = -32000.0;
 
 /// Scores of one query block's chunks in one ranking, in the order of the chunks.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scores {
     /// The largest score over the ranking's query heads; [`NEVER_SCORED`] where nothing of the chunk was probed.
     pub scores: Vec<f32>,
@@ -19,6 +19,20 @@ pub struct Scores {
     /// were represented by different keys; infinite where there was none. A chunk with a tiny one may be descended
     /// otherwise by another order of summation, and score otherwise.
     pub closest: Vec<f32>,
+}
+
+impl Scores {
+    /// Adds what other heads made of the same chunks, or of those and some behind them.
+    pub(super) fn join(&mut self, others: Self) {
+        self.scores.resize(others.scores.len(), NEVER_SCORED);
+        self.closest.resize(others.closest.len(), f32::INFINITY);
+        for (score, other) in self.scores.iter_mut().zip(others.scores) {
+            *score = score.max(other);
+        }
+        for (closest, other) in self.closest.iter_mut().zip(others.closest) {
+            *closest = closest.min(other);
+        }
+    }
 }
 
 /// The window while scanning, `w_s = max(0, w − l_0)`.
@@ -58,7 +72,13 @@ pub fn first_chunks(pruning: &LayerPruning, t_max: usize) -> Vec<usize> {
 ///
 /// A chunk counts as much as the head that wants it most (as the authors' code does by default).
 #[must_use]
-pub fn scan(tensors: &Tensors<'_>, stage: usize, rows: Range<usize>, heads: Range<usize>, chunks: &[usize]) -> Scores {
+pub fn scan(
+    tensors: &Tensors<'_>,
+    stage: usize,
+    rows: Range<usize>,
+    heads: impl Iterator<Item = usize>,
+    chunks: &[usize],
+) -> Scores {
     let scan = Scan { tensors, stage, rows, chunks: chunks.len() };
     let mut result = Scores { scores: vec![NEVER_SCORED; chunks.len()], closest: vec![f32::INFINITY; chunks.len()] };
     for head in heads {

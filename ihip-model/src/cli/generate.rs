@@ -158,6 +158,7 @@ impl Work for Job<'_> {
                 _ => None,
             },
             host_kv_bytes: Some(host_kv_bytes).filter(|bytes| *bytes > 0),
+            host_kv_seconds: generation.host_allocation().map(Into::into),
             kv: Kv::counted(&generation.traffic()?, generation.residence()?),
         };
         if let Some(masks) = self.masks {

@@ -52,8 +52,8 @@ impl Masks {
             let Some(lists) = generation.block_lists(layer)? else { continue };
             let all = match &phase {
                 Phase::Prefill => &mut masks.prefill,
-                Phase::Decode { restart } => {
-                    masks.restart.push(restart[layer].map_or(-1, |stage| stage as i32));
+                Phase::Decode { renewals } => {
+                    masks.restart.push(renewals[layer].restart.map_or(-1, |stage| stage as i32));
                     &mut masks.decode
                 }
             };

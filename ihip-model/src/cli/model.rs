@@ -95,7 +95,8 @@ pub(super) fn place<D: Device>(
     }
 }
 
-/// Plans the pipeline for the model, checks that the request fits the device, and loads the weights.
+/// Plans the pipeline for the model, checks that the request fits the device, and loads the weights, while the device prepares
+/// the request's cache.
 ///
 /// # Errors
 /// Where the pipeline does not fit the model or the request the device, and those of loading. Gives the prompt tokens of a step
@@ -130,6 +131,7 @@ pub(super) fn load<D: Device>(
         });
     }
     tiers.announce();
+    device.prepare(&plan, capacity, config.loading_bytes());
     let bar = progress::bar("loading", config.layers, "layers");
     let llama = Llama::load(file, device, interrupt, &mut |layers| bar.set_position(layers as u64))?;
     bar.finish_and_clear();

@@ -208,6 +208,7 @@ impl From<&Launch> for Launched {
     fn from(launch: &Launch) -> Self {
         let passed = |value: &Value| match value {
             Value::Buffer(buffer) => Passed::Buffer(buffer.word()),
+            Value::Part(..) => unreachable!("heads take turns in none of the launches that are exported"),
             Value::I32(number) => Passed::Number(*number),
         };
         let arguments = launch.arguments.iter().map(passed).collect();
@@ -275,7 +276,7 @@ impl Sequence {
             let renewals = (0..stages).map(Some).chain([None]);
             let decode = renewals.map(|renewed_from| Decoding {
                 renewed_from,
-                launches: launched(program.decode(first, extent, renewed_from)),
+                launches: launched(program.decode(first, extent, renewed_from.into())),
             });
             Self {
                 prefill: launched(program.prefill(first, extent, extent.rows, extent.tokens)),

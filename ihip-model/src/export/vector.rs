@@ -235,7 +235,7 @@ impl<'a> Subject<'a> {
             let file = |what: &str, bytes| put(&format!("{name}.{what}"), bytes);
             let launches = match phase {
                 0 => self.program.prefill(self.layer, self.extent, self.rows, self.extent.tokens),
-                _ => self.program.decode(self.layer, self.extent, Some(0)),
+                _ => self.program.decode(self.layer, self.extent, Some(0).into()),
             };
             let output = floats(&answer.outputs[phase]);
             steps.push(Step {

@@ -1,7 +1,7 @@
 //! What a model asks of the thing it runs on. The operations are those of a Llama, no more.
 //!
 //! Tensors are row-major `[rows, columns]` with a fixed capacity of rows, allocated once: a captured graph may hold
-//! their addresses. Whatever changes from step to step (tokens, positions, the grid's `t_max`, the restart stage) is
+//! their addresses. Whatever changes from step to step (tokens, positions, the grid's `t_max`, the renewals) is
 //! handed over by [`Device::begin`], outside of what is recorded.
 
 pub mod cpu;
@@ -87,6 +87,17 @@ pub trait Device: Sized {
         Ok(PrefillMoves::default())
     }
 
+    /// Begins to allocate what a cache of `capacity` tokens will have with the host, and returns at once: loading a model, for
+    /// which the host keeps `beside` bytes, may go on meanwhile. [`Device::cache`] waits for the rest, and says what failed.
+    /// What is prepared is given back by [`Device::limit_kv`] and for a cache that takes something else. Nothing is to be
+    /// prepared on a device with one memory.
+    fn prepare(&mut self, _plan: &Plan, _capacity: usize, _beside: u64) {}
+
+    /// What allocating the part of a cache took that lies with the host; nothing where none does.
+    fn host_allocation(&self, _cache: &Self::Cache) -> Option<HostAllocation> {
+        None
+    }
+
     /// Allocates the cache of one request for `capacity` tokens.
     ///
     /// # Errors
@@ -118,7 +129,7 @@ pub trait Device: Sized {
     /// A failed transfer.
     fn pages_read(&mut self, cache: &Self::Cache, layer: usize) -> Result<PagesRead>;
 
-    /// Starts a step: its tokens, positions and restart stages go where the recorded operations read them.
+    /// Starts a step: its tokens, positions and renewals go where the recorded operations read them.
     ///
     /// # Errors
     /// Where the step does not fit the cache, or the transfer fails.
@@ -240,6 +251,15 @@ pub struct Compilation {
     pub seconds: f64,
     /// Kernels.
     pub kernels: Compilations,
+}
+
+/// What allocating the host's memory of a cache took.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct HostAllocation {
+    /// Wall-clock seconds, those beside other work among them.
+    pub seconds: f64,
+    /// Those for which [`Device::cache`] waited.
+    pub waited: f64,
 }
 
 /// How a token is chosen from logits.

@@ -190,7 +190,7 @@ fn expected(
         return StepOutcome { out: reference::dense(&problem), lists: None };
     };
     let (out, lists) = if decodes {
-        let step = Decode::new().renew(&problem, (!pruning.stages.is_empty()).then_some(0));
+        let step = Decode::new().renew(&problem, (!pruning.stages.is_empty()).then_some(0).into());
         (step.out, step.lists)
     } else {
         let outcome = reference::prefill(&problem);

@@ -1,14 +1,14 @@
-//! Time against context as an SVG: both axes logarithmic, a line for each pipeline, phase and refresh.
+//! Time against context as an SVG: both axes logarithmic, a line for each pipeline, phase, refresh and method.
 
 use std::fmt::Write;
 
 use super::report::Row;
 use crate::cli::table::seconds;
 
-const WIDTH: f64 = 760.0;
+const WIDTH: f64 = 840.0;
 const HEIGHT: f64 = 460.0;
 const LEFT: f64 = 70.0;
-const RIGHT: f64 = 250.0;
+const RIGHT: f64 = 330.0;
 const TOP: f64 = 20.0;
 const BOTTOM: f64 = 50.0;
 /// Colours that are told apart without red and green.
@@ -18,7 +18,8 @@ const COLOURS: [&str; 8] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00
 pub(super) fn svg(rows: &[Row]) -> String {
     let mut lines: Vec<(String, Vec<&Row>)> = Vec::new();
     for row in rows {
-        let name = format!("{} {}, {}", row.phase, row.pipeline, row.refresh);
+        let method = if row.method == "ihip" { String::new() } else { format!("; {}", row.method) };
+        let name = format!("{} {}, {}{method}", row.phase, row.pipeline, row.refresh);
         match lines.iter_mut().find(|(known, _)| *known == name) {
             Some((_, points)) => points.push(row),
             None => lines.push((name, vec![row])),
@@ -106,6 +107,19 @@ mod tests {
         let row = |context, time| Row::new("decode", context, "all".to_owned(), "Paper3k", &[time]);
         let text = svg(&[row(4096, 1e-3), row(1024, 1e-5), row(2048, 1e-4)]);
         assert!(text.contains("points=\"70.0,410.0 290.0,215.0 510.0,20.0\""), "{text}");
-        assert!(text.contains("decode Paper3k, all") && text.contains(">4K<") && text.contains(">100.0 µs<"), "{text}");
+        assert!(
+            text.contains(">decode Paper3k, all<") && text.contains(">4K<") && text.contains(">100.0 µs<"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_others_measured_has_lines_of_its_own() {
+        let row = |context| Row::new("decode", context, "all".to_owned(), "Paper3k", &[1e-3]);
+        let mut rows = vec![row(1024), row(2048)];
+        rows.extend([row(1024), row(2048)].map(|row| Row { method: "authors".to_owned(), ..row }));
+        let text = svg(&rows);
+        assert_eq!(text.matches("<polyline").count(), 2, "{text}");
+        assert!(text.contains(">decode Paper3k, all; authors<"), "{text}");
     }
 }

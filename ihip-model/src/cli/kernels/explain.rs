@@ -75,6 +75,14 @@ impl Explain {
         let decoding = layers(&|layer| plan.decode_kind(layer));
         if !decoding.is_empty() {
             let _ = writeln!(text, "layers {decoding}, decoding one token\n\n{}", self.decode(kind, &reads(1)));
+            let turns =
+                (0..plan.layers()).filter(|&layer| plan.decode_kind(layer) == index).map(|layer| plan.turns(layer));
+            if let Some(turns) = turns.max().filter(|turns| *turns > 1) {
+                let _ = writeln!(
+                    text,
+                    "KV heads take turns at stage 0: a renewal scans it over {turns} steps, and cuts in the last\n"
+                );
+            }
         }
         let prefill = layers(&|layer| plan.prefill_kind(layer));
         if !prefill.is_empty() {

@@ -63,6 +63,9 @@ struct Tallies {
 pub(super) struct Masks {
     /// Chunks that entered each stage in each ranking when the stage before last ran; the first stage's are never kept.
     pub(super) inputs: Vec<Vec<ChunkList>>,
+    /// What key-value heads have scored the first stage's chunks in each ranking since it was last renewed, where they take
+    /// turns.
+    pub(super) held: Vec<Vec<f32>>,
     /// The final list in force in each ranking.
     pub(super) lists: Vec<BlockList>,
     /// Lists of the last call, one for each query block and ranking, where they are recorded.

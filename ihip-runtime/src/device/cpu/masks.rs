@@ -1,14 +1,16 @@
 //! The block lists of a call: every stage for every query block in prefill, from the restart stage on in decoding
 //! (paper §3.1, appendix F).
 
-use ihip_dsl::{Geometry, PrunedLayer};
+use std::ops::Range;
+
+use ihip_dsl::{Geometry, PrunedLayer, Renewal, StagePlan};
 use pulp::Arch;
 use rayon::prelude::*;
 
 use super::cache::{LayerView, Masks};
 use super::queries::Queries;
 use super::scan::Scan;
-use super::select::{BlockList, ChunkList, block_list, cut, first_chunks, parent, split};
+use super::select::{BlockList, ChunkList, NEVER_SCORED, block_list, cut, first_chunks, parent, split};
 
 /// What the stages of one call in one layer read.
 pub(super) struct Stages<'a> {
@@ -26,25 +28,64 @@ impl Stages<'_> {
             return vec![BlockList::default(); self.blocks(self.layer.query_block) * self.rankings()];
         };
         let inputs = vec![first_chunks(self.layer, t_max); self.blocks(first.query_block) * self.rankings()];
-        self.run(0, inputs, |_, _| {})
+        self.run(0, inputs, None, |_, _| {})
     }
 
-    /// Renews `masks` for a decoding step from stage `restart` on, which scans its cached input once more.
-    pub(super) fn renew(&self, masks: &mut Masks, restart: usize, t_max: usize) {
+    /// Renews of `masks` what `renewal` says for a decoding step: the stage that it begins with scans its cached input once
+    /// more.
+    pub(super) fn renew(&self, masks: &mut Masks, renewal: Renewal, t_max: usize) {
+        if renewal.turn.is_some() {
+            self.hold(masks, renewal, t_max);
+        }
+        let Some(restart) = renewal.restart else { return };
         let input = match restart {
             0 => vec![first_chunks(self.layer, t_max); self.rankings()],
             restart => masks.inputs[restart].clone(),
         };
+        let held = (restart == 0 && renewal.turn.is_some()).then(|| std::mem::take(&mut masks.held));
         let inputs = &mut masks.inputs;
-        masks.lists = self.run(restart, input, |stage, input| inputs[stage] = input.to_vec());
+        masks.lists = self.run(restart, input, held, |stage, input| inputs[stage] = input.to_vec());
     }
 
-    /// Runs the stages from number `first` on; `entered` is told what enters each later one. Rankings of a query block
-    /// lie next to each other, in `inputs` as in the result.
+    /// Adds what the heads whose turn it is make of the first stage's chunks to what the others have made of them.
+    fn hold(&self, masks: &mut Masks, renewal: Renewal, t_max: usize) {
+        let chunks = first_chunks(self.layer, t_max);
+        let scan = self.scan(&self.layer.stages[0]);
+        let (group, turn) = (self.geometry.group() as usize, renewal.heads(0, self.geometry.kv_heads as usize));
+        let turn = turn.start * group..turn.end * group;
+        masks.held.resize_with(self.rankings(), Vec::new);
+        for (ranking, held) in masks.held.iter_mut().enumerate() {
+            let heads = self.heads(ranking);
+            let heads = heads.start.max(turn.start)..heads.end.min(turn.end);
+            // A list that is laid out for more keys has more chunks.
+            held.resize(chunks.len(), NEVER_SCORED);
+            if heads.is_empty() {
+                continue;
+            }
+            for (held, score) in held.iter_mut().zip(scan.scores(self.queries.block(0, 1), heads, &chunks)) {
+                *held = held.max(score);
+            }
+        }
+    }
+
+    fn scan<'s>(&'s self, stage: &'s StagePlan) -> Scan<'s> {
+        let Self { arch, geometry, layer, queries, cached } = *self;
+        Scan { arch, geometry, layer, stage, queries, cached }
+    }
+
+    /// Query heads that share a ranking.
+    fn heads(&self, ranking: usize) -> Range<usize> {
+        let shared = self.geometry.ranking_heads(self.layer.ranking) as usize;
+        ranking * shared..(ranking + 1) * shared
+    }
+
+    /// Runs the stages from number `first` on, which scores as `held` says if it does; `entered` is told what enters each
+    /// later one. Rankings of a query block lie next to each other, in `inputs` as in the result.
     fn run(
         &self,
         first: usize,
         mut inputs: Vec<ChunkList>,
+        mut held: Option<Vec<Vec<f32>>>,
         mut entered: impl FnMut(usize, &[ChunkList]),
     ) -> Vec<BlockList> {
         let rankings = self.rankings();
@@ -63,16 +104,15 @@ impl Stages<'_> {
             }
             let next = self.layer.stages.get(stage.index + 1);
             let keep = next.and_then(|next| next.keep_chunks).unwrap_or(self.layer.keep_blocks);
-            let Self { arch, geometry, layer, queries, cached } = *self;
-            let scan = Scan { arch, geometry, layer, stage, queries, cached };
-            kept = inputs
-                .par_iter()
-                .enumerate()
-                .map(|(row, chunks)| {
+            let (scan, held) = (self.scan(stage), held.take());
+            let scores = |row: usize, chunks: &[usize]| match &held {
+                Some(held) => held[row].clone(),
+                None => {
                     let rows = self.queries.block(row / rankings, stage.query_block);
-                    cut(chunks, &scan.scores(rows, row % rankings, chunks), keep)
-                })
-                .collect();
+                    scan.scores(rows, self.heads(row % rankings), chunks)
+                }
+            };
+            kept = inputs.par_iter().enumerate().map(|(row, chunks)| cut(chunks, &scores(row, chunks), keep)).collect();
         }
         let query_block = self.layer.query_block;
         let lists = kept.into_iter().enumerate().map(|(row, kept)| {

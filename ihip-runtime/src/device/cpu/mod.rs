@@ -307,10 +307,8 @@ impl Device for CpuDevice {
                 let stages = Stages { arch, geometry, layer: pruned, queries: &queries, cached };
                 let lists = match &step.phase {
                     Phase::Prefill => stages.prefill(step.t_max),
-                    Phase::Decode { restart } => {
-                        if let Some(restart) = restart[layer] {
-                            stages.renew(masks, restart, step.t_max);
-                        }
+                    Phase::Decode { renewals } => {
+                        stages.renew(masks, renewals[layer], step.t_max);
                         masks.lists.clone()
                     }
                 };

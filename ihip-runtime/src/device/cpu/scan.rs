@@ -26,17 +26,15 @@ pub(super) struct Scan<'a> {
 }
 
 impl Scan<'_> {
-    /// Scores of `chunks`, given by their first positions in ascending order, for the query block `rows` in one ranking:
-    /// the largest over its query heads.
-    pub(super) fn scores(&self, rows: Range<usize>, ranking: usize, chunks: &[usize]) -> Vec<f32> {
+    /// Scores of `chunks`, given by their first positions in ascending order, for the query block `rows`: the largest over
+    /// the query heads `ranked`, which share a ranking.
+    pub(super) fn scores(&self, rows: Range<usize>, ranked: Range<usize>, chunks: &[usize]) -> Vec<f32> {
         // Causality is tested on left edges against the first query. The language demands a window of two chunks less
         // one, so that no key that is then read, and no chunk that is read whole, lies after that query.
         let Some(limit) = self.queries.position(rows.start).checked_sub(self.layer.scan_window) else {
             return vec![NEVER_SCORED; chunks.len()];
         };
         let visible = chunks.partition_point(|left| *left <= limit);
-        let shared = self.geometry.ranking_heads(self.layer.ranking) as usize;
-        let ranked = ranking * shared..(ranking + 1) * shared;
         let together = match self.stage.scoring.representative {
             Representative::Halving(Halving { descent: Descent::KvGroup, .. }) => self.geometry.group() as usize,
             _ => 1,

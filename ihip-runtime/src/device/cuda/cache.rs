@@ -6,21 +6,23 @@ use std::sync::Arc;
 
 use cudarc::driver::safe::CudaGraph;
 use cudarc::driver::sys::CUdeviceptr;
-use ihip_dsl::LayerPlan;
 use ihip_dsl::emit::{self, Extent, Launch, Paging, Program, Slots, Value, step};
+use ihip_dsl::{LayerPlan, Renewal};
 
+use super::allocation::Allocation;
 use super::division::{extent, sizes};
 use super::given::GivenLists;
 use super::launch::{Function, Operand};
 use super::ledger::Stream;
 use super::memory::Buffer;
+use super::pinned::{Ahead, Pinned};
 use super::tiers::{self, Tiers};
-use crate::device::BlockLists;
-use crate::kv::{Budget, Placement, Probes, Tokens};
+use crate::device::{BlockLists, HostAllocation};
+use crate::kv::{Budget, Placement, Probes, Tier, Tokens};
 use crate::session::Phase;
 use crate::{Error, Result, Step};
 
-/// Recorded graphs that a request keeps. Patterns of restart stages come back after the least common multiple of all
+/// Recorded graphs that a request keeps. Patterns of renewals come back after the least common multiple of all
 /// intervals: those beyond this many run unrecorded instead of filling the GPU with graphs that are hardly used.
 pub(super) const MOST_GRAPHS: usize = 128;
 
@@ -43,6 +45,8 @@ pub struct CudaCache {
     states: Vec<HashMap<emit::Buffer, Arc<Buffer>>>,
     /// Where the GPU holds a part of it.
     pub(super) tiers: Option<Tiers>,
+    /// What allocating the rest took.
+    pub(super) host_allocation: HostAllocation,
     /// Lists that decoding steps attend to in place of those that their scans leave, where there are any.
     pub(super) given: Option<GivenLists>,
     /// The step at hand, and which of its calls.
@@ -52,8 +56,8 @@ pub struct CudaCache {
     pub(super) record: bool,
     /// Whether it is wanted which pages steps attend to.
     pub(super) record_pages: bool,
-    /// What each pattern of restart stages recorded, at most [`MOST_GRAPHS`] of them.
-    pub(super) graphs: HashMap<Vec<Option<usize>>, Recording>,
+    /// What each pattern of renewals recorded, at most [`MOST_GRAPHS`] of them.
+    pub(super) graphs: HashMap<Vec<Renewal>, Recording>,
 }
 
 impl fmt::Debug for CudaCache {
@@ -66,7 +70,7 @@ impl fmt::Debug for CudaCache {
     }
 }
 
-/// What became of one pattern of restart stages so far.
+/// What became of one pattern of renewals so far.
 pub(super) enum Recording {
     /// It ran once, unrecorded: libraries load their kernels at the first launch, which no recording may contain.
     Ran,
@@ -78,28 +82,51 @@ pub(super) enum Recording {
     },
 }
 
+/// What the memory is for that a cache allocates.
+const WHAT: &str = "the key-value cache";
+
+/// So many bytes of the host's memory for a cache.
+pub(super) fn host_memory(stream: &Stream, bytes: usize) -> Result<Allocation> {
+    Allocation::new(stream, Tier::Host, WHAT, bytes)
+}
+
+/// Bytes of each of these that a cache of `capacity` tokens takes, in order.
+///
+/// # Errors
+/// Those of the driver.
+pub(super) fn with_host(stream: &Stream, program: &Program, capacity: usize, budget: Budget) -> Result<Vec<usize>> {
+    let sizes = sizes(program, extent(capacity), capacity);
+    let on_gpu = sizes.divide(program, budget).on_gpu;
+    let layer = on_gpu.map(|on_gpu| Buffer::with_host(stream, [on_gpu, sizes.region]));
+    let layer: Vec<usize> = layer.into_iter().collect::<Result<_>>()?;
+    Ok(layer.into_iter().filter(|bytes| *bytes > 0).collect::<Vec<_>>().repeat(program.plan().layers()))
+}
+
 impl CudaCache {
+    /// Takes the host's memory from what was allocated `ahead`, if any.
     pub(super) fn new(
         stream: &Stream,
         (program, paging): (Program, Option<Paging>),
         kernels: HashMap<String, Arc<Function>>,
         capacity: usize,
         budget: Budget,
+        ahead: Option<Ahead<Allocation>>,
     ) -> Result<Self> {
         let plan = program.plan();
         let extent = extent(capacity);
         let sizes = sizes(&program, extent, capacity);
         let on_gpu = sizes.divide(&program, budget).on_gpu;
-        let what = "the key-value cache";
-        let allocate = |bytes, zeroed| Buffer::new(stream, what, bytes, zeroed);
+        let allocate = |bytes, zeroed| Buffer::new(stream, WHAT, bytes, zeroed);
         let allocate_all = |storage: &[emit::Storage]| {
             storage
                 .iter()
                 .map(|storage| Ok((storage.buffer, allocate(storage.bytes(), storage.zeroed)?)))
                 .collect::<Result<HashMap<_, _>>>()
         };
-        let region = |bytes| Buffer::tiered(stream, what, bytes, sizes.region);
-        let regions = || Ok([region(on_gpu[0])?, region(on_gpu[1])?]);
+        let host_memory = |bytes| host_memory(stream, bytes);
+        let mut pinned = Pinned::new(ahead, &host_memory);
+        let mut region = |on_gpu| Buffer::tiered(stream, WHAT, [on_gpu, sizes.region], &mut pinned);
+        let mut regions = || Ok([region(on_gpu[0])?, region(on_gpu[1])?]);
         let layers: Vec<_> = (0..plan.layers()).map(|_| regions()).collect::<Result<_>>()?;
         let mut states: Vec<_> = sizes.states.iter().map(|storage| allocate_all(storage)).collect::<Result<_>>()?;
         let table: Vec<u32> = (0..sizes.pages as u32).collect();
@@ -113,12 +140,13 @@ impl CudaCache {
         let tiers = tiers.transpose()?;
         let nothing = Step { start: 0, rows: 0, t_max: 0, phase: Phase::Prefill };
         Ok(Self {
-            page_table: Buffer::with(stream, what, &table)?,
-            rope_table: Buffer::with(stream, what, &rope_table(plan.frequencies(), sizes.rope_positions))?,
-            frequencies: Buffer::with(stream, what, plan.frequencies())?,
+            page_table: Buffer::with(stream, WHAT, &table)?,
+            rope_table: Buffer::with(stream, WHAT, &rope_table(plan.frequencies(), sizes.rope_positions))?,
+            frequencies: Buffer::with(stream, WHAT, plan.frequencies())?,
             step_words: allocate(step::WORDS * size_of::<i32>(), true)?,
             workspace: allocate_all(&sizes.workspace)?,
             tiers,
+            host_allocation: pinned.took(),
             layers,
             states,
             given: None,
@@ -206,16 +234,17 @@ impl CudaCache {
         match (&step.phase, &self.tiers) {
             (Phase::Prefill, None) => self.program.prefill(layer, extent, rows, t_max),
             (Phase::Prefill, Some(tiers)) => tiers.paging.prefill(layer, extent, rows, t_max),
-            (Phase::Decode { restart }, None) => self.program.decode(layer, extent, restart[layer]),
-            (Phase::Decode { restart }, Some(tiers)) => tiers.paging.decode(layer, extent, restart[layer]),
+            (Phase::Decode { renewals }, None) => self.program.decode(layer, extent, renewals[layer]),
+            (Phase::Decode { renewals }, Some(tiers)) => tiers.paging.decode(layer, extent, renewals[layer]),
         }
     }
 
     /// What a value of the launch list stands for in `layer`.
     pub(super) fn operand(&self, value: Value, layer: usize, [qkv, out]: [CUdeviceptr; 2]) -> Result<Operand> {
-        let buffer = match value {
+        let (buffer, behind) = match value {
             Value::I32(value) => return Ok(Operand::I32(value)),
-            Value::Buffer(buffer) => buffer,
+            Value::Buffer(buffer) => (buffer, 0),
+            Value::Part(buffer, behind) => (buffer, behind as CUdeviceptr),
         };
         let address = match buffer {
             emit::Buffer::Step => self.step_words.address(),
@@ -237,7 +266,7 @@ impl CudaCache {
                 .ok_or_else(|| Error::NotInPlan { name: format!("buffer {other:?}") })?
                 .address(),
         };
-        Ok(Operand::Address(address))
+        Ok(Operand::Address(address + behind))
     }
 
     /// The kernel of a launch, and what it is handed in `layer`; `activations` are projections and output.

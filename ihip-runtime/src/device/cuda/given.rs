@@ -68,7 +68,7 @@ impl GivenLists {
         let word = match value {
             Value::Buffer(Name::CachedBlocks) => first,
             Value::Buffer(Name::CachedCount) => first + lists * keep,
-            Value::Buffer(_) | Value::I32(_) => return None,
+            Value::Buffer(_) | Value::Part(..) | Value::I32(_) => return None,
         };
         Some(Operand::Address(self.words.address() + (word * size_of::<i32>()) as CUdeviceptr))
     }

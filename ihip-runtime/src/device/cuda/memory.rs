@@ -7,8 +7,10 @@ use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUdeviceptr, CUresult};
 use cudarc::driver::{CudaStream, DriverError};
 
+use super::allocation::Allocation;
 use super::ledger::{Stream, Taken};
-use super::mapping::Mapping;
+use super::mapping::{Mapping, divided};
+use super::pinned::Pinned;
 use crate::kv::Tier;
 use crate::{Error, Result};
 
@@ -56,13 +58,31 @@ impl Buffer {
         Ok(Arc::new(buffer))
     }
 
-    /// Allocates `bytes` for `what`, the first `on_gpu` of them on the GPU and the rest in pinned memory of the host.
-    pub(super) fn tiered(stream: &Stream, what: &str, on_gpu: usize, bytes: usize) -> Result<Arc<Self>> {
+    /// Allocates `bytes` for `what`, the first `on_gpu` of them on the GPU and the rest in `pinned` memory of the host, one
+    /// allocation of [so many](Self::with_host) bytes.
+    pub(super) fn tiered(
+        stream: &Stream,
+        what: &str,
+        [on_gpu, bytes]: [usize; 2],
+        pinned: &mut Pinned<'_, Allocation>,
+    ) -> Result<Arc<Self>> {
         if on_gpu >= bytes {
             return Self::new(stream, what, bytes, false);
         }
         stream.context().bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
-        Ok(Self::mapped(stream, Mapping::new(stream, what, on_gpu, bytes)?, bytes))
+        let [gpu, host] = divided(stream.context(), on_gpu, bytes)?;
+        let mut parts = vec![Allocation::new(stream, Tier::Gpu, what, gpu)?];
+        if host > 0 {
+            parts.push(pinned.take(host)?);
+        }
+        Ok(Self::mapped(stream, Mapping::new(stream.context(), parts)?, bytes))
+    }
+
+    /// Bytes of the host's memory that [`Self::tiered`] takes, 0 where all is on the GPU.
+    pub(super) fn with_host(stream: &Stream, [on_gpu, bytes]: [usize; 2]) -> Result<usize> {
+        stream.context().bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
+        let [_, host] = divided(stream.context(), on_gpu, bytes)?;
+        Ok(host)
     }
 
     /// Room on the GPU for copies of `bytes`, to be seen through [`Self::joined`]; `None` for nothing.
@@ -71,7 +91,9 @@ impl Buffer {
             return Ok(None);
         }
         stream.context().bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
-        Ok(Some(Self::mapped(stream, Mapping::new(stream, what, bytes, bytes)?, bytes)))
+        let [gpu, _] = divided(stream.context(), bytes, bytes)?;
+        let parts = vec![Allocation::new(stream, Tier::Gpu, what, gpu)?];
+        Ok(Some(Self::mapped(stream, Mapping::new(stream.context(), parts)?, bytes)))
     }
 
     fn mapped(stream: &Stream, mapping: Mapping, bytes: usize) -> Arc<Self> {
@@ -81,11 +103,10 @@ impl Buffer {
 
     /// The part of `home` on the GPU, and behind it `staging` in place of what the host has.
     pub(super) fn joined(stream: &Stream, home: &Self, staging: &Self) -> Result<Arc<Self>> {
-        let context = stream.context();
-        context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
+        stream.context().bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
         let parts = home.mapping.as_ref().zip(staging.mapping.as_ref());
         let (first, second) = parts.expect("both are ranges of mapped memory");
-        Ok(Self::mapped(stream, Mapping::joined(context, first, second)?, home.bytes))
+        Ok(Self::mapped(stream, Mapping::joined(first, second)?, home.bytes))
     }
 
     /// Bytes of it.
@@ -154,12 +175,9 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let context = self.stream.context();
         context.record_err(context.bind_to_thread());
-        match &mut self.mapping {
-            Some(mapping) => {
-                // Unmapping does not wait for the work that uses the memory, pages that still move on another stream among it.
-                context.record_err(context.synchronize());
-                mapping.release(context);
-            }
+        match &self.mapping {
+            // Unmapping does not wait for the work that uses the memory, pages that still move on another stream among it.
+            Some(_) => context.record_err(context.synchronize()),
             // SAFETY: freed once, and the driver waits for the work that uses it.
             None => context.record_err(unsafe { result::free_sync(self.address) }),
         }

@@ -2,9 +2,10 @@
 //!
 //! Everything else runs in the order of one stream, so that no operation waits for another on the host; only
 //! [`CudaDevice::read`], [`CudaDevice::sample`] and [`CudaDevice::block_lists`] do. Decoding steps are recorded into
-//! graphs, one for each pattern of restart stages and only so many of them: whatever differs between two steps of a pattern lies in small
+//! graphs, one for each pattern of renewals and only so many of them: whatever differs between two steps of a pattern lies in small
 //! buffers that [`CudaDevice::begin`] fills before the graph runs.
 
+mod allocation;
 mod cache;
 mod division;
 mod driver;
@@ -14,6 +15,7 @@ mod ledger;
 mod linear;
 mod mapping;
 mod memory;
+mod pinned;
 mod request;
 mod runner;
 mod tiers;
@@ -41,13 +43,15 @@ pub use runner::{KernelArgument, KernelBuffer, KernelRunner};
 pub use timing::{AttentionTimer, Ceilings, TimedLayer};
 pub use trial::{GpuBench, TimedPart};
 
+use self::allocation::Allocation;
 use self::cache::{MOST_GRAPHS, Recording};
 use self::launch::{Function, Loader, Operand};
 use self::ledger::Stream;
 use self::linear::{Products, Shape};
 use self::memory::{Buffer, failed};
+use self::pinned::Ahead;
 use super::cpu::available_bytes;
-use super::{BlockLists, Compilation, Device, Sampling};
+use super::{BlockLists, Compilation, Device, HostAllocation, Sampling};
 use crate::jit::{Architecture, Compiler, Watch};
 use crate::kv::trace::PagesRead;
 use crate::kv::{Budget, Placement, PrefillMoves, Traffic};
@@ -98,6 +102,8 @@ pub struct CudaDevice {
     chosen: Arc<Buffer>,
     /// What keys and values of a request may take; those beyond the share of the GPU lie with the host.
     budget: Budget,
+    /// The host's memory for the next cache, where that was asked for.
+    prepared: Option<Ahead<Allocation>>,
     /// Whether prompts begin densely where that is estimated to take less time.
     dense_path: bool,
     /// Every tensor and weight named since a recording began.
@@ -164,6 +170,7 @@ impl CudaDevice {
             vocabulary: None,
             chosen: Buffer::new(&stream, "the chosen token", size_of::<u32>(), true)?,
             budget: Budget::UNLIMITED,
+            prepared: None,
             dense_path: false,
             recording: None,
             copies: context.new_stream().map_err(failed("cuStreamCreate"))?,
@@ -197,8 +204,25 @@ impl CudaDevice {
         Ok(if self.dense_path { program.with_dense_path() } else { program })
     }
 
+    /// Begins to allocate what a cache has with the host, where then `beside` bytes are left; nothing where it would be
+    /// refused, which allocating the cache will say.
+    fn prepared(&self, plan: &Plan, capacity: usize, beside: u64) -> Option<Ahead<Allocation>> {
+        let program = self.program(plan, capacity).ok()?;
+        division::placement(&program, capacity, self.budget).ok()?;
+        let needed = division::host_bytes(&program, capacity, self.budget).saturating_add(beside);
+        let sizes = cache::with_host(&self.stream, &program, capacity, self.budget).ok()?;
+        if sizes.is_empty() || available_bytes().is_some_and(|available| needed > available) {
+            return None;
+        }
+        let stream = self.stream.clone();
+        Ahead::start(sizes, move |bytes| cache::host_memory(&stream, bytes)).ok()
+    }
+
     /// The cache of a request that runs `program`.
     fn cache_of(&mut self, program: Program, capacity: usize) -> Result<CudaCache> {
+        // What was prepared for another is given back before anything is asked for.
+        let sizes = cache::with_host(&self.stream, &program, capacity, self.budget)?;
+        let prepared = self.prepared.take().filter(|prepared| prepared.is_of(&sizes));
         division::placement(&program, capacity, self.budget)?;
         let needed = division::bytes(&program, capacity, self.budget);
         if let Some(available) = self.available_bytes()?.filter(|available| needed > *available) {
@@ -206,7 +230,9 @@ impl CudaDevice {
             return Err(Error::OutOfMemory { what, device: self.name(), needed, available });
         }
         let needed = division::host_bytes(&program, capacity, self.budget);
-        if let Some(available) = available_bytes().filter(|available| needed > *available) {
+        // There was room for what was prepared, and some of it is taken by now.
+        let refused = |available: &u64| prepared.is_none() && needed > *available;
+        if let Some(available) = available_bytes().filter(refused) {
             let what = format!("what lies with the host of the key-value cache of {capacity} tokens");
             return Err(Error::OutOfMemory { what, device: "the host".to_owned(), needed, available });
         }
@@ -214,7 +240,7 @@ impl CudaDevice {
         let program = paging.as_ref().map_or(program, |paging| paging.program().clone());
         let kernels = program.kernels().into_iter().chain(paging.iter().flat_map(Paging::kernels));
         let kernels = self.loader.load(kernels.collect())?;
-        CudaCache::new(&self.stream, (program, paging), kernels, capacity, self.budget)
+        CudaCache::new(&self.stream, (program, paging), kernels, capacity, self.budget, prepared)
     }
 
     /// The address of a buffer that the launch at hand names.
@@ -359,6 +385,7 @@ impl Device for CudaDevice {
     }
 
     fn limit_kv(&mut self, budget: Budget, _: usize) {
+        self.prepared = None;
         self.budget = budget;
     }
 
@@ -390,6 +417,16 @@ impl Device for CudaDevice {
 
     fn prefill_moves(&self, plan: &Plan, capacity: usize, chunk: usize) -> Result<PrefillMoves> {
         division::prefill_moves(&self.program(plan, capacity)?, capacity, self.budget, chunk)
+    }
+
+    fn prepare(&mut self, plan: &Plan, capacity: usize, beside: u64) {
+        // What was prepared before is given back first.
+        self.prepared = None;
+        self.prepared = self.prepared(plan, capacity, beside);
+    }
+
+    fn host_allocation(&self, cache: &CudaCache) -> Option<HostAllocation> {
+        cache.tiers.as_ref().map(|_| cache.host_allocation)
     }
 
     fn cache(&mut self, plan: &Arc<Plan>, capacity: usize) -> Result<CudaCache> {

@@ -83,7 +83,7 @@ impl AttentionTimer {
         request.cache.given.as_ref().expect("the request was made for given lists").write(lists)
     }
 
-    /// Seconds of the next decoding step, all layers of it, with a cold L2: once its pattern of restart stages is recorded,
+    /// Seconds of the next decoding step, all layers of it, with a cold L2: once its pattern of renewals is recorded,
     /// those of the graph.
     ///
     /// # Errors
@@ -135,7 +135,7 @@ impl AttentionTimer {
     }
 }
 
-/// Decoding steps after which the patterns of restart stages of `plan` come again.
+/// Decoding steps after which the patterns of renewals of `plan` come again.
 #[must_use]
 pub fn refresh_period(plan: &Plan) -> usize {
     let intervals = (0..plan.layers()).flat_map(|layer| match plan.decode(layer) {

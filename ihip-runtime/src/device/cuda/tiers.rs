@@ -11,7 +11,7 @@ use std::sync::Arc;
 use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{CudaEvent, CudaStream};
 use ihip_dsl::emit::{self, Launch, Paging, Program, tally};
-use ihip_dsl::{LayerPlan, Plan};
+use ihip_dsl::{LayerPlan, Plan, Renewal};
 
 use super::CudaDevice;
 use super::cache::CudaCache;
@@ -54,7 +54,7 @@ impl Tiers {
             Ok((*layer, [join(*layer, 0, &keys[turn % 2])?, join(*layer, 1, &values)?]))
         };
         let event = || stream.context().new_event(None).map_err(failed("cuEventCreate"));
-        let promotes = (0..layers.len()).any(|layer| !paging.promote(layer, None).is_empty());
+        let promotes = (0..layers.len()).any(|layer| !paging.promote(layer, Renewal::default()).is_empty());
         Ok(Self {
             copies: staged.iter().enumerate().map(copy).collect::<Result<_>>()?,
             come: [event()?, event()?],
@@ -106,10 +106,10 @@ impl CudaDevice {
         activations: [CUdeviceptr; 2],
     ) -> Result<()> {
         match &cache.step.phase {
-            Phase::Decode { restart } => {
+            Phase::Decode { renewals } => {
                 self.launch_all(cache, &cache.launches(layer), layer, activations)?;
                 let Some(tiers) = &cache.tiers else { return Ok(()) };
-                let moves = tiers.paging.promote(layer, restart[layer]);
+                let moves = tiers.paging.promote(layer, renewals[layer]);
                 if moves.is_empty() {
                     return Ok(());
                 }

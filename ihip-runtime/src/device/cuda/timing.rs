@@ -361,7 +361,7 @@ impl AttentionTimer {
 
 pub(super) fn decoding_step(layer: &TimedLayer, restart: Option<usize>) -> Step {
     let start = layer.context - 1;
-    Step { start, rows: 1, t_max: segment_end(start), phase: Phase::Decode { restart: vec![restart] } }
+    Step { start, rows: 1, t_max: segment_end(start), phase: Phase::Decode { renewals: vec![restart.into()] } }
 }
 
 pub(super) fn prefill_steps(context: usize, rows: usize) -> Vec<Step> {

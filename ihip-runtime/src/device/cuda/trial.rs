@@ -236,7 +236,7 @@ impl AttentionTimer {
     fn attend(&mut self, program: Program, case: &mut Uploaded, decodes: bool) -> Result<[StepOutcome; 2]> {
         let rows = case.call.rows;
         let prefill = |start, rows| Step { start, rows, t_max: segment_end(start), phase: Phase::Prefill };
-        let phase = if decodes { Phase::Decode { restart: vec![Some(0)] } } else { Phase::Prefill };
+        let phase = if decodes { Phase::Decode { renewals: vec![Some(0).into()] } } else { Phase::Prefill };
         let call = Step { phase, ..prefill(case.first, rows) };
         let mut cache = self.device.cache_of(program, case.first + rows)?;
         self.device.record_masks(&mut cache, true);
@@ -252,7 +252,7 @@ impl AttentionTimer {
         }
         // The same token once more, by the kernels of a step that reuses its list.
         case.call.single.write(0, &case.rows)?;
-        self.device.begin(&mut cache, &Step { phase: Phase::Decode { restart: vec![None] }, ..call }, &[])?;
+        self.device.begin(&mut cache, &Step { phase: Phase::Decode { renewals: vec![None.into()] }, ..call }, &[])?;
         self.device.attention(&mut cache, 0, &case.call, &mut case.out)?;
         let reused = self.left_behind(&cache, &case.out, rows)?;
         Ok([renewed, reused])
