@@ -129,6 +129,12 @@ impl PrunedLayer {
             .sum()
     }
 
+    /// Chunks that the query blocks of one head score in a stage, together.
+    pub(crate) fn scored_chunks(&self, stage: usize, step: StepExtent) -> usize {
+        let blocks = blocks(step, self.stages[stage].query_block);
+        blocks.iter().map(|block| self.scored(stage, block.first, step.tokens)).sum()
+    }
+
     fn scan_reads(&self, stage: &StagePlan, geometry: &Geometry, step: StepExtent) -> Reads {
         let group = geometry.group() as usize;
         let rankings = geometry.rankings(self.ranking) as usize;

@@ -3,7 +3,7 @@
 use ihip_dsl::emit::{Activation, Buffer, Extent, Instructions, Program};
 use ihip_dsl::reference::{self, BlockList, Tensors};
 use ihip_dsl::tuning::Tunings;
-use ihip_dsl::{AttendRope, KvType, Plan, ScanRope};
+use ihip_dsl::{AttendRope, Descent, Halving, KvType, Plan, Representative, ScanRope};
 use ihip_tests::support::attention::Attention;
 use ihip_tests::support::host::host;
 use ihip_tests::support::tolerance;
@@ -136,12 +136,22 @@ fn a_prompt_begins_densely_only_as_far_as_it_pays_and_the_model_was_trained() {
     let modes = (ScanRope::Relative, AttendRope::Streaming);
     let mut paper = layer((32, 8, 128), KvType::Bf16, 16, (256, 1024), &stages, 2048, modes);
     paper.trained = 131_072;
-    // Measured on an H200: 20.2 ms densely, 30.5 ms pruned.
+    // Measured on an H200: of 32K, the last 8K take 8.9 ms densely and 8.0 pruned.
     let path = tokens(&paper, Instructions::Hopper);
+    assert_eq!(path.tokens, 24_576);
+    assert!((0.0105..0.0125).contains(&path.estimate.dense), "{path:?}");
+    assert!((0.016..0.022).contains(&path.estimate.pruned), "{path:?}");
+    assert_eq!(tokens(&paper, Instructions::Portable).tokens, 16_384);
+    // A group that descends together loads less and multiplies as much, here with rows that take turns: 20.6 ms and 37.0.
+    let mut together = paper.clone();
+    for stage in together.pruning.stages.to_mut() {
+        let halving = Halving { descent: Descent::KvGroup, ..Halving::default() };
+        stage.scoring.representative = Representative::Halving(halving);
+    }
+    let path = tokens(&together, Instructions::Hopper);
     assert_eq!(path.tokens, 32_768);
     assert!((0.019..0.022).contains(&path.estimate.dense), "{path:?}");
-    assert!((0.027..0.034).contains(&path.estimate.pruned), "{path:?}");
-    assert_eq!(tokens(&paper, Instructions::Portable).tokens, 16_384);
+    assert!((0.033..0.041).contains(&path.estimate.pruned), "{path:?}");
     paper.trained = 20_000;
     assert_eq!(tokens(&paper, Instructions::Hopper).tokens, 16_384);
     paper.kv_type = KvType::F32;

@@ -7,6 +7,7 @@
 use super::attend_tiles::AttendTiles;
 use super::functions::Shape;
 use super::program::Instructions;
+use super::scan_prefill::Products;
 use super::score::Score;
 use crate::cost::{Part, StepExtent};
 use crate::words::SEGMENT;
@@ -15,8 +16,14 @@ use crate::{KvType, LayerPlan, PrunedLayer};
 /// Multiplications and additions a second of dense attention, and of attention to lists, whose keys are turned and split.
 const PORTABLE: [f64; 2] = [265e12, 96e12];
 const HOPPER: [f64; 2] = [434e12, 133e12];
-/// Bytes a second that a scan loads for 16 rows of averaged queries at a time: on tensor cores, and elsewhere.
-const TILED: f64 = 2.3e12;
+/// Multiplications and additions a second of scans on tensor cores, beside which they load keys: with rows and keys as they
+/// are, with keys that are turned, and with rows that take turns in shared memory.
+const SCANNED: f64 = 480e12;
+const TURNED: f64 = 230e12;
+const IN_TURNS: f64 = 190e12;
+/// Bytes a second that these load.
+const LOADED: f64 = 5.5e12;
+/// Bytes a second that other scans load for 16 rows of averaged queries at a time.
 const PLAIN: f64 = 0.45e12;
 
 /// Seconds of a prompt's segment, or of several.
@@ -71,17 +78,32 @@ fn estimate(shape: Shape, layer: &PrunedLayer, end: usize, instructions: Instruc
         let keys: f64 = (end - rows..end).map(|position| budget.min(position + 1) as f64).sum();
         4.0 * (shape.query_heads() * shape.head_dim()) as f64 * keys
     };
-    let reads = LayerPlan::Pruned(layer.clone()).reads(&shape.geometry, StepExtent { tokens: end, rows });
+    let step = StepExtent { tokens: end, rows };
+    let reads = LayerPlan::Pruned(layer.clone()).reads(&shape.geometry, step);
     let scans = reads.iter().map(|reads| match reads.part {
         Part::Attend => 0.0,
-        Part::Scan { stage } => {
-            let scores = Score::prefill(shape, layer, stage);
-            let tiled = |score: &Score| matches!(score, Score::ScanTiles(_) | Score::ScanKeysTiles(_));
-            let rate = if scores.iter().any(tiled) { TILED } else { PLAIN };
-            let stage = &layer.stages[stage];
-            let tiles = stage.query_block.div_ceil(stage.query_stride).div_ceil(16);
-            reads.loaded_bytes() * tiles as f64 / rate
-        }
+        Part::Scan { stage } => scan(shape, layer, stage, step, reads.loaded_bytes()),
     });
     Estimate { dense: operations(usize::MAX) / dense, pruned: scans.sum::<f64>() + operations(layer.budget()) / listed }
+}
+
+/// Seconds of a stage's scan, which loads `bytes`.
+fn scan(shape: Shape, layer: &PrunedLayer, stage: usize, step: StepExtent, bytes: f64) -> f64 {
+    let chunks = (layer.scored_chunks(stage, step) * shape.query_heads()) as f64;
+    let tiled = Score::prefill(shape, layer, stage).iter().find_map(Score::products);
+    match tiled {
+        Some(Products { of_chunk, turned, in_turns }) => {
+            let rate = match (turned, in_turns) {
+                (_, true) => IN_TURNS,
+                (true, false) => TURNED,
+                (false, false) => SCANNED,
+            };
+            chunks * of_chunk / rate + bytes / LOADED
+        }
+        None => {
+            let stage = &layer.stages[stage];
+            let tiles = stage.query_block.div_ceil(stage.query_stride).div_ceil(16);
+            bytes * tiles as f64 / PLAIN
+        }
+    }
 }

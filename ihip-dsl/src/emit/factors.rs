@@ -5,7 +5,7 @@
 
 use super::functions::Shape;
 use super::rows::{Rotation, Rows};
-use super::writer::Writer;
+use super::writer::{Writer, indented};
 
 /// Rows of a product.
 const TILE_ROWS: usize = 16;
@@ -30,6 +30,8 @@ pub(super) struct Factors {
     pub(super) rows: Rows,
     /// Copies of the rows that differ.
     pub(super) copies: Copies,
+    /// Whether copies come into shared memory one after the other: then as many rows of each as of both.
+    pub(super) apart: bool,
 }
 
 impl Factors {
@@ -38,13 +40,28 @@ impl Factors {
         self.rows.count().div_ceil(TILE_ROWS)
     }
 
+    /// Rows of all products.
+    pub(super) fn all_rows(&self) -> usize {
+        self.all_tiles() * TILE_ROWS
+    }
+
     /// Copies of each row.
     pub(super) fn copies(&self) -> usize {
         if self.copies == Copies::One { 1 } else { 2 }
     }
 
+    /// Copies in shared memory at a time.
+    fn copies_here(&self) -> usize {
+        if self.apart { 1 } else { self.copies() }
+    }
+
+    /// Whether what is in shared memory changes from product to product.
+    pub(super) fn take_turns(&self) -> bool {
+        self.apart || self.turns() > 1
+    }
+
     fn tile_bytes(&self) -> usize {
-        self.copies() * 2 * TILE_ROWS * self.shape.head_dim() * 2
+        self.copies_here() * 2 * TILE_ROWS * self.shape.head_dim() * 2
     }
 
     /// Turns in which rows come into shared memory, as many in each.
@@ -64,7 +81,7 @@ impl Factors {
 
     /// The most teams of warps, each with rows of its own, that `allowed` lets stand side by side: 8, 4, 2 or 1.
     pub(super) fn teams(&self, allowed: impl Fn(usize) -> bool) -> usize {
-        let fits = |teams: &usize| allowed(*teams) && self.turns() == 1 && teams * self.bytes() <= SHARED;
+        let fits = |teams: &usize| allowed(*teams) && !self.take_turns() && teams * self.bytes() <= SHARED;
         [8, 4, 2].into_iter().find(fits).unwrap_or(1)
     }
 
@@ -77,7 +94,7 @@ impl Factors {
         };
         writer.constant("COPIES", self.copies(), copies);
         writer.constant("TILES", self.tiles(), "sixteens of rows in shared memory");
-        if self.turns() > 1 {
+        if self.take_turns() {
             writer.constant("TURNS", self.turns(), "turns in which all rows come there");
         }
         writer
@@ -92,7 +109,7 @@ impl Factors {
         let live = |row: &str| {
             if self.rows.plain() { format!("{row} < live_rows") } else { format!("is_live({row}, live_rows)") }
         };
-        let tile = if self.turns() > 1 { "(turn * TILES + tile)" } else { "tile" };
+        let tile = if self.take_turns() { "(turn * TILES + tile)" } else { "tile" };
         text.replace("$ROW", &format!("{tile} * 16 + down"))
             .replace("$ONE", &live("row"))
             .replace("$OTHER", &live("row + 8"))
@@ -104,14 +121,18 @@ impl Factors {
         self.rows.functions(writer);
     }
 
-    /// Fills shared memory with the rows of all teams, of the turn `turn` where they take turns.
+    /// Fills shared memory with the rows of all teams, of the turn `turn` where they take turns, and of the copy `copy`
+    /// where copies come apart.
     pub(super) fn load(&self) -> String {
-        let slot = if self.turns() > 1 { "turn * TILES * 16 + slot" } else { "slot" };
+        let slot = if self.take_turns() { "turn * TILES * 16 + slot" } else { "slot" };
         let (row, scale) = match (self.rows.mean, self.rows.plain()) {
             (true, _) => (MEAN.to_owned(), ""),
             (false, true) => (PLAIN.to_owned() + NEIGHBOURS, " * scale"),
             (false, false) => (OF_TEAM.to_owned() + NEIGHBOURS, " * scale"),
         };
+        // Probes that wait for their rows leave few registers.
+        let row =
+            if self.apart { row.replace(EACH_NEIGHBOUR, &format!("#pragma unroll 1\n{EACH_NEIGHBOUR}")) } else { row };
         let (turn, turn_row) = match self.rows.rotation {
             Rotation::QueriesTwice => (TURN_TWICE, ""),
             Rotation::Queries(_) => (TURN, ""),
@@ -120,9 +141,17 @@ impl Factors {
             Rotation::None | Rotation::Halves => ("", ""),
         };
         let signs = if self.copies == Copies::Signs { PARTS_BY_SIGN.trim_start_matches('\n') } else { "" };
+        let turn = turn.trim_start_matches('\n').to_owned() + signs;
+        let copy = COPY.trim_start_matches('\n').replace("$TURN\n", &turn);
+        let copies = if self.apart {
+            copy.replace("$TEAM", "team")
+        } else {
+            let copy = indented(&copy, 4).replace("$TEAM", "(team * COPIES + copy)");
+            EACH_COPY.trim_start_matches('\n').replace("$COPY\n", &copy)
+        };
         LOAD.replace("$ROW\n", row.trim_start_matches('\n'))
             .replace("$TURN_ROW\n", turn_row.trim_start_matches('\n'))
-            .replace("$TURN\n", &(turn.trim_start_matches('\n').to_owned() + signs))
+            .replace("$COPIES\n", &copies)
             .replace("$POSITION", self.rows.rotation.row_position().unwrap_or_default())
             .replace("$SLOT", slot)
             .replace("$SCALE", scale)
@@ -146,22 +175,30 @@ const LOAD: &str = r"
         const int element = item % (HALF / 2) * 2, slot = item / (HALF / 2) % (TILES * 16);
         const int team = item / (HALF / 2 * TILES * 16);
 $ROW
-        for (int copy = 0; copy < COPIES; ++copy) {
-            float turned_x[2], turned_y[2];
-            for (int e = 0; e < 2; ++e) {
-                turned_x[e] = x[e]$SCALE;
-                turned_y[e] = y[e]$SCALE;
-$TURN
-            }
-            for (int half = 0; half < 2; ++half) {
-                const float* const turned = half == 0 ? turned_x : turned_y;
-                const int at = element + half * HALF, load = at / EACH, pair = load / 4 * (EACH / 2) + at % EACH / 2;
-                const int to = ((team * COPIES + copy) * 2 * TILES + slot / 16) * STEPS * STEP + pair / 2 * STEP +
-                               (slot % 8 * 4 + load % 4) * 4 + pair % 2 * 2 + slot % 16 / 8;
-                split_pair(turned[0], turned[1], factors[to], factors[to + PART]);
-            }
-        }
+$COPIES
     }
+";
+
+const EACH_COPY: &str = r"
+        for (int copy = 0; copy < COPIES; ++copy) {
+$COPY
+        }
+";
+
+const COPY: &str = r"
+        float turned_x[2], turned_y[2];
+        for (int e = 0; e < 2; ++e) {
+            turned_x[e] = x[e]$SCALE;
+            turned_y[e] = y[e]$SCALE;
+$TURN
+        }
+        for (int half = 0; half < 2; ++half) {
+            const float* const turned = half == 0 ? turned_x : turned_y;
+            const int at = element + half * HALF, load = at / EACH, pair = load / 4 * (EACH / 2) + at % EACH / 2;
+            const int to = ($TEAM * 2 * TILES + slot / 16) * STEPS * STEP + pair / 2 * STEP +
+                           (slot % 8 * 4 + load % 4) * 4 + pair % 2 * 2 + slot % 16 / 8;
+            split_pair(turned[0], turned[1], factors[to], factors[to + PART]);
+        }
 ";
 
 const PLAIN: &str = r"
@@ -186,6 +223,8 @@ const NEIGHBOURS: &str = r"        float x[2] = {}, y[2] = {};
         }
         const float scale = neighbours > 0 ? QUERY_SCALE / static_cast<float>(neighbours) : 0.0f;
 ";
+
+const EACH_NEIGHBOUR: &str = "        for (int neighbour = 0; neighbour < neighbours; ++neighbour) {\n";
 
 const MEAN: &str = r"
         // The mean of a head's rows stands for them: a product with it is the mean of theirs.
@@ -214,23 +253,23 @@ $TURN_ROW
 ";
 
 const TURN_TWICE: &str = r"
-                // Left probes are at position 0, right ones at 1, queries at SCAN_WINDOW + 1: what counts is the distance.
-                rotate(turned_x[e], turned_y[e], rope_table[(SCAN_WINDOW + 1 - copy) * HALF + element + e]);
+            // Left probes are at position 0, right ones at 1, queries at SCAN_WINDOW + 1: what counts is the distance.
+            rotate(turned_x[e], turned_y[e], rope_table[(SCAN_WINDOW + 1 - copy) * HALF + element + e]);
 ";
 
 const TURN: &str = r"
-                rotate(turned_x[e], turned_y[e], rope_table[SCAN_WINDOW * HALF + element + e]);
+            rotate(turned_x[e], turned_y[e], rope_table[SCAN_WINDOW * HALF + element + e]);
 ";
 
 const TURN_ROW: &str = r"
-                const int position = $POSITION;
-                rotate(turned_x[e], turned_y[e], rope_table[position * HALF + element + e]);
+            const int position = $POSITION;
+            rotate(turned_x[e], turned_y[e], rope_table[position * HALF + element + e]);
 ";
 
 const PARTS_BY_SIGN: &str = r"
-                // Elements of the first copy meet greatest ones, those of the second least ones.
-                turned_x[e] = copy == 0 ? max(turned_x[e], 0.0f) : min(turned_x[e], 0.0f);
-                turned_y[e] = copy == 0 ? max(turned_y[e], 0.0f) : min(turned_y[e], 0.0f);
+            // Elements of the first copy meet greatest ones, those of the second least ones.
+            turned_x[e] = copy == 0 ? max(turned_x[e], 0.0f) : min(turned_x[e], 0.0f);
+            turned_y[e] = copy == 0 ? max(turned_y[e], 0.0f) : min(turned_y[e], 0.0f);
 ";
 
 const TURN_ROW_OF_MEAN: &str = r"

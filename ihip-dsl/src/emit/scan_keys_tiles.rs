@@ -12,10 +12,11 @@ use super::factors::{Copies, Factors};
 use super::functions::{self, CACHE_ROW, ORDERED, ROTATE, Shape};
 use super::rows::{self, Heads, Rotation, Rows};
 use super::scan::{chunks_here, heads_of, ranking_here};
+use super::scan_prefill::{self, Products};
 use super::scoring::{self, BLOCK_SCORES, Output, Source, scan_constants, scoring_words, stem};
 use super::tune::Tune;
 use super::turned::{self, ANGLES};
-use super::writer::Writer;
+use super::writer::{Writer, indented};
 use super::{Buffer, Family, Kernel};
 use crate::tuning::{ScanPrefill, Tuning};
 use crate::{PrunedLayer, QueryReduction, Ranking, ScanRope, StagePlan};
@@ -63,8 +64,16 @@ impl ScanKeysTiles {
     pub(crate) fn grid(&self, rows: usize, chunks: usize) -> [u32; 3] {
         let blocks = rows.div_ceil(self.plan().query_block);
         let heads = self.shape.query_heads() / self.heads();
-        let groups = chunks.div_ceil(self.at_once()).clamp(1, self.tuning.blocks.div_ceil(blocks * heads));
-        [groups as u32, heads as u32, blocks as u32]
+        scan_prefill::grid(self.tuning, blocks, heads, chunks, self.at_once())
+    }
+
+    /// What it multiplies: rows and what stands for a chunk, where a mean is split like the rows.
+    pub(super) fn products(&self) -> Products {
+        let columns = match self.source() {
+            Source::Keys | Source::Paths => self.plan().chunk,
+            Source::Means | Source::Bounds => 2,
+        };
+        Products::new(&self.factors(), self.heads(), columns)
     }
 
     /// Chunks that a block of threads takes at a time.
@@ -110,7 +119,7 @@ impl ScanKeysTiles {
             least_warps: 1,
         };
         let copies = if self.source() == Source::Bounds { Copies::Signs } else { Copies::One };
-        Factors { shape: self.shape, rows, copies }
+        Factors { shape: self.shape, rows, copies, apart: false }
     }
 
     /// Heads that a block of threads takes: those of a group whose scores are joined, as far as their rows fit.
@@ -258,7 +267,8 @@ impl ScanKeysTiles {
         let trim = |text: &str| text.trim_start_matches('\n').to_owned();
         let body = COLUMNS.replace("$LOAD\n", &trim(&load)).replace("$MULTIPLY\n", &trim(multiply));
         let body = self.factors().place_rows(&body);
-        let body = if self.source() == Source::Keys { EVERY_KEY.replace("$COLUMNS\n", &nested(&body)) } else { body };
+        let body =
+            if self.source() == Source::Keys { EVERY_KEY.replace("$COLUMNS\n", &indented(&body, 4)) } else { body };
         SCAN.replace("$COLUMNS\n", &trim(&body)).replace("$START(", start).replace("$SCORE_ROW", row)
     }
 }
@@ -273,19 +283,8 @@ impl Tune for ScanKeysTiles {
     }
 
     fn space(&self) -> Vec<Tuning> {
-        let mut choices = Vec::new();
-        for warps in [4, 8] {
-            for chunks in [8, 16, 32] {
-                choices.extend([512, 1024, 2048].map(|blocks| ScanPrefill { warps, chunks, blocks }));
-            }
-        }
-        // Of a list that one block of threads goes through at a time, it does not matter how many there may be.
-        let listed = self.plan().keep_chunks.map_or(usize::MAX, |keep| keep * self.plan().split);
-        let matters = |choice: &ScanPrefill| {
-            let alone = self.clone().tuned(Tuning::ScanPrefill(*choice)).at_once() >= listed;
-            !alone || choice.blocks == DEFAULT.blocks
-        };
-        choices.into_iter().filter(matters).map(Tuning::ScanPrefill).collect()
+        let at_once = |tuning| Self { tuning, ..self.clone() }.at_once();
+        scan_prefill::space(self.plan(), [8, 16, 32], DEFAULT, at_once)
     }
 
     fn tuned(self, tuning: Tuning) -> Self {
@@ -294,12 +293,6 @@ impl Tune for ScanKeysTiles {
             _ => self,
         }
     }
-}
-
-/// `text` inside of one more pair of braces.
-fn nested(text: &str) -> String {
-    let line = |line: &str| if line.is_empty() { "\n".to_owned() } else { format!("    {line}\n") };
-    text.trim_matches('\n').lines().map(line).collect()
 }
 
 const PLACE: &str = r"

@@ -9,6 +9,7 @@ use super::scan_columns::ScanColumns;
 use super::scan_keys::ScanKeys;
 use super::scan_keys_row::ScanKeysRow;
 use super::scan_keys_tiles::ScanKeysTiles;
+use super::scan_prefill::Products;
 use super::scan_row::ScanRow;
 use super::scan_tiles::ScanTiles;
 use super::scoring::{self, Operand};
@@ -70,6 +71,20 @@ impl Score {
             None => Self::ScanKeysRow(ScanKeysRow::new(shape, layer, stage)),
         };
         std::iter::once(scan).chain(normalise(shape, layer, stage)).collect()
+    }
+
+    /// What it multiplies, where it does so on tensor cores in prefill.
+    pub(super) fn products(&self) -> Option<Products> {
+        match self {
+            Self::ScanTiles(score) => Some(score.products()),
+            Self::ScanKeysTiles(score) => Some(score.products()),
+            Self::Scan(_)
+            | Self::ScanKeys(_)
+            | Self::ScanColumns(_)
+            | Self::ScanRow(_)
+            | Self::ScanKeysRow(_)
+            | Self::Normalise(_) => None,
+        }
     }
 
     /// The same where the GPU keeps `kept`, which scans of decoding that halve read.

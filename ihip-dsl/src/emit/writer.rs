@@ -74,6 +74,15 @@ impl Writer {
     }
 }
 
+/// `text` with `spaces` more in front of each line but those for the preprocessor.
+pub(super) fn indented(text: &str, spaces: usize) -> String {
+    let line = |line: &str| match line.chars().next() {
+        None | Some('#') => format!("{line}\n"),
+        Some(_) => format!("{:spaces$}{line}\n", ""),
+    };
+    text.trim_matches('\n').lines().map(line).collect()
+}
+
 /// `Paper3k` and `MyFastOne` as parts of a kernel's name: `paper3k`, `my_fast_one`.
 #[must_use]
 pub fn snake_case(name: &str) -> String {
