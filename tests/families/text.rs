@@ -59,7 +59,7 @@ fn no_kernel_needs_more_than_any_chip_since_sm_80_has() {
             // 99 KiB a block on the smallest, and a few arrays of fixed size besides.
             assert!(kernel.shared_bytes <= 96 * 1024, "{}: {} bytes", kernel.name, kernel.shared_bytes);
             assert!(kernel.threads.is_multiple_of(32) && kernel.threads <= 1024, "{}", kernel.name);
-            let entries = ["KERNEL(THREADS)", "KERNEL_BESIDE(THREADS, 16 / WARPS)"];
+            let entries = ["KERNEL(THREADS)", "KERNEL(THREADS, 16 / WARPS)"];
             let entered = |entry: &str| kernel.text.contains(&format!("{entry} {}(", kernel.name));
             assert!(entries.into_iter().any(entered), "{}", kernel.name);
             assert!(kernel.text.contains(&format!("constexpr int THREADS = {};", kernel.threads)), "{}", kernel.name);

@@ -21,6 +21,9 @@ const SECONDS: u64 = 3;
 const LEAST: usize = 60;
 /// Requests by which everything has come that stays, those that take most among them.
 const WARM: usize = 15;
+/// Bytes by which what a device says of itself may differ where as much is allocated: it gives memory in pieces of 2 MiB, and keys and
+/// values of each layer end in one.
+const PIECES: u64 = 2 * 2 * (2 << 20);
 /// Bytes of a token: keys and values of two layers.
 const TOKEN: u64 = (2 * 2 * KV_HEADS * HEAD_DIM * size_of::<f32>()) as u64;
 
@@ -105,13 +108,19 @@ impl<D: Device> Load<'_, D> {
             println!(
                 "{name}: at most {warm} bytes at first and {most} after; at least {first} at first and {last} at last"
             );
+        }
+        for (kind, Seen { warm, most, low: [first, _, last] }) in seen.into_iter().enumerate() {
+            let (name, slack) = (KINDS[kind], warm / 100);
+            // Which buffers share a piece of what a device gives differs from request to request.
+            let pieces = if kind == DEVICE { PIECES } else { 0 };
             // Neither the most that is held grows, nor what is left between requests.
-            assert!(most <= warm + warm / 100, "{name} grew");
-            assert!(last <= first + warm / 100, "{name} is left behind");
+            assert!(most <= warm + slack.max(pieces), "{name} grew");
+            assert!(last <= first + slack, "{name} is left behind");
         }
     }
 }
 
+const DEVICE: usize = 1;
 const KINDS: [&str; 4] = ["resident set", "device", "GPU tier", "pinned"];
 
 impl Held {

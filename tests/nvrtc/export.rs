@@ -90,7 +90,7 @@ fn every_file_has_the_hash_of_the_manifest_and_no_other_is_there() {
     assert_eq!(manifest.kernels.len(), program(Some(&pipeline())).kernels().len());
     for kernel in &manifest.kernels {
         let text = String::from_utf8(content(folder, &kernel.text)).expect("a text");
-        assert!(text.contains(&format!("KERNEL(THREADS) {}(", kernel.entry)), "{}", kernel.entry);
+        assert!(text.contains(&format!(") {}(", kernel.entry)), "{}", kernel.entry);
         let cubin = &kernel.cubins["sm_90"];
         let image = content(folder, &File { file: cubin.file.clone(), sha256: cubin.sha256.clone() });
         assert!(image.starts_with(b"\x7fELF"), "{}", kernel.entry);

@@ -234,7 +234,7 @@ impl ScanTiles {
         functions::chunk_list(&mut writer, self.stage);
         let rope = if stage.rope == ScanRope::None { "" } else { " const float2* __restrict__ rope_table," };
         // As many warps as registers of a multiprocessor hold where both sides are loaded at a time.
-        let entry = if self.takes_sides_in_turn() { "KERNEL_BESIDE(THREADS, 16 / WARPS)" } else { "KERNEL(THREADS)" };
+        let entry = if self.takes_sides_in_turn() { "KERNEL(THREADS, 16 / WARPS)" } else { "KERNEL(THREADS)" };
         let parents = if self.stage == 0 { "" } else { " const int* parents," };
         writer.text(&format!(
             "{entry} {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{rope}\n   {parents} unsigned* scores, int score_stride) {{"
