@@ -40,7 +40,7 @@ def read(folder, entry):
 def signature(text, entry):
     """Types and names of an entry's arguments, as its text declares them."""
     aliases = dict(re.findall(r"using (\w+) = (\w+);", text))
-    found = re.search(rf"^KERNEL\(\w+\) {re.escape(entry)}\(([^)]*)\)", text, re.MULTILINE)
+    found = re.search(rf"^KERNEL\([^)]*\) {re.escape(entry)}\(([^)]*)\)", text, re.MULTILINE)
     if not found:
         raise Refused(f"{entry}: its text has no such entry")
     arguments = []

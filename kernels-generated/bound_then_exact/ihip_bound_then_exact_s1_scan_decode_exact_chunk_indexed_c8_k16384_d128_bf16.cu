@@ -7,11 +7,12 @@
 // No CUDA header is included. What NVRTC knows by itself is used as it is: threadIdx, blockIdx, gridDim, float2,
 // make_float2, min, max, __popc, __byte_perm and the functions of <math.h>. Written for sm_80 and everything after it.
 
-// A kernel's entry: `KERNEL(128) name(arguments) { … }`. The bound lets the compiler plan registers for that many threads.
+// A kernel's entry: `KERNEL(128) name(arguments) { … }`. The bound lets the compiler plan registers for that many threads,
+// and `KERNEL(128, 4)` so that four such blocks fit a multiprocessor at a time.
 #ifdef IHIP_EMULATOR
-#define KERNEL(threads) extern "C" void
+#define KERNEL(...) extern "C" void
 #else
-#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+#define KERNEL(...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__)
 #endif
 
 // A static shared array. 16-byte alignment for every type, because copy_async_16 and load_matrix_x4 ask for it.

@@ -1,4 +1,4 @@
-// Prefill, stage 0: scores chunks of 256 tokens for blocks of 64 queries by 9 halvings.
+// Prefill, stage 0: scores chunks of 256 tokens for blocks of 64 queries by 8 halvings.
 // A warp takes one head of one query block and 8 chunks at a time; a chunk's score is the largest
 // product of any averaged query with any probe, over all heads.
 
@@ -8,11 +8,12 @@
 // No CUDA header is included. What NVRTC knows by itself is used as it is: threadIdx, blockIdx, gridDim, float2,
 // make_float2, min, max, __popc, __byte_perm and the functions of <math.h>. Written for sm_80 and everything after it.
 
-// A kernel's entry: `KERNEL(128) name(arguments) { … }`. The bound lets the compiler plan registers for that many threads.
+// A kernel's entry: `KERNEL(128) name(arguments) { … }`. The bound lets the compiler plan registers for that many threads,
+// and `KERNEL(128, 4)` so that four such blocks fit a multiprocessor at a time.
 #ifdef IHIP_EMULATOR
-#define KERNEL(threads) extern "C" void
+#define KERNEL(...) extern "C" void
 #else
-#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+#define KERNEL(...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__)
 #endif
 
 // A static shared array. 16-byte alignment for every type, because copy_async_16 and load_matrix_x4 ask for it.
@@ -344,7 +345,7 @@ constexpr int WINDOW = 1024;                 // most recent tokens, which every 
 constexpr int CHUNK = 256;                   // tokens of a chunk
 constexpr int QUERY_BLOCK = 64;              // queries that share a ranking
 constexpr int SCAN_WINDOW = 768;             // chunks that begin nearer than this are not scanned
-constexpr int HALVINGS = 9;                  // two probes each
+constexpr int HALVINGS = 8;                  // two probes each
 constexpr int QUERY_STRIDE = 4;              // neighbouring queries averaged into a row
 constexpr float QUERY_SCALE = 0.088388346f;  // factor of every query
 constexpr float NEVER = -32000.0f;           // score of a chunk without a probe
@@ -506,13 +507,13 @@ KERNEL(THREADS) ihip_paper3k_s0_scan_chunk_indexed_c256_d128_bf16(
         }
         sync_warp();
         // A lane loads parts of the probes of chunk `down` of each set.
-        int left[SETS], right[SETS], first_page[SETS];
+        int left[SETS], right[SETS], pages_at[SETS];
         float best[SETS];
         for (int set = 0; set < SETS; ++set) {
             const int chunk = base + set * 8 + down;
             left[set] = chunk_start(min(chunk, chunks - 1));
             right[set] = chunk < chunks ? min(left[set] + CHUNK, step[STEP_T_MAX] - SCAN_WINDOW) : left[set];
-            first_page[set] = left[set] / PAGE;
+            pages_at[set] = (set * 8 + down) * PAGES - left[set] / PAGE;
             best[set] = LOWEST;
         }
         for (int halving = 0; halving < HALVINGS; ++halving) {
@@ -525,7 +526,7 @@ KERNEL(THREADS) ihip_paper3k_s0_scan_chunk_indexed_c256_d128_bf16(
 #pragma unroll
                 for (int side = 0; side < 2; ++side) {
                     const int token = side == 0 ? (left[set] + middle) / 2 : (middle + right[set]) / 2;
-                    const unsigned page = pages[(set * 8 + down) * PAGES + (active ? token / PAGE - first_page[set] : 0)];
+                    const unsigned page = pages[pages_at[set] + (active ? token : left[set]) / PAGE];
                     const unsigned long long row = (page * KV_HEADS + kv_head) * PAGE + (active ? token % PAGE : 0);
                     probe[set][side] = load_probe(keys, row, across);
                 }

@@ -1,5 +1,5 @@
 // Prefill, stage 1: scores chunks of 32 tokens for blocks of 64 queries by 6 halvings.
-// A warp takes one head of one query block and 16 chunks at a time; a chunk's score is the largest
+// A warp takes one head of one query block and 32 chunks at a time; a chunk's score is the largest
 // product of any averaged query with any probe, over all heads.
 
 #line 1 "prelude.cu"
@@ -8,11 +8,12 @@
 // No CUDA header is included. What NVRTC knows by itself is used as it is: threadIdx, blockIdx, gridDim, float2,
 // make_float2, min, max, __popc, __byte_perm and the functions of <math.h>. Written for sm_80 and everything after it.
 
-// A kernel's entry: `KERNEL(128) name(arguments) { … }`. The bound lets the compiler plan registers for that many threads.
+// A kernel's entry: `KERNEL(128) name(arguments) { … }`. The bound lets the compiler plan registers for that many threads,
+// and `KERNEL(128, 4)` so that four such blocks fit a multiprocessor at a time.
 #ifdef IHIP_EMULATOR
-#define KERNEL(threads) extern "C" void
+#define KERNEL(...) extern "C" void
 #else
-#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+#define KERNEL(...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__)
 #endif
 
 // A static shared array. 16-byte alignment for every type, because copy_async_16 and load_matrix_x4 ask for it.
@@ -356,8 +357,8 @@ constexpr float LOWEST = -3.4028235e38f;     // below every product
 constexpr int THREADS = 256;                 // threads of a block
 constexpr int WARPS = 8;                     // warps of a block
 constexpr int TEAMS = 4;                     // heads of a block that descend on their own, each with warps of its own
-constexpr int CHUNKS = 16;                   // chunks that a warp descends at a time
-constexpr int SETS = 2;                      // eights of them, each the columns of two products
+constexpr int CHUNKS = 32;                   // chunks that a warp descends at a time
+constexpr int SETS = 4;                      // eights of them, each the columns of two products
 constexpr int SIDES = 1;                     // probes of a chunk that take the same copy of the queries
 constexpr int COPIES = 2;                    // copies of the queries: for left probes, and for right ones
 constexpr int TILES = 1;                     // sixteens of rows in shared memory
@@ -430,7 +431,7 @@ inline int parent_block(int block, int rows) {
     return (block + parents * BLOCK_RATIO - blocks) / BLOCK_RATIO;
 }
 
-KERNEL(THREADS) ihip_paper3k_s1_scan_relative_c32_k32768_d128_bf16(
+KERNEL(THREADS, 16 / WARPS) ihip_paper3k_s1_scan_relative_c32_k32768_d128_bf16(
     const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,
     const unsigned* __restrict__ page_table, const float2* __restrict__ rope_table,
     const int* parents, unsigned* scores, int score_stride) {
@@ -497,35 +498,33 @@ KERNEL(THREADS) ihip_paper3k_s1_scan_relative_c32_k32768_d128_bf16(
         }
         sync_warp();
         // A lane loads parts of the probes of chunk `down` of each set.
-        int left[SETS], right[SETS], first_page[SETS];
+        int left[SETS], right[SETS], pages_at[SETS];
         float best[SETS];
         for (int set = 0; set < SETS; ++set) {
             const int chunk = base + set * 8 + down;
             left[set] = chunk_start(kept, min(chunk, chunks - 1));
             right[set] = chunk < chunks ? left[set] + CHUNK : left[set];
-            first_page[set] = left[set] / PAGE;
+            pages_at[set] = (set * 8 + down) * PAGES - left[set] / PAGE;
             best[set] = LOWEST;
         }
         for (int halving = 0; halving < HALVINGS; ++halving) {
-            // The middle token of each half stands for it. What is loaded for an inactive chunk is ignored.
-            Probe probe[SETS][2];
-#pragma unroll
-            for (int set = 0; set < SETS; ++set) {
-                const bool active = left[set] < right[set] && left[set] <= limit;
-                const int middle = (left[set] + right[set]) / 2;
-#pragma unroll
-                for (int side = 0; side < 2; ++side) {
-                    const int token = side == 0 ? (left[set] + middle) / 2 : (middle + right[set]) / 2;
-                    const unsigned page = pages[(set * 8 + down) * PAGES + (active ? token / PAGE - first_page[set] : 0)];
-                    const unsigned long long row = (page * KV_HEADS + kv_head) * PAGE + (active ? token % PAGE : 0);
-                    probe[set][side] = load_probe(keys, row, across);
-                }
-            }
             float score[SETS][2];
             for (int set = 0; set < SETS; ++set) score[set][0] = score[set][1] = LOWEST;
-            for (int tile = 0; tile < TILES; ++tile)
+            Probe probe[SETS][SIDES];
 #pragma unroll
-                for (int copy = 0; copy < COPIES; ++copy) {
+            for (int copy = 0; copy < COPIES; ++copy) {
+                // The middle token of each half stands for it. What is loaded for an inactive chunk is ignored.
+#pragma unroll
+                for (int set = 0; set < SETS; ++set) {
+                    if (copy > 0 && halving == HALVINGS - 1) continue;  // one token is left, which stands for both halves
+                    const bool active = left[set] < right[set] && left[set] <= limit;
+                    const int middle = (left[set] + right[set]) / 2;
+                    const int token = copy == 0 ? (left[set] + middle) / 2 : (middle + right[set]) / 2;
+                    const unsigned page = pages[pages_at[set] + (active ? token : left[set]) / PAGE];
+                    const unsigned long long row = (page * KV_HEADS + kv_head) * PAGE + (active ? token % PAGE : 0);
+                    probe[set][0] = load_probe(keys, row, across);
+                }
+                for (int tile = 0; tile < TILES; ++tile) {
                     float product[SIDES][SETS][4] = {};
                     for (int part = 0; part < 2; ++part)
                         for (int at = 0; at < STEPS; ++at) {
@@ -533,7 +532,7 @@ KERNEL(THREADS) ihip_paper3k_s1_scan_relative_c32_k32768_d128_bf16(
                                 &own_factors[(copy * 2 + part) * PART + (tile * STEPS + at) * STEP]);
                             for (int side = 0; side < SIDES; ++side)
                                 for (int set = 0; set < SETS; ++set) {
-                                    const unsigned* const key = &probe[set][copy + side].at[2 * at];
+                                    const unsigned* const key = &probe[set][side].at[2 * at];
                                     mma_16x8x16<Factor>(product[side][set], factor.at, {key[0], key[1]});
                                 }
                         }
@@ -549,13 +548,13 @@ KERNEL(THREADS) ihip_paper3k_s1_scan_relative_c32_k32768_d128_bf16(
                             score[set][copy + side] = max(score[set][copy + side], mine);
                         }
                 }
-            for (int set = 0; set < SETS; ++set)
-                for (int side = 0; side < 2; ++side) {
-                    score[set][side] = max(score[set][side], shuffle_xor(score[set][side], 8));
-                    score[set][side] = max(score[set][side], shuffle_xor(score[set][side], 16));
+                for (int set = 0; set < SETS; ++set) {
+                    score[set][copy] = max(score[set][copy], shuffle_xor(score[set][copy], 8));
+                    score[set][copy] = max(score[set][copy], shuffle_xor(score[set][copy], 16));
                     // Column `down` is in the lanes across it.
-                    score[set][side] = shuffle(score[set][side], down % 2 * 4 + down / 2);
+                    score[set][copy] = shuffle(score[set][copy], down % 2 * 4 + down / 2);
                 }
+            }
             // A tie goes right. The score is the best probe of all halvings, not the one the descent ends at.
             for (int set = 0; set < SETS; ++set) {
                 if (!(left[set] < right[set] && left[set] <= limit)) continue;

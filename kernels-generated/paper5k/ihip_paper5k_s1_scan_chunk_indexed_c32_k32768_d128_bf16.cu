@@ -1,4 +1,4 @@
-// Prefill, stage 1: scores chunks of 32 tokens for blocks of 64 queries by 6 halvings.
+// Prefill, stage 1: scores chunks of 32 tokens for blocks of 64 queries by 5 halvings.
 // A warp takes one head of one query block and 8 chunks at a time; a chunk's score is the largest
 // product of any averaged query with any probe, over all heads.
 
@@ -8,11 +8,12 @@
 // No CUDA header is included. What NVRTC knows by itself is used as it is: threadIdx, blockIdx, gridDim, float2,
 // make_float2, min, max, __popc, __byte_perm and the functions of <math.h>. Written for sm_80 and everything after it.
 
-// A kernel's entry: `KERNEL(128) name(arguments) { … }`. The bound lets the compiler plan registers for that many threads.
+// A kernel's entry: `KERNEL(128) name(arguments) { … }`. The bound lets the compiler plan registers for that many threads,
+// and `KERNEL(128, 4)` so that four such blocks fit a multiprocessor at a time.
 #ifdef IHIP_EMULATOR
-#define KERNEL(threads) extern "C" void
+#define KERNEL(...) extern "C" void
 #else
-#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+#define KERNEL(...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__)
 #endif
 
 // A static shared array. 16-byte alignment for every type, because copy_async_16 and load_matrix_x4 ask for it.
@@ -348,7 +349,7 @@ constexpr int SPLIT = 2;                     // chunks that each of them is cut 
 constexpr int BLOCK_RATIO = 1;               // query blocks of this stage in one of the stage before
 constexpr int PARENT_QUERY_BLOCK = 64;       // queries of a block of the stage before
 constexpr int SCAN_WINDOW = 960;             // chunks that begin nearer than this are not scanned
-constexpr int HALVINGS = 6;                  // two probes each
+constexpr int HALVINGS = 5;                  // two probes each
 constexpr int QUERY_STRIDE = 4;              // neighbouring queries averaged into a row
 constexpr float QUERY_SCALE = 0.088388346f;  // factor of every query
 constexpr float NEVER = -32000.0f;           // score of a chunk without a probe
@@ -518,13 +519,13 @@ KERNEL(THREADS) ihip_paper5k_s1_scan_chunk_indexed_c32_k32768_d128_bf16(
         }
         sync_warp();
         // A lane loads parts of the probes of chunk `down` of each set.
-        int left[SETS], right[SETS], first_page[SETS];
+        int left[SETS], right[SETS], pages_at[SETS];
         float best[SETS];
         for (int set = 0; set < SETS; ++set) {
             const int chunk = base + set * 8 + down;
             left[set] = chunk_start(kept, min(chunk, chunks - 1));
             right[set] = chunk < chunks ? left[set] + CHUNK : left[set];
-            first_page[set] = left[set] / PAGE;
+            pages_at[set] = (set * 8 + down) * PAGES - left[set] / PAGE;
             best[set] = LOWEST;
         }
         for (int halving = 0; halving < HALVINGS; ++halving) {
@@ -537,7 +538,7 @@ KERNEL(THREADS) ihip_paper5k_s1_scan_chunk_indexed_c32_k32768_d128_bf16(
 #pragma unroll
                 for (int side = 0; side < 2; ++side) {
                     const int token = side == 0 ? (left[set] + middle) / 2 : (middle + right[set]) / 2;
-                    const unsigned page = pages[(set * 8 + down) * PAGES + (active ? token / PAGE - first_page[set] : 0)];
+                    const unsigned page = pages[pages_at[set] + (active ? token : left[set]) / PAGE];
                     const unsigned long long row = (page * KV_HEADS + kv_head) * PAGE + (active ? token % PAGE : 0);
                     probe[set][side] = load_probe(keys, row, across);
                 }
