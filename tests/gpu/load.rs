@@ -196,8 +196,14 @@ fn memory_stays_flat_under_load() {
     let name = name.split_once("::").map_or(name, |(_, within)| within);
     let arguments = [name, "--exact", "--ignored", "--nocapture", "--test-threads=1"];
     let program = std::env::current_exe().expect("it has a path");
-    // What is freed goes back to the system: what stays is what is held, and not what the allocator keeps.
-    let allocator = [("MALLOC_ARENA_MAX", "1"), ("MALLOC_MMAP_THRESHOLD_", "65536"), ("MALLOC_TOP_PAD_", "0")];
+    // What is freed goes back to the system: what stays is what is held, and not what the allocator keeps for each thread and size.
+    let allocator = [
+        ("MALLOC_ARENA_MAX", "1"),
+        ("MALLOC_MMAP_THRESHOLD_", "65536"),
+        ("MALLOC_TOP_PAD_", "0"),
+        ("MALLOC_TRIM_THRESHOLD_", "0"),
+        ("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0"),
+    ];
     let output = Command::new(program).args(arguments).envs(allocator).output().expect("it starts");
     let said = String::from_utf8_lossy(&output.stdout);
     println!("{said}{}", String::from_utf8_lossy(&output.stderr));
