@@ -31,12 +31,12 @@ use crate::families::{HEAD_DIMS, Layer};
 
 /// Layers that are drawn, and calls of each and of those that were chosen.
 const LAYERS: usize = 30;
-const CALLS: u32 = 4;
+const CALLS: u32 = 2;
 /// Calls of a layer of each type and head.
 const CALLS_OF_EACH: u32 = 2;
 /// The same where nothing is rounded.
 const EXACT_LAYERS: usize = 18;
-const EXACT_CALLS: u32 = 3;
+const EXACT_CALLS: u32 = 2;
 
 fn layers() -> Vec<Drawn> {
     [draw::layers(LAYERS, false), draw::chosen()].concat()
