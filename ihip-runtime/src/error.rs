@@ -45,6 +45,14 @@ pub enum Error {
         /// What was found instead, and what to do.
         reason: String,
     },
+    /// The device named is in this machine, and something that it takes is missing or too old.
+    #[error("{name} cannot be used: {reason}")]
+    UnusableDevice {
+        /// What was asked for.
+        name: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
     /// A kernel does not compile, or the compiler is missing.
     #[error(transparent)]
     Jit(#[from] Arc<JitError>),

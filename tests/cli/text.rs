@@ -1,7 +1,7 @@
 //! What `ihip generate` writes, and how it ends.
 
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, ChildStdout, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use ihip_model::{ModelFile, Special};
 use ihip_tests::support::command::{Outcome, command};
@@ -33,6 +33,27 @@ fn a_prompt_is_the_same_wherever_it_comes_from() {
     assert_eq!(generate(&["--prompt-file", &path]).text(), written);
     let piped = ihip_reading(&forty_tokens(), PROMPT).text();
     assert_eq!(piped, written);
+}
+
+#[test]
+fn a_gpu_that_cannot_be_used_is_named_where_the_cpu_takes_its_place() {
+    let folder = TempDir::new().unwrap();
+    // A driver of which nothing is asked but its version.
+    let driver = "extern \"C\" int cuDriverGetVersion(int* version) { *version = 11080; return 0; }";
+    let source = file_in(&folder, "driver.cpp", driver);
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
+    let library = folder.path().join("libcuda.so");
+    let compiled = Command::new(compiler).args(["-shared", "-fPIC", "-o"]).arg(library).arg(source).status();
+    assert!(compiled.expect("a C++ compiler").success());
+    let run = |device| {
+        let arguments =
+            ["generate", "--model", endless(), "--max-new-tokens", "2", "--prompt", "x", "--device", device];
+        let output = command(PROGRAM, &arguments).env("LD_LIBRARY_PATH", folder.path()).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let said = "cuda:0 cannot be used: the driver is of CUDA 11.8: install one of CUDA 12.0 or later";
+    assert_eq!(run("auto"), (Some(0), format!("note: {said}; the model runs on the CPU\n")));
+    assert_eq!(run("cuda"), (Some(2), format!("error: {said}\n")));
 }
 
 #[test]

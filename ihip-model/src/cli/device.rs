@@ -8,9 +8,8 @@ use ihip_runtime::device::cuda::{CudaDevice, Precision};
 use ihip_runtime::session::SEGMENT;
 use thiserror::Error as ThisError;
 
-use super::arguments;
 use super::error::{Error, Result};
-use super::progress;
+use super::{arguments, output, progress};
 
 /// Where the model runs, and in which steps it reads a prompt.
 #[derive(Debug, Args)]
@@ -138,6 +137,10 @@ impl DeviceArguments {
             Choice::Auto => match CudaDevice::watched(0, self.precision, progress::compilation()) {
                 Ok(device) => self.run_on_cuda(work, device),
                 Err(ihip_runtime::Error::NoSuchDevice { .. }) => self.run_on_cpu(work),
+                Err(error @ ihip_runtime::Error::UnusableDevice { .. }) => {
+                    output::note(&format!("{error}; the model runs on the CPU"));
+                    self.run_on_cpu(work)
+                }
                 Err(error) => Err(error.into()),
             },
         }

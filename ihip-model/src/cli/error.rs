@@ -274,7 +274,11 @@ impl Error {
         match self {
             Self::Model(crate::Error::Interrupted) => INTERRUPTED,
             Self::Model(crate::Error::Runtime(
-                Runtime::OutOfMemory { .. } | Runtime::NoSuchDevice { .. } | Runtime::Tuning(_) | Runtime::Kv(_),
+                Runtime::OutOfMemory { .. }
+                | Runtime::NoSuchDevice { .. }
+                | Runtime::UnusableDevice { .. }
+                | Runtime::Tuning(_)
+                | Runtime::Kv(_),
             )) => REFUSED,
             Self::Model(crate::Error::Runtime(Runtime::Jit(error))) if is_refusal(error) => REFUSED,
             Self::Model(crate::Error::Runtime(_))

@@ -1,5 +1,6 @@
 //! Standard output: results alone, each piece as soon as it is there.
 
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 
@@ -27,9 +28,31 @@ pub(super) fn end_line() -> Result<()> {
     if io::stdout().is_terminal() { write("\n") } else { Ok(()) }
 }
 
-/// Says on standard error what did not go well while the command goes on; nobody may be there to hear it.
+/// Says on standard error what did not go well while the command goes on.
 pub(super) fn complain(message: &str) {
-    let _ = writeln!(io::stderr(), "error: {message}");
+    say(&format!("error: {message}"));
+}
+
+/// Says on standard error what whoever gave the command should know though it does what it was asked for.
+pub(super) fn note(message: &str) {
+    say(&format!("note: {message}"));
+}
+
+/// Writes a line to standard error; nobody may be there to hear it.
+pub(super) fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Makes sure that `path` can be written before anything is measured for it, and leaves it as it is.
+///
+/// # Errors
+/// [`Error::Write`].
+pub(super) fn writable(path: &Path) -> Result<()> {
+    if path.is_dir() || !path.exists() {
+        return beside(path).map(drop);
+    }
+    let opened = File::options().append(true).open(path);
+    opened.map(drop).map_err(|source| Error::Write { path: path.into(), source })
 }
 
 /// A file that takes the place of `path` once all of it is written; made before anything is computed.

@@ -9,7 +9,7 @@ use ihip_dsl::check::Checked;
 use ihip_dsl::{Geometry, KvType, Pipeline, Plan, Report, parse_toml_among, report};
 
 use super::error::{Error, Result};
-use super::prompt;
+use super::{output, prompt};
 use crate::registry;
 use crate::weights::Config;
 
@@ -54,7 +54,7 @@ pub(super) fn pipeline(name: &str) -> Result<&'static Pipeline> {
         let text = prompt::read_file(Path::new(name))?;
         let checked = parse_toml_among(&text, &registry::declared());
         let Checked { pipeline, warnings, .. } = checked.map_err(|errors| Report::new(name, &text, &errors))?;
-        warnings.iter().for_each(|warning| eprintln!("{}", report::warning(name, warning)));
+        warnings.iter().for_each(|warning| output::say(&report::warning(name, warning)));
         // A command reads one file, and what it says lives as long as a declaration in the program would.
         return Ok(Box::leak(Box::new(pipeline)));
     }

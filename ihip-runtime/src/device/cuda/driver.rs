@@ -16,30 +16,53 @@ const CUBLASLT: [&str; 3] = ["libcublasLt.so.13", "libcublasLt.so.12", "libcubla
 /// The context of GPU `ordinal`.
 pub(super) fn open(ordinal: usize) -> Result<Arc<CudaContext>> {
     let missing = |reason: String| Error::NoSuchDevice { name: format!("cuda:{ordinal}"), reason };
-    let describe = |error: DriverError| match error.0 {
+    let unusable = |reason: String| Error::UnusableDevice { name: format!("cuda:{ordinal}"), reason };
+    let refused = |error: DriverError| match error.0 {
         CUresult::CUDA_ERROR_NO_DEVICE => {
             "the driver sees no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES".to_owned()
         }
-        _ => format!("the driver says {error}"),
+        _ => unusable(format!("the driver says {error}")),
     };
     // SAFETY: opening a library of that name runs NVIDIA's initialisers, which have no preconditions.
     if !unsafe { sys::is_culib_present() } {
         let reason = "libcuda, which the NVIDIA driver installs, is not on the loader's path: use --device cpu";
         return Err(missing(reason.to_owned()));
     }
-    let mut version = 0;
-    // SAFETY: the library is there, and the pointer is valid for one integer.
-    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(|error| missing(describe(error)))?;
+    let version = version().map_err(refused)?;
     if version < OLDEST {
-        let (major, minor) = (version / 1000, version % 1000 / 10);
-        return Err(missing(format!("the driver is of CUDA {major}.{minor}: install one of CUDA 12.0 or later")));
+        let (major, minor) = numbers(version);
+        return Err(unusable(format!("the driver is of CUDA {major}.{minor}: install one of CUDA 12.0 or later")));
     }
-    let count = CudaContext::device_count().map_err(|error| missing(describe(error)))?;
+    let count = CudaContext::device_count().map_err(refused)?;
     if ordinal >= count.unsigned_abs() as usize {
         return Err(missing(format!("the driver sees {count} GPUs, counted from 0")));
     }
-    cublaslt().map_err(missing)?;
-    CudaContext::new(ordinal).map_err(|error| missing(describe(error)))
+    cublaslt().map_err(unusable)?;
+    CudaContext::new(ordinal).map_err(refused)
+}
+
+/// Fails where the driver's interface is older than `oldest`.
+///
+/// # Errors
+/// [`Error::OldDriver`].
+pub(super) fn since(oldest: i32) -> Result<()> {
+    let version = version().map_err(failed("cuDriverGetVersion"))?;
+    if version >= oldest {
+        Ok(())
+    } else {
+        Err(Error::OldDriver { version: numbers(version), oldest: numbers(oldest) })
+    }
+}
+
+/// The driver's interface, 1000 times the major version of CUDA and 10 times the minor one.
+fn version() -> std::result::Result<i32, DriverError> {
+    let mut version = 0;
+    // SAFETY: whoever asks has seen that the library is there, and the pointer is valid for one integer.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map(|()| version)
+}
+
+const fn numbers(version: i32) -> (i32, i32) {
+    (version / 1000, version % 1000 / 10)
 }
 
 /// Makes sure that cudarc will find cuBLASLt, whose list of names only covers the loader's path: once the library is

@@ -139,8 +139,8 @@ impl CudaDevice {
     /// GPU `ordinal`, counted as the driver counts.
     ///
     /// # Errors
-    /// [`Error::NoSuchDevice`] where driver, GPU or cuBLASLt are missing, with what was found instead;
-    /// [`Error::Jit`] where NVRTC is.
+    /// [`Error::NoSuchDevice`] where driver or GPU are missing, with what was found instead; [`Error::UnusableDevice`]
+    /// where the driver is too old or cuBLASLt is missing; [`Error::Jit`] where NVRTC is.
     pub fn new(ordinal: usize, precision: Precision) -> Result<Self> {
         Self::watched(ordinal, precision, Watch::default())
     }
