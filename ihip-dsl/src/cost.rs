@@ -15,6 +15,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::renewal::least_common_multiple;
 use crate::{Descent, Geometry, Halving, LayerPlan, Probe, PrunedLayer, Ranking, Representative, StagePlan};
 
 /// The step whose reads are counted: the last `rows` of `tokens` tokens, 1 while decoding.
@@ -111,22 +112,7 @@ impl PrunedLayer {
     /// Share of decoding steps that renew `stage`: those that its interval or that of a stage before divides.
     #[must_use]
     pub fn renewals(&self, stage: usize) -> f64 {
-        let intervals: BTreeSet<u128> = self.stages[..=stage].iter().map(|stage| stage.refresh as u128).collect();
-        // A multiple of an interval is counted with the interval.
-        let smallest: Vec<u128> = intervals
-            .iter()
-            .copied()
-            .filter(|interval| !intervals.iter().any(|other| other < interval && interval.is_multiple_of(*other)))
-            .collect();
-        // Inclusion and exclusion over the sets of intervals that divide a step together.
-        (1..1_u32 << smallest.len())
-            .map(|set| {
-                let chosen = smallest.iter().enumerate().filter(|(index, _)| set >> index & 1 == 1);
-                let multiple = chosen.fold(1, |multiple, (_, &interval)| multiple / gcd(multiple, interval) * interval);
-                let sign = if set.count_ones() % 2 == 1 { 1.0 } else { -1.0 };
-                sign / multiple as f64
-            })
-            .sum()
+        renewed_steps(self.stages[..=stage].iter().map(|stage| stage.refresh))
     }
 
     /// Chunks that the query blocks of one head score in a stage, together.
@@ -269,8 +255,25 @@ impl Probabilities {
     }
 }
 
-fn gcd(a: u128, b: u128) -> u128 {
-    if b == 0 { a } else { gcd(b, a % b) }
+/// Share of steps that one of `intervals` divides, each at least 1.
+#[must_use]
+pub fn renewed_steps(intervals: impl IntoIterator<Item = usize>) -> f64 {
+    let intervals: BTreeSet<usize> = intervals.into_iter().collect();
+    // A multiple of an interval is counted with the interval.
+    let smallest: Vec<usize> = intervals
+        .iter()
+        .copied()
+        .filter(|interval| !intervals.iter().any(|other| other < interval && interval.is_multiple_of(*other)))
+        .collect();
+    // Inclusion and exclusion over the sets of intervals that divide a step together.
+    (1..1_u32 << smallest.len())
+        .map(|set| {
+            let chosen = smallest.iter().enumerate().filter(|(index, _)| set >> index & 1 == 1);
+            let sign = if set.count_ones() % 2 == 1 { 1.0 } else { -1.0 };
+            // Steps that are farther apart than can be written are none.
+            least_common_multiple(chosen.map(|(_, interval)| *interval)).map_or(0.0, |multiple| sign / multiple as f64)
+        })
+        .sum()
 }
 
 #[cfg(test)]
@@ -308,7 +311,12 @@ mod tests {
     }
 
     #[test]
-    fn greatest_common_divisors() {
-        assert_eq!((gcd(96, 32), gcd(32, 96), gcd(7, 5), gcd(4, 0)), (32, 32, 1, 4));
+    fn steps_that_several_intervals_divide_are_counted_once() {
+        assert_eq!(renewed_steps([]), 0.0);
+        assert_eq!(renewed_steps([16, 8, 4]), 0.25);
+        // Of six steps 0, 2, 3 and 4.
+        assert!((renewed_steps([3, 2]) - 4.0 / 6.0).abs() < 1e-12);
+        let rare = renewed_steps([usize::MAX, usize::MAX - 1, usize::MAX - 2]);
+        assert!((0.0..1e-15).contains(&rare), "{rare}");
     }
 }

@@ -3,10 +3,11 @@
 //! Everything here is arithmetic on checked numbers; the only thing that can still be wrong is a layer that the
 //! model does not have. The reference states the same arithmetic on its own, so that each checks the other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 
+use crate::renewal::least_common_multiple;
 use crate::{
     AttendRope, Attention, Geometry, LayerPruning, Pipeline, Ranking, Refresh, Renewal, Representative, ScanRope,
     Scoring, Turn,
@@ -289,6 +290,22 @@ impl Plan {
     #[must_use]
     pub fn rotated_cache(&self, layer: usize) -> bool {
         self.decode(layer).rotated_cache()
+    }
+
+    /// Decoding steps after which the patterns of renewals come again; `None` where that is more than a `u128` holds.
+    #[must_use]
+    pub fn refresh_period(&self) -> Option<u128> {
+        least_common_multiple(self.refresh_intervals())
+    }
+
+    /// Intervals at which decoding renews a stage of any layer, each once.
+    #[must_use]
+    pub fn refresh_intervals(&self) -> BTreeSet<usize> {
+        let stages = (0..self.layers()).flat_map(|layer| match self.decode(layer) {
+            LayerPlan::Dense => &[][..],
+            LayerPlan::Pruned(layer) => &layer.stages,
+        });
+        stages.map(|stage| stage.refresh).collect()
     }
 
     /// What decoding step `step` (from 0) renews of `layer`.

@@ -46,10 +46,38 @@ impl From<Option<usize>> for Renewal {
     }
 }
 
+/// The least common multiple of refresh intervals, each at least 1: after so many steps all of them come again together.
+/// `None` where that is more than a `u128` holds.
+#[must_use]
+pub(crate) fn least_common_multiple(intervals: impl IntoIterator<Item = usize>) -> Option<u128> {
+    intervals.into_iter().map(|interval| interval as u128).try_fold(1, |multiple: u128, interval| {
+        let (mut divisor, mut rest) = (multiple, interval);
+        while rest > 0 {
+            (divisor, rest) = (rest, divisor % rest);
+        }
+        (multiple / divisor).checked_mul(interval)
+    })
+}
+
 impl Turn {
     /// Number `turn` of `turns` that share out `kv_heads` heads.
     pub(crate) fn of(turn: usize, turns: usize, kv_heads: usize) -> Self {
         let [first, end] = [turn, turn + 1].map(|turn| turn * kv_heads / turns);
         Self { first, heads: end - first }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn common_multiples_of_intervals_are_found_where_they_can_be_written() {
+        assert_eq!(least_common_multiple([96, 32, 8]), Some(96));
+        assert_eq!(least_common_multiple([7, 5, 1, 5]), Some(35));
+        assert_eq!(least_common_multiple([]), Some(1));
+        assert_eq!(least_common_multiple([usize::MAX, usize::MAX]), Some(usize::MAX as u128));
+        // Neighbours have no divisor in common.
+        assert_eq!(least_common_multiple([usize::MAX, usize::MAX - 1, usize::MAX - 2]), None);
     }
 }

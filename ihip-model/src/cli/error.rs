@@ -196,6 +196,30 @@ pub(super) enum Error {
         /// Contexts.
         contexts: usize,
     },
+    /// Refresh intervals that are not one a stage.
+    #[error("--refresh has {given} intervals, but {pipeline} has {stages} stages: give one for each")]
+    Intervals {
+        /// Intervals.
+        given: usize,
+        /// The pipeline.
+        pipeline: String,
+        /// Stages of it.
+        stages: usize,
+    },
+    /// Refresh intervals with a period that nobody would wait for.
+    #[error(
+        "the refresh intervals of {pipeline}, {}, come together again after more than {most} steps: give intervals with a \
+         smaller common multiple",
+        intervals.iter().map(usize::to_string).collect::<Vec<_>>().join(" and ")
+    )]
+    LongPeriod {
+        /// The pipeline.
+        pipeline: String,
+        /// Its intervals.
+        intervals: Vec<usize>,
+        /// Steps of the longest period.
+        most: usize,
+    },
     /// A key that names no entry of the cache, or several.
     #[error("{found} entries of the cache begin with {key}: `ihip cache list` shows their keys")]
     NoSuchEntry {

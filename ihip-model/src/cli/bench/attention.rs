@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use ihip_dsl::cost::{Part, StepExtent};
-use ihip_dsl::{KvType, LayerPlan, Plan};
+use ihip_dsl::cost::{Part, StepExtent, renewed_steps};
+use ihip_dsl::{KvType, LayerPlan, Plan, StagePlan};
 use ihip_runtime::device::cuda::{AttentionTimer, TimedLayer};
 
 use super::figure;
@@ -101,6 +101,7 @@ impl Attention {
     pub(in crate::cli) fn run(&self) -> Result<()> {
         let shape = KnownShape::named(&self.model).ok_or_else(|| Error::UnknownShape { model: self.model.clone() })?;
         let plans = self.pruning.iter().map(|name| self.plan(name, shape)).collect::<Result<Vec<_>>>()?;
+        plans.iter().try_for_each(|plan| self.check_intervals(plan))?;
         let peers = self.peers.as_deref().map(read_rows).transpose()?.unwrap_or_default();
         let mut timer = AttentionTimer::new(self.gpu)?;
         let machine = Machine::of(&timer, self.commit.clone())?;
@@ -148,6 +149,17 @@ impl Attention {
         Ok(plan.alone(layer))
     }
 
+    /// Makes sure that each stage has an interval where any are given.
+    fn check_intervals(&self, plan: &Plan) -> Result<()> {
+        let stages = stages(plan).len();
+        match &self.refresh {
+            Some(intervals) if stages > 0 && intervals.len() != stages => {
+                Err(Error::Intervals { given: intervals.len(), pipeline: plan.name().to_owned(), stages })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn contexts(&self) -> Vec<usize> {
         match self.suite {
             Some(Suite::Headline) => vec![32 << 10, 128 << 10, 1 << 20, 3 << 20],
@@ -191,10 +203,7 @@ impl Attention {
         }
         let kind = plan.decode(0);
         let reads = kind.reads(plan.geometry(), StepExtent { tokens: context, rows: 1 });
-        let stages = match kind {
-            LayerPlan::Dense => 0,
-            LayerPlan::Pruned(layer) => layer.stages.len(),
-        };
+        let stages = stages(plan).len();
         let mut layers = Vec::new();
         let mut batches = self.batch.clone();
         batches.sort_unstable();
@@ -228,10 +237,7 @@ impl Attention {
     ) -> Result<()> {
         let kind = plan.decode(0);
         let reads = kind.reads(plan.geometry(), StepExtent { tokens: context, rows: 1 });
-        let stages: &[_] = match kind {
-            LayerPlan::Dense => &[],
-            LayerPlan::Pruned(layer) => &layer.stages,
-        };
+        let stages = stages(plan);
         // Step 0 renews everything; the last entry is a step that reuses the list.
         let mut steps = Vec::new();
         for stage in 0..=stages.len() {
@@ -255,7 +261,7 @@ impl Attention {
                 output::write(&kernels(&row, &times))?;
             }
             rows.push(row);
-            steps.push((restart, samples, moved));
+            steps.push((samples, moved));
         }
         if !stages.is_empty() {
             let intervals: Vec<usize> = stages.iter().map(|stage| stage.refresh).collect();
@@ -298,6 +304,14 @@ impl Attention {
     }
 }
 
+/// Stages of a decoding step.
+fn stages(plan: &Plan) -> &[StagePlan] {
+    match plan.decode(0) {
+        LayerPlan::Dense => &[],
+        LayerPlan::Pruned(layer) => &layer.stages,
+    }
+}
+
 /// Multiplications and additions of attention over the keys that the last `rows` of `context` queries see.
 fn operations(plan: &Plan, context: usize, rows: usize) -> f64 {
     let geometry = plan.geometry();
@@ -312,32 +326,25 @@ fn operations(plan: &Plan, context: usize, rows: usize) -> f64 {
     4.0 * f64::from(geometry.query_heads * geometry.head_dim) * keys(kind)
 }
 
-/// The mean of a period of steps: sample for sample, each kind of step as often as it comes.
-fn mean(intervals: &[usize], steps: &[(Option<usize>, Vec<f64>, f64)], plan: &Plan, context: usize) -> Row {
-    let period = intervals.iter().copied().fold(1, least_common_multiple);
-    let restarts = (0..period).map(|step| intervals.iter().position(|interval| step % interval == 0));
-    let mut shares = vec![0.0; steps.len()];
-    for restart in restarts {
-        if let Some(index) = steps.iter().position(|(known, ..)| *known == restart) {
-            shares[index] += 1.0 / period as f64;
-        }
-    }
+/// The mean of all steps: sample for sample, each kind of step as often as it comes. `steps` are those that renew from each
+/// stage, and one that renews nothing.
+fn mean(intervals: &[usize], steps: &[(Vec<f64>, f64)], plan: &Plan, context: usize) -> Row {
+    let shares = shares(intervals);
     let weighted = |value: &dyn Fn(usize) -> f64| (0..steps.len()).map(|index| shares[index] * value(index)).sum();
-    let count = steps.iter().map(|(_, samples, _)| samples.len()).min().unwrap_or(0);
-    let samples: Vec<f64> = (0..count).map(|sample| weighted(&|index| steps[index].1[sample])).collect();
+    let count = steps.iter().map(|(samples, _)| samples.len()).min().unwrap_or(0);
+    let samples: Vec<f64> = (0..count).map(|sample| weighted(&|index| steps[index].0[sample])).collect();
     let words: Vec<String> = intervals.iter().map(usize::to_string).collect();
     let mut row = Row::new("decode", context, words.join(","), plan.name(), &samples);
-    row.bytes = weighted(&|index| steps[index].2);
+    row.bytes = weighted(&|index| steps[index].1);
     row.operations = operations(plan, context, 1);
     row
 }
 
-fn least_common_multiple(a: usize, b: usize) -> usize {
-    let (mut x, mut y) = (a, b);
-    while y > 0 {
-        (x, y) = (y, x % y);
-    }
-    a / x * b
+/// Shares of steps that renew from each stage on, the first whose interval divides them, and of those that renew nothing.
+fn shares(intervals: &[usize]) -> Vec<f64> {
+    let renewed = |stages: usize| renewed_steps(intervals[..stages].iter().copied());
+    let from = (0..intervals.len()).map(|stage| renewed(stage + 1) - renewed(stage));
+    from.chain([1.0 - renewed(intervals.len())]).collect()
 }
 
 fn ceilings(timer: &mut AttentionTimer) -> Result<Ceilings> {
@@ -409,4 +416,18 @@ fn read_rows(path: &Path) -> Result<Vec<Row>> {
 
 fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).map_err(|source| Error::WriteResult { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_shared_out_among_the_stages_that_they_renew_from() {
+        assert_eq!(shares(&[16, 8, 4]), [1.0 / 16.0, 1.0 / 16.0, 1.0 / 8.0, 3.0 / 4.0]);
+        // Whatever the period: 4,294,967,296 steps, and more than can be counted.
+        assert_eq!(shares(&[1 << 32, 1]), [1.0 / f64::from(1 << 16) / f64::from(1 << 16), 1.0 - 0.5_f64.powi(32), 0.0]);
+        let rare = shares(&[usize::MAX, usize::MAX - 1, usize::MAX - 2]);
+        assert!((rare.iter().sum::<f64>() - 1.0).abs() < 1e-12 && rare[3] > 0.999, "{rare:?}");
+    }
 }

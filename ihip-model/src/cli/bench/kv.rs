@@ -7,8 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 use ihip_dsl::{KvType, LayerPlan, Plan};
 use ihip_runtime::Device;
-use ihip_runtime::device::cuda::{AttentionTimer, TimedRequest, refresh_period};
-use ihip_runtime::device::host_available_bytes;
+use ihip_runtime::device::cuda::{AttentionTimer, CudaDevice, TimedRequest};
 use ihip_runtime::kv::trace::Trace;
 use ihip_runtime::kv::{Budget, Traffic};
 use serde::Serialize;
@@ -74,6 +73,9 @@ pub(in crate::cli) struct Kv {
 /// Samples of the gather.
 const GATHERS: usize = 20;
 
+/// Longest period of refresh intervals, in steps: three of them are run, minutes of a large model.
+const MOST_PERIOD: usize = 1 << 14;
+
 /// What is lost of a layer's share of the GPU: keys and values have whole pieces of 2 MiB of it.
 const ROUNDED: u64 = 2 * (2 << 20);
 
@@ -106,7 +108,7 @@ struct Row {
 impl Kv {
     /// # Errors
     /// Where a name is unknown, types and contexts do not pair, the trace cannot be used, there is no GPU, a request does
-    /// not fit, or the file cannot be written.
+    /// not fit, the period of refresh intervals is too long, or the file cannot be written.
     pub(in crate::cli) fn run(&self) -> Result<()> {
         let shape = KnownShape::named(&self.model).ok_or_else(|| Error::UnknownShape { model: self.model.clone() })?;
         let choice = Choice::named(&self.pruning)?;
@@ -115,8 +117,12 @@ impl Kv {
             Ok(Arc::new(choice.plan_for(shape.geometry(kv_type), shape.frequencies(), shape.layers)?))
         };
         let any = plan(KvType::Bf16)?;
-        let steps = self.steps.max(refresh_period(&any));
-        let trace = self.read_trace(untimed_steps(&any) + steps)?;
+        let period = period(&any)?;
+        let steps = self.steps.max(period);
+        let trace = self.read_trace(untimed_steps(period) + steps)?;
+        if let Some(path) = &self.json {
+            output::writable(path)?;
+        }
 
         let mut timer = AttentionTimer::new(self.gpu)?;
         let machine = Machine::of(&timer, self.commit.clone())?;
@@ -134,7 +140,7 @@ impl Kv {
             report.rows.push(self.fit(&mut timer, &plan, card));
         }
         for (context, kv_type) in requests {
-            let rows = self.time(&mut timer, &plan(kv_type)?, [context, steps], trace.as_ref())?;
+            let rows = self.time(&mut timer, &plan(kv_type)?, [context, period, steps], trace.as_ref())?;
             report.rows.extend(rows);
             // What is measured is kept where a later request does not fit.
             self.keep(&report)?;
@@ -193,10 +199,10 @@ impl Kv {
         &self,
         timer: &mut AttentionTimer,
         plan: &Arc<Plan>,
-        [context, steps]: [usize; 2],
+        [context, period, steps]: [usize; 3],
         trace: Option<&Trace>,
     ) -> Result<Vec<Row>> {
-        let untimed = untimed_steps(plan);
+        let untimed = untimed_steps(period);
         let room = context + untimed + steps;
         let budget = Budget { gpu: self.gpu_kv, host: self.host(timer.device().kv_bytes(plan, room)) };
         let mut request = timer.request(plan, [context, room - context], budget, trace.is_some())?;
@@ -232,10 +238,24 @@ impl Kv {
     }
 }
 
+/// The period of the refresh intervals.
+///
+/// # Errors
+/// [`Error::LongPeriod`].
+fn period(plan: &Plan) -> Result<usize> {
+    match plan.refresh_period() {
+        Some(period) if period <= MOST_PERIOD as u128 => Ok(period as usize),
+        _ => {
+            let intervals = plan.refresh_intervals().into_iter().collect();
+            Err(Error::LongPeriod { pipeline: plan.name().to_owned(), intervals, most: MOST_PERIOD })
+        }
+    }
+}
+
 /// Steps of a request that are not timed: in a first period of the refresh intervals the graphs of all patterns are recorded, in
 /// a second one the pages come that are read over and over.
-fn untimed_steps(plan: &Plan) -> usize {
-    2 * refresh_period(plan)
+const fn untimed_steps(period: usize) -> usize {
+    2 * period
 }
 
 /// The block list of every layer in a step.
@@ -356,6 +376,9 @@ mod tests {
             let choice = Choice::named(name).expect("it is declared");
             choice.plan_for(shape.geometry(KvType::Bf16), shape.frequencies(), shape.layers).expect("it fits")
         };
-        assert_eq!(["Paper3kFlash", "Paper3k", "dense"].map(|name| untimed_steps(&plan(name))), [192, 32, 2]);
+        assert_eq!(
+            ["Paper3kFlash", "Paper3k", "dense"].map(|name| untimed_steps(period(&plan(name)).expect("it is short"))),
+            [192, 32, 2]
+        );
     }
 }

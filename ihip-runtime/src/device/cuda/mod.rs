@@ -38,7 +38,7 @@ use rayon::prelude::*;
 
 pub use cache::CudaCache;
 pub use ledger::Ledger;
-pub use request::{TimedRequest, refresh_period};
+pub use request::TimedRequest;
 pub use runner::{KernelArgument, KernelBuffer, KernelRunner};
 pub use timing::{AttentionTimer, Ceilings, TimedLayer};
 pub use trial::{GpuBench, TimedPart};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ihip_dsl::emit::measure::{GATHERED_ROW, MeasureKernel};
 use ihip_dsl::emit::{Buffer as Name, Element};
-use ihip_dsl::{KvType, LayerPlan, Plan};
+use ihip_dsl::{KvType, Plan};
 
 use super::given::GivenLists;
 use super::launch::Operand;
@@ -133,20 +133,4 @@ impl AttentionTimer {
         })?;
         Ok(seconds.into_iter().map(|seconds| (count * GATHERED_ROW) as f64 / seconds).collect())
     }
-}
-
-/// Decoding steps after which the patterns of renewals of `plan` come again.
-#[must_use]
-pub fn refresh_period(plan: &Plan) -> usize {
-    let intervals = (0..plan.layers()).flat_map(|layer| match plan.decode(layer) {
-        LayerPlan::Dense => Vec::new(),
-        LayerPlan::Pruned(layer) => layer.stages.iter().map(|stage| stage.refresh).collect(),
-    });
-    intervals.fold(1, |period, interval| {
-        let (mut a, mut b) = (period, interval);
-        while b > 0 {
-            (a, b) = (b, a % b);
-        }
-        period / a * interval
-    })
 }
