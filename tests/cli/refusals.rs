@@ -1,6 +1,6 @@
 //! Bad input: one clear sentence, exit code 2, nothing on standard output, before any work.
 
-use ihip_tests::support::gguf::tiny_llama;
+use ihip_tests::support::gguf::{Meta, tiny_llama};
 use tempfile::TempDir;
 
 use super::{endless, file_in, ihip, ihip_reading, model, text};
@@ -95,7 +95,7 @@ fn of_an_unknown_pipeline_with_the_nearest_names() {
 #[test]
 fn of_a_pipeline_that_names_a_layer_beyond_the_model() {
     let mut file = tiny_llama();
-    file.set("llama.block_count", ihip_tests::support::gguf::Meta::U32(2));
+    file.set("llama.block_count", Meta::U32(2));
     file.tensors.retain(|tensor| !tensor.name.starts_with("blk.2.") && !tensor.name.starts_with("blk.3."));
     let path = model("two layers.gguf", &file);
     let refusal = ihip(&["generate", "--prompt", "x", "--model", &path]).refusal();
@@ -185,6 +185,19 @@ fn of_words_in_the_place_of_token_ids() {
     let decode = ["tokenize", "--decode", "--model", endless()];
     insta::assert_snapshot!(ihip_reading(&decode, "1 2 three").refusal(), @"error: “three” is not a token id: give numbers from 0, separated by white space");
     insta::assert_snapshot!(ihip_reading(&decode, "1 271").refusal(), @"error: there is no token 271: the vocabulary has 271 tokens, from 0");
+}
+
+#[test]
+fn of_a_prompt_that_no_token_stands_for() {
+    let mut file = tiny_llama();
+    let tokens = file.metadata.iter_mut().find(|(key, _)| key == "tokenizer.ggml.tokens");
+    let Some((_, Meta::Strings(tokens))) = tokens else { panic!("a vocabulary") };
+    *tokens.iter_mut().find(|token| *token == "z").unwrap() = "zz".to_owned();
+    let path = model("without z.gguf", &file);
+    let refusal = ihip(&["generate", "--model", &path, "--prompt", "z"]).refusal();
+    insta::assert_snapshot!(refusal, @"error: --prompt has 0 tokens: the model's vocabulary leaves out all of its characters, give others");
+    let refusal = ihip(&["score", "--model", &path, "--prompt", "z"]).refusal();
+    insta::assert_snapshot!(refusal, @"error: --prompt has 0 tokens: a token is scored by those before it, give at least 2");
 }
 
 #[test]

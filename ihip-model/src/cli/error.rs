@@ -77,8 +77,17 @@ pub(super) enum Error {
     /// Dense attention was asked for where nobody measured it.
     #[error("--dense-path is for a GPU, where it was measured: leave it out, or give --device cuda")]
     NoDensePath,
+    /// A prompt of characters that no token stands for.
+    #[error("{input} has 0 tokens: the model's vocabulary leaves out all of its characters, give others")]
+    NoTokens {
+        /// Where the prompt came from.
+        input: Source,
+    },
     /// A text too short to be scored.
-    #[error("{input} has {tokens} token: a token is scored by those before it, give at least 2")]
+    #[error(
+        "{input} has {tokens} token{}: a token is scored by those before it, give at least 2",
+        if *tokens == 1 { "" } else { "s" }
+    )]
     NothingToScore {
         /// Where the text came from.
         input: Source,

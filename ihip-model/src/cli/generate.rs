@@ -11,7 +11,7 @@ use ihip_runtime::device::Sampling;
 
 use super::arguments;
 use super::device::{DeviceArguments, Settings, Work};
-use super::error::Result;
+use super::error::{Error, Result};
 use super::interrupt;
 use super::masks::Masks;
 use super::model::{self, ModelArguments, Reserve};
@@ -116,6 +116,9 @@ impl Work for Job<'_> {
         } else {
             tokenizer.encode(&self.text, Special::Parse)?
         };
+        if prompt.is_empty() {
+            return Err(Error::NoTokens { input: self.arguments.prompt.source() });
+        }
         let reserve = Reserve { prompt: prompt.len(), new };
         let mut seconds = Seconds::default();
         let free = device.available_bytes()?;
