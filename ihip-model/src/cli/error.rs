@@ -129,6 +129,15 @@ pub(super) enum Error {
         /// What was asked for.
         model: String,
     },
+    /// A model whose geometry is not known, where a file would not do.
+    #[error(
+        "there is no geometry {model:?}: known geometries are {}",
+        KNOWN_SHAPES.map(|shape| shape.word).join(", ")
+    )]
+    UnknownGeometry {
+        /// What was asked for.
+        model: String,
+    },
     /// A layer beyond the model's.
     #[error("there is no layer {layer}: the model has {layers}, counted from 0")]
     NoSuchLayer {

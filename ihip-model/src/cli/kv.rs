@@ -19,7 +19,6 @@ use super::pruning::{self, Pruning};
 use super::table::{NOTHING, Table, bytes, grouped};
 use super::tiers::Tiers;
 use crate::generate::Interrupt;
-use crate::shapes::KnownShape;
 use crate::stats::Percentiles;
 
 /// Shows how many tokens fit where, and replays page traces
@@ -138,7 +137,7 @@ impl ReplayArguments {
     fn run(&self) -> Result<()> {
         let failed = |error| Error::PageTrace { path: self.file.clone(), error };
         let trace = Trace::read(&mut File::open(&self.file).map_err(|error| failed(error.into()))?).map_err(failed)?;
-        let shape = KnownShape::named(&self.model).ok_or_else(|| Error::UnknownShape { model: self.model.clone() })?;
+        let shape = model::shape(&self.model)?;
         let geometry = Geometry { page: trace.header.page, ..shape.geometry(self.kv_type) };
         let layers = self.layers.unwrap_or(trace.header.layers as usize);
         let heading = [

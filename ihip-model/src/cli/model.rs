@@ -14,6 +14,7 @@ use super::pruning;
 use super::tiers::{self, Tiers};
 use crate::generate::Interrupt;
 use crate::llama::Llama;
+use crate::shapes::KnownShape;
 use crate::weights::Config;
 use crate::{ModelFile, fetch};
 
@@ -23,6 +24,14 @@ pub(super) struct ModelArguments {
     /// A model by its name, fetched once, or the path of a GGUF file
     #[arg(long, value_name = "NAME|PATH", default_value = fetch::KNOWN_MODELS[0].name)]
     model: String,
+}
+
+/// The shape that `name` stands for, where a command takes no file.
+///
+/// # Errors
+/// [`Error::UnknownGeometry`].
+pub(super) fn shape(name: &str) -> Result<&'static KnownShape> {
+    KnownShape::named(name).ok_or_else(|| Error::UnknownGeometry { model: name.to_owned() })
 }
 
 impl ModelArguments {

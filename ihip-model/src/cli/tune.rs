@@ -14,7 +14,7 @@ use super::bench::report::Machine;
 use super::error::{Error, Result};
 use super::pruning::Choice;
 use super::table::{NOTHING, Table as Text, grouped, seconds};
-use super::{arguments, output};
+use super::{arguments, model, output};
 use crate::shapes::KnownShape;
 
 /// Cases that are drawn until rounding decides nothing in one.
@@ -155,7 +155,7 @@ impl Kernels {
     fn jobs(&self) -> Result<Vec<Job>> {
         let mut pairs = Vec::new();
         for model in &self.model {
-            let shape = KnownShape::named(model).ok_or_else(|| Error::UnknownShape { model: model.clone() })?;
+            let shape = model::shape(model)?;
             for name in &self.pruning {
                 pairs.push((shape, Choice::named(name)?));
             }

@@ -13,7 +13,7 @@ use super::report::{Ceilings, Machine, Report, Row, quantile};
 use crate::cli::error::{Error, Result};
 use crate::cli::pruning::Choice;
 use crate::cli::table::{NOTHING, Table, bytes, grouped, seconds};
-use crate::cli::{arguments, output};
+use crate::cli::{arguments, model, output};
 use crate::shapes::KnownShape;
 
 /// Times one layer's attention on a GPU
@@ -99,10 +99,11 @@ impl Attention {
     /// # Errors
     /// Where a pipeline is unknown, there is no GPU, or a file cannot be written.
     pub(in crate::cli) fn run(&self) -> Result<()> {
-        let shape = KnownShape::named(&self.model).ok_or_else(|| Error::UnknownShape { model: self.model.clone() })?;
+        let shape = model::shape(&self.model)?;
         let plans = self.pruning.iter().map(|name| self.plan(name, shape)).collect::<Result<Vec<_>>>()?;
         plans.iter().try_for_each(|plan| self.check_intervals(plan))?;
         let peers = self.peers.as_deref().map(read_rows).transpose()?.unwrap_or_default();
+        [&self.svg, &self.json].into_iter().flatten().try_for_each(|path| output::writable(path))?;
         let mut timer = AttentionTimer::new(self.gpu)?;
         let machine = Machine::of(&timer, self.commit.clone())?;
         output::write(&format!("{}, driver {}, CUDA {}\n", machine.gpu, machine.driver, machine.cuda))?;

@@ -18,8 +18,7 @@ use crate::cli::error::{Error, Result};
 use crate::cli::pruning::Choice;
 use crate::cli::table::{NOTHING, Table, grouped};
 use crate::cli::tiers::most_of;
-use crate::cli::{arguments, output, progress};
-use crate::shapes::KnownShape;
+use crate::cli::{arguments, model, output, progress};
 use crate::stats::Percentiles;
 
 /// Times decoding steps of a request of which the GPU holds a part
@@ -110,7 +109,7 @@ impl Kv {
     /// Where a name is unknown, types and contexts do not pair, the trace cannot be used, there is no GPU, a request does
     /// not fit, the period of refresh intervals is too long, or the file cannot be written.
     pub(in crate::cli) fn run(&self) -> Result<()> {
-        let shape = KnownShape::named(&self.model).ok_or_else(|| Error::UnknownShape { model: self.model.clone() })?;
+        let shape = model::shape(&self.model)?;
         let choice = Choice::named(&self.pruning)?;
         let requests = self.requests()?;
         let plan = |kv_type| -> Result<Arc<Plan>> {

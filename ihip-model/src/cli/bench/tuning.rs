@@ -12,7 +12,7 @@ use super::report::{Machine, quantile};
 use crate::cli::error::{Error, Result};
 use crate::cli::pruning::Choice;
 use crate::cli::table::{Table, grouped, seconds};
-use crate::cli::{arguments, output};
+use crate::cli::{arguments, model, output};
 use crate::shapes::KnownShape;
 
 /// Times steps with tuned kernels beside the same steps with kernels as they are declared
@@ -92,9 +92,11 @@ impl Tuning {
     /// # Errors
     /// Where a name is unknown, there is no GPU, or the file cannot be written.
     pub(in crate::cli) fn run(&self) -> Result<()> {
-        let shapes = self.model.iter().map(|model| KnownShape::named(model)).collect::<Option<Vec<_>>>();
-        let shapes = shapes.ok_or_else(|| Error::UnknownShape { model: self.model.join(",") })?;
+        let shapes = self.model.iter().map(|name| model::shape(name)).collect::<Result<Vec<_>>>()?;
         let choices = self.pruning.iter().map(|name| Choice::named(name)).collect::<Result<Vec<_>>>()?;
+        if let Some(path) = &self.json {
+            output::writable(path)?;
+        }
         let mut timer = AttentionTimer::new(self.gpu)?;
         let machine = Machine::of(&timer, self.commit.clone())?;
         let mut report = Report { machine, rows: Vec::new(), ratios: Vec::new() };
