@@ -132,7 +132,7 @@ fn a_kernel_that_may_not_be_compiled_is_named_with_the_way_out() {
     assert_eq!(
         error.to_string(),
         "IHIP_NO_JIT is set and twice for sm_90 is not in the cache: compile it ahead with \
-         `ihip kernels compile --arch sm_90`, or unset it"
+         `ihip kernels compile --arch sm_90` and the --model, --kv-type, --dense-path and IHIP_TUNING of the run, or unset it"
     );
     get(&folder);
     assert!(without().cubin("twice", TEXT).is_ok());

@@ -91,7 +91,8 @@ pub enum JitError {
     /// Compiling is switched off, and the kernel is not in the store.
     #[error(
         "IHIP_NO_JIT is set and {kernel} for {architecture} is not in the cache: compile it ahead with \
-         `ihip kernels compile --arch {architecture}`, or unset it"
+         `ihip kernels compile --arch {architecture}` and the --model, --kv-type, --dense-path and IHIP_TUNING of the run, or \
+         unset it"
     )]
     Disabled {
         /// The kernel.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use clap::Args;
 use ihip_dsl::KvType;
 use ihip_dsl::emit::model::ModelKernel;
-use ihip_dsl::emit::{Activation, Kernel};
+use ihip_dsl::emit::{Activation, Kernel, Paging, Slots};
 use ihip_dsl::tuning::Tunings;
 use ihip_runtime::jit::{self, Architecture, Compiler};
 use ihip_runtime::tuning::Tables;
@@ -23,8 +23,8 @@ use crate::stats::Kernels;
 /// Compiles what runs of pipelines will need, and keeps it
 ///
 /// Needs libnvrtc and no GPU: a run on a GPU of the architecture then compiles nothing, and with IHIP_NO_JIT=1 never
-/// tries to. The kernels are those of the pipeline, as they are tuned for the architecture, and of the model itself with
-/// weights of the cache's type.
+/// tries to. The kernels are those of the pipeline, as they are tuned for the architecture, those that a cache of two tiers
+/// takes besides, however its budget is divided, and those of the model itself with weights of the cache's type.
 #[derive(Debug, Args)]
 pub(super) struct Compile {
     /// Declared pipelines, or `dense` [default: all of them]
@@ -45,6 +45,9 @@ pub(super) struct Compile {
     #[command(flatten)]
     target: Target,
 }
+
+/// Slots of a cache of two tiers. No text depends on how many there are: launches pass that.
+const SLOTS: Slots = Slots { pages: 3, keys: 2, values: 2 };
 
 /// What compiling took.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -123,11 +126,53 @@ impl Compile {
         for choice in choices {
             for tunings in &tunings {
                 let program = shape.program_with(choice, architecture.instructions(), tunings.clone())?;
-                kernels.extend(if self.dense_path { program.with_dense_path() } else { program }.kernels());
+                let program = if self.dense_path { program.with_dense_path() } else { program };
+                for levels in 0..=Paging::most_levels() {
+                    let program = program.clone().keeping_probes(levels);
+                    kernels.extend(program.kernels());
+                    kernels.extend(Paging::new(&program, SLOTS).kernels());
+                }
             }
         }
         let mut texts = BTreeSet::new();
         kernels.retain(|kernel| texts.insert(kernel.text.clone()));
         Ok(kernels)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        compile: Compile,
+    }
+
+    #[test]
+    fn whatever_a_cache_of_two_tiers_launches_is_compiled_ahead() {
+        let command = ["", "Paper3k", "--model", "llama-3.1-8b", "--kv-type", "e4m3", "--dense-path"];
+        let Command { compile } = Command::parse_from(command);
+        let shape = compile.target.shape().expect("it is known");
+        let texts: BTreeSet<String> = compile
+            .kernels(&shape, Architecture::SM_90)
+            .expect("it fits")
+            .into_iter()
+            .map(|kernel| kernel.text)
+            .collect();
+        let choice = Choice::named("Paper3k").expect("it is declared");
+        let program = shape.program_for(choice, Architecture::SM_90.instructions()).expect("it fits");
+        let program = program.with_dense_path();
+        for (levels, slots) in [(0, [200_000, 9_000, 5]), (1, [64, 64, 32]), (4, [7, 3, 2])] {
+            let [pages, keys, values] = slots;
+            let program = program.clone().keeping_probes(levels);
+            let paging = Paging::new(&program, Slots { pages, keys, values });
+            for kernel in program.kernels().into_iter().chain(paging.kernels()) {
+                assert!(texts.contains(&kernel.text), "{levels} levels: {}", kernel.name);
+            }
+        }
     }
 }
