@@ -55,6 +55,16 @@ impl Count {
         format!("ihip_{pipeline}_s{stage}_count_c{chunk}{keep}_{}", self.shape.suffix())
     }
 
+    /// Most pages that a step counts in a cache of `tokens` tokens.
+    pub(super) fn most(&self, tokens: usize) -> usize {
+        // A chunk that begins amid a page reaches into one more.
+        let pages = |chunk: usize| chunk.div_ceil(self.shape.geometry.page as usize) + 1;
+        match self.list {
+            Some([chunk, keep, lists]) => lists * keep * pages(chunk),
+            None => tokens.div_ceil(self.chunk) * pages(self.chunk),
+        }
+    }
+
     pub(super) const fn grid() -> [u32; 3] {
         [BLOCKS, 1, 1]
     }

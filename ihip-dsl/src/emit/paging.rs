@@ -117,6 +117,18 @@ impl Paging {
         self.slots
     }
 
+    /// Most that a step adds to a word of a layer's [`Buffer::Tally`].
+    #[must_use]
+    pub fn most_counted(&self) -> usize {
+        let tokens = self.slots.pages * self.program.plan().geometry().page as usize;
+        let counts = self.units.iter().filter_map(|(unit, _)| match unit {
+            Unit::Count(count) => Some(count.most(tokens)),
+            _ => None,
+        });
+        // Whatever else is counted is each page once.
+        counts.chain([self.slots.pages]).max().unwrap_or(0)
+    }
+
     /// Bytes of a page of keys, or of values.
     #[must_use]
     pub fn page_bytes(program: &Program) -> usize {

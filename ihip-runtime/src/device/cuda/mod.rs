@@ -18,6 +18,8 @@ mod memory;
 mod pinned;
 mod request;
 mod runner;
+mod tally;
+mod tensor;
 mod tiers;
 mod timing;
 mod together;
@@ -451,6 +453,7 @@ impl Device for CudaDevice {
         self.check_tokens()?;
         // What moves pages reads the step before.
         self.join_moves(cache)?;
+        cache.sum_up()?;
         cache.begin(step)?;
         self.passed = 0;
         self.tokens.write(0, tokens)

@@ -17,6 +17,7 @@ use super::CudaDevice;
 use super::cache::CudaCache;
 use super::ledger::Stream;
 use super::memory::{Buffer, failed};
+use super::tally::Sums;
 use crate::kv::{Reads, Row, Tier, Traffic};
 use crate::session::Phase;
 use crate::{Result, Step};
@@ -35,6 +36,8 @@ pub(super) struct Tiers {
     promotes: bool,
     /// Bytes of keys and values that came for steps of prefill.
     streamed: u64,
+    /// What kernels have counted.
+    pub(super) sums: Sums,
 }
 
 impl Tiers {
@@ -62,6 +65,7 @@ impl Tiers {
             staged,
             promotes,
             streamed: 0,
+            sums: Sums::new(layers.len(), paging.most_counted()),
             paging,
         })
     }
@@ -221,11 +225,7 @@ impl CudaDevice {
     pub(super) fn tally(&self, cache: &CudaCache) -> Result<Traffic> {
         let Some(tiers) = &cache.tiers else { return Ok(Traffic::default()) };
         self.join_moves(cache)?;
-        let mut counted = [0_u64; tally::WORDS];
-        for layer in 0..cache.program.plan().layers() {
-            let words: Vec<u32> = cache.own(layer, emit::Buffer::Tally)?.read(0, tally::WORDS)?;
-            counted.iter_mut().zip(words).for_each(|(sum, word)| *sum += u64::from(word));
-        }
+        let counted = tiers.sums.with(&cache.tally_words()?);
         let page = Paging::page_bytes(&cache.program) as u64;
         let [here, keys_here, there, in_values, in_both, out_values, out_both, gathered, written_keys, written_values] =
             [
