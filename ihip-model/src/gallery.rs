@@ -155,14 +155,12 @@ impl Manifest {
     /// # Errors
     /// [`GalleryError::Worse`] with every such figure.
     pub fn hold_against(&mut self, before: &Self, because: Option<&str>) -> Result<(), GalleryError> {
-        if self.nvrtc != before.nvrtc {
-            return Ok(());
-        }
+        let is_same_compiler = self.nvrtc == before.nvrtc;
         let known: HashMap<&str, &Described> = before.kernel.iter().map(|kernel| (&*kernel.file, kernel)).collect();
         let mut unexplained = Vec::new();
         for kernel in &mut self.kernel {
             let Some(before) = known.get(&*kernel.file) else { continue };
-            let worse = kernel.worse_than(before);
+            let worse = if is_same_compiler { kernel.worse_than(before) } else { Vec::new() };
             if !worse.is_empty() && kernel.because.is_none() {
                 kernel.because = because.map(str::to_owned);
             }
@@ -346,6 +344,14 @@ mod tests {
         assert!(manifest(66, None).hold_against(&before, None).is_err());
         assert!(manifest(66, before.kernel[0].because.as_deref()).hold_against(&before, None).is_err());
         assert!(manifest(66, Some("and four values")).hold_against(&before, None).is_ok());
+    }
+
+    #[test]
+    fn another_compiler_is_not_compared_with_and_reasons_outlive_it() {
+        let before = manifest(65, Some("it loads two keys at a time"));
+        let mut now = Manifest { nvrtc: "13.1".to_owned(), ..manifest(70, None) };
+        assert!(now.hold_against(&before, None).is_ok());
+        assert_eq!(now, Manifest { nvrtc: "13.1".to_owned(), ..manifest(70, Some("it loads two keys at a time")) });
     }
 
     #[test]
