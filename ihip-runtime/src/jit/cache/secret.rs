@@ -23,12 +23,15 @@ impl Secret {
     /// Reads a key file, which must belong to this user and be closed to all others.
     ///
     /// # Errors
-    /// [`StoreError`] where the file cannot be read, is open to others, or is too short to be a secret.
+    /// [`StoreError`] where the file cannot be read, is another user's or open to others, or is too short to be a secret.
     pub fn read(path: &Path) -> Result<Self, StoreError> {
         let io = |source| StoreError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
         let metadata = file.metadata().map_err(io)?;
-        let mode = metadata.mode() & 0o777;
+        let (user, mode) = (rustix::process::geteuid().as_raw(), metadata.mode() & 0o777);
+        if metadata.uid() != user {
+            return Err(StoreError::OtherOwner { path: path.to_owned(), owner: metadata.uid(), user });
+        }
         if mode & 0o077 != 0 {
             return Err(StoreError::OpenToOthers { path: path.to_owned(), mode });
         }

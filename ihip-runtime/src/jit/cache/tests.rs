@@ -164,6 +164,23 @@ fn another_users_directory_is_refused() {
 }
 
 #[test]
+fn another_users_secret_is_refused() {
+    // Root can give a file away; for anyone else /etc/passwd is one that belongs to root.
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("secret");
+    fs::write(&path, "sixteen bytes and more").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(Secret::read(&path).is_ok());
+    let foreign = if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(&path, Some(12345), None).unwrap();
+        path
+    } else {
+        "/etc/passwd".into()
+    };
+    assert!(matches!(Secret::read(&foreign), Err(StoreError::OtherOwner { .. })));
+}
+
+#[test]
 fn a_directory_that_cannot_be_written_only_costs_the_cache() {
     let directory = TempDir::new().unwrap();
     let store = store(&directory);
