@@ -126,6 +126,23 @@ fn hand_edited_text_is_compiled_in_the_place_of_what_was_generated_and_dumped() 
 }
 
 #[test]
+fn a_library_that_cannot_be_used_is_passed_over_for_the_next() {
+    let (broken, whole) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::create_dir(broken.path().join("lib64")).unwrap();
+    std::fs::write(broken.path().join("lib64/libnvrtc.so.13"), "no library").unwrap();
+    let nvrtc = ihip_tests::support::nvrtc::nvrtc().path().parent().unwrap().to_owned();
+    std::os::unix::fs::symlink(nvrtc, whole.path().join("lib64")).unwrap();
+    let mut command = ihip_tests::support::command::command(
+        super::PROGRAM,
+        &["kernels", "check", "Paper3k", "--filter", "s0_select", "--arch", "sm_90"],
+    );
+    command.env_remove("IHIP_NVRTC").env("IHIP_CACHE", whole.path());
+    command.env("CUDA_PATH", broken.path()).env("CUDA_HOME", whole.path());
+    let output = command.output().expect("the program runs");
+    assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(0), String::new()));
+}
+
+#[test]
 fn a_dump_of_sass_is_written_or_refused_before_any_work() {
     let dump = tempfile::tempdir().unwrap();
     let arguments = ["kernels", "check", "Paper3k", "--filter", "s0_select", "--arch", "sm_90"];

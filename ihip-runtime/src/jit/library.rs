@@ -63,29 +63,36 @@ functions! {
     ptx = b"nvrtcGetPTX\0": fn(Program, *mut c_char) -> c_int;
 }
 
-/// Finds and opens the library.
+/// Finds and opens the library. One that cannot be used is passed over for the next, and named where none can be.
 pub(super) fn find() -> Result<(PathBuf, Functions), JitError> {
     if let Some(stated) = variable("IHIP_NVRTC") {
         return open(Path::new(&stated));
     }
-    for name in NAMES {
-        if let Some(library) = load(Path::new(name)) {
-            return functions(Path::new(name), library);
+    let mut unusable = None;
+    for name in NAMES.map(Path::new) {
+        match load(name).map(|library| functions(name, library)) {
+            Some(Ok(found)) => return Ok(found),
+            Some(Err(error)) => _ = unusable.get_or_insert(error),
+            None => {}
         }
     }
     let mut looked_in = vec!["the loader's path".to_owned()];
     for folder in folders() {
-        if let Some(found) = library_in(&folder) {
-            return open(&found);
+        for file in libraries_in(&folder) {
+            match open(&file) {
+                Ok(found) => return Ok(found),
+                Err(error) => _ = unusable.get_or_insert(error),
+            }
         }
         looked_in.push(folder.display().to_string());
     }
-    Err(JitError::LibraryNotFound { looked_in })
+    Err(unusable.unwrap_or(JitError::LibraryNotFound { looked_in }))
 }
 
 /// Opens the library at `path`, a file or the folder that holds it.
 pub(super) fn open(path: &Path) -> Result<(PathBuf, Functions), JitError> {
-    let file = if path.is_dir() { library_in(path) } else { Some(path.to_owned()).filter(|file| file.is_file()) };
+    let file =
+        if path.is_dir() { libraries_in(path).next() } else { Some(path.to_owned()).filter(|file| file.is_file()) };
     let Some(file) = file else {
         return Err(JitError::LibraryNotFound { looked_in: vec![path.display().to_string()] });
     };
@@ -157,9 +164,15 @@ fn toolkits() -> Vec<PathBuf> {
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("cuda")))
         .collect();
-    installed.sort_by(|a, b| b.cmp(a));
+    installed.sort_by_key(|root| std::cmp::Reverse(version(root)));
     roots.append(&mut installed);
     roots
+}
+
+/// The numbers in the name of a toolkit's folder, such as 12 and 8 in `cuda-12.8`; none in `cuda`.
+fn version(root: &Path) -> Vec<u32> {
+    let name = root.file_name().unwrap_or_default().to_string_lossy();
+    name.split(|character: char| !character.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
 }
 
 /// Where the Python on the path looks for packages; nothing where there is none.
@@ -172,8 +185,9 @@ fn python_path() -> Vec<PathBuf> {
     String::from_utf8_lossy(&output.stdout).lines().map(PathBuf::from).collect()
 }
 
-fn library_in(folder: &Path) -> Option<PathBuf> {
-    NAMES.iter().map(|name| folder.join(name)).find(|file| file.is_file())
+/// Files of the library's names in `folder`, the newest first.
+fn libraries_in(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    NAMES.into_iter().map(move |name| folder.join(name)).filter(|file| file.is_file())
 }
 
 fn files_named(folder: &Path, prefix: &str) -> Vec<PathBuf> {
@@ -185,4 +199,18 @@ fn files_named(folder: &Path, prefix: &str) -> Vec<PathBuf> {
         .collect();
     files.sort();
     files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn toolkits_are_told_apart_by_numbers_and_not_by_letters() {
+        let mut roots =
+            ["cuda", "cuda-9.2", "cuda-13", "cuda-12.8", "cuda-12.10"].map(|name| Path::new("/usr/local").join(name));
+        roots.sort_by_key(|root| std::cmp::Reverse(version(root)));
+        let names = roots.map(|root| root.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        assert_eq!(names, ["cuda-13", "cuda-12.10", "cuda-12.8", "cuda-9.2", "cuda"]);
+    }
 }
