@@ -100,17 +100,12 @@ pub struct Cache {
 const TICK: Duration = Duration::from_millis(100);
 
 impl Cache {
-    /// The cache in `IHIP_CACHE`, else in `ihip` of `XDG_CACHE_HOME`, else in `~/.cache/ihip`.
+    /// The cache in the folder of [`ihip_runtime::jit::cache_folder`].
     ///
     /// # Errors
     /// [`Error::NoCache`] when none of the variables and no home is set.
     pub fn from_environment() -> Result<Self> {
-        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let root = variable("IHIP_CACHE")
-            // The XDG specification says that relative paths are to be ignored.
-            .or_else(|| variable("XDG_CACHE_HOME").filter(|path| path.is_absolute()).map(|path| path.join("ihip")))
-            .or_else(|| std::env::home_dir().map(|home| home.join(".cache/ihip")));
-        root.map(Self::at).ok_or(Error::NoCache)
+        ihip_runtime::jit::cache_folder().map(Self::at).ok_or(Error::NoCache)
     }
 
     /// The cache in a folder, which need not exist yet.

@@ -32,11 +32,13 @@ pub use resources::Resources;
 use std::path::PathBuf;
 
 /// The folder for everything that can be made again: `IHIP_CACHE`, else `ihip` in `XDG_CACHE_HOME`, else
-/// `~/.cache/ihip`; `None` where none of the three variables is set.
+/// `~/.cache/ihip`; `None` where no variable and no home is set.
 #[must_use]
 pub fn cache_folder() -> Option<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = || std::env::home_dir().filter(|home| !home.as_os_str().is_empty());
     folder("IHIP_CACHE")
-        .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("ihip")))
-        .or_else(|| folder("HOME").map(|home| home.join(".cache").join("ihip")))
+        // The XDG specification says that relative paths are to be ignored.
+        .or_else(|| folder("XDG_CACHE_HOME").filter(|cache| cache.is_absolute()).map(|cache| cache.join("ihip")))
+        .or_else(|| home().map(|home| home.join(".cache").join("ihip")))
 }
