@@ -110,7 +110,63 @@ pub enum Error {
         /// A kernel or a buffer.
         name: String,
     },
-    /// A tensor that does not hold what an operation reads.
+    /// The driver ended a recording and gave back no graph.
+    #[error("the driver recorded no graph of {what}: update it, or run each operation on its own")]
+    NothingRecorded {
+        /// What was recorded.
+        what: &'static str,
+    },
+    /// A measurement of a context without a token.
+    #[error("a context of {context} tokens has no step of {rows} rows to time: give at least 1 of both")]
+    NothingToTime {
+        /// Tokens of the context.
+        context: usize,
+        /// Rows of its last steps.
+        rows: usize,
+    },
+    /// A candidate that is to be timed, and has not passed its check.
+    #[error("{kernel} is to be timed without a candidate that was checked: check one first")]
+    NoCandidate {
+        /// The kernel that it is for.
+        kernel: String,
+    },
+    /// A choice for a kernel under which it has another name, so that it cannot be compared.
+    #[error("with {tuning:?} there is no kernel {kernel}: take that out of its space")]
+    NoTunedKernel {
+        /// The kernel.
+        kernel: String,
+        /// What was chosen for it.
+        tuning: ihip_dsl::tuning::Tuning,
+    },
+    /// More than kernels can count.
+    #[error("kernels count up to {most}, and are to be handed {value}: shorten the prompt or lower --max-new-tokens")]
+    TooManyForKernels {
+        /// What they are to be handed.
+        value: usize,
+        /// The most that they take.
+        most: i32,
+    },
+    /// A step longer than a device takes.
+    #[error("a step of {rows} tokens is longer than {longest}: read the prompt in several")]
+    LongStep {
+        /// Tokens of the step.
+        rows: usize,
+        /// Tokens of the longest step.
+        longest: usize,
+    },
+    /// A driver that does not allocate memory of the host as a cache of two tiers needs it.
+    #[error(
+        "the driver is of CUDA {}.{}, and keys and values that lie with the host take one of CUDA {}.{} or later: install that, \
+         or leave all of them on the GPU with a larger --gpu-kv or a shorter request",
+        version.0, version.1, oldest.0, oldest.1
+    )]
+    OldDriver {
+        /// Its CUDA version, major and minor.
+        version: (i32, i32),
+        /// The oldest that does.
+        oldest: (i32, i32),
+    },
+    /// A tensor without room for what an operation reads or writes, or of another type.
     #[error(
         "{operation} reads {needed} columns of {element:?}, and its input holds {held} columns of {held_element:?}"
     )]

@@ -44,7 +44,7 @@ pub(super) fn choose<D: Device>(
     let others = device.cache_bytes(plan, capacity).saturating_sub(all);
     let free = device.available_bytes()?.map(|free| free.saturating_sub(model + others));
     let budget = if settings.own_memory {
-        let host = ihip_runtime::device::host_available_bytes();
+        let host = device.host_available_bytes();
         Budget {
             gpu: settings.kv.gpu_kv.unwrap_or_else(|| most_of(free, all)),
             host: settings.kv.host_kv.unwrap_or_else(|| most_of(host, all)),

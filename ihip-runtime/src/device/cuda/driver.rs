@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::sys::CUresult;
 use cudarc::driver::{CudaContext, DriverError, sys};
 
+use super::memory::failed;
 use crate::{Error, Result, jit};
 
 /// Oldest driver interface that the calls in use are all in: CUDA 12.0.
@@ -14,12 +15,15 @@ const OLDEST: i32 = 12_000;
 const CUBLASLT: [&str; 3] = ["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"];
 
 /// The context of GPU `ordinal`.
+///
+/// # Errors
+/// [`Error::NoSuchDevice`] where there is no driver or no such GPU, [`Error::UnusableDevice`] for anything else.
 pub(super) fn open(ordinal: usize) -> Result<Arc<CudaContext>> {
     let missing = |reason: String| Error::NoSuchDevice { name: format!("cuda:{ordinal}"), reason };
     let unusable = |reason: String| Error::UnusableDevice { name: format!("cuda:{ordinal}"), reason };
     let refused = |error: DriverError| match error.0 {
         CUresult::CUDA_ERROR_NO_DEVICE => {
-            "the driver sees no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES".to_owned()
+            missing("the driver sees no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES".to_owned())
         }
         _ => unusable(format!("the driver says {error}")),
     };

@@ -80,6 +80,9 @@ impl Buffer {
 
     /// Bytes of the host's memory that [`Self::tiered`] takes, 0 where all is on the GPU.
     pub(super) fn with_host(stream: &Stream, [on_gpu, bytes]: [usize; 2]) -> Result<usize> {
+        if on_gpu >= bytes {
+            return Ok(0);
+        }
         stream.context().bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
         let [_, host] = divided(stream.context(), on_gpu, bytes)?;
         Ok(host)
