@@ -12,7 +12,7 @@ use ihip_dsl::{LayerPlan, Renewal};
 use super::allocation::Allocation;
 use super::division::{extent, sizes};
 use super::given::GivenLists;
-use super::launch::{Function, Operand};
+use super::launch::{Function, Operand, word};
 use super::ledger::Stream;
 use super::memory::Buffer;
 use super::pinned::{Ahead, Pinned};
@@ -174,13 +174,12 @@ impl CudaCache {
 
     /// The same for one call of the step.
     pub(super) fn turn_to(&mut self, call: &Step) -> Result<()> {
-        let word = |value: usize| i32::try_from(value).unwrap_or(i32::MAX);
         let mut words = [0_i32; step::WORDS];
-        words[step::START] = word(call.start);
-        words[step::ROWS] = word(call.rows);
-        words[step::T_MAX] = word(call.t_max);
-        words[step::BEGIN] = word(self.step.start);
-        words[step::END] = word(self.step.start + self.step.rows);
+        words[step::START] = word(call.start)?;
+        words[step::ROWS] = word(call.rows)?;
+        words[step::T_MAX] = word(call.t_max)?;
+        words[step::BEGIN] = word(self.step.start)?;
+        words[step::END] = word(self.step.start + self.step.rows)?;
         self.step_words.write(0, &words)?;
         self.call = call.clone();
         Ok(())

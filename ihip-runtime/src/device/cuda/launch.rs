@@ -27,6 +27,14 @@ pub(super) enum Operand {
     F32(f32),
 }
 
+/// A size as a kernel takes it.
+///
+/// # Errors
+/// [`Error::TooManyForKernels`].
+pub(super) fn word(value: usize) -> Result<i32> {
+    i32::try_from(value).map_err(|_| Error::TooManyForKernels { value, most: i32::MAX })
+}
+
 /// A loaded kernel.
 #[derive(Debug)]
 pub(super) struct Function {

@@ -299,7 +299,7 @@ impl CudaDevice {
                 let (from, to) = (self.named(&x.single), self.named(rounded));
                 let (from, to) = (offset(from, size_of::<f32>()), offset(to, element.bytes()));
                 let count = rows.len() * shape.inputs;
-                let operands = [Operand::Address(from), Operand::Address(to), Operand::I32(word(count))];
+                let operands = [Operand::Address(from), Operand::Address(to), Operand::I32(word(count)?)];
                 self.launch(ModelKernel::Round, [count.div_ceil(BLOCK_ELEMENTS) as u32, 1, 1], &operands)?;
                 to
             }
@@ -503,7 +503,7 @@ impl Device for CudaDevice {
         self.launch(
             ModelKernel::Embed,
             [rows as u32, 1, 1],
-            &[values, tokens, to, Operand::I32(word(table.shape.inputs))],
+            &[values, tokens, to, Operand::I32(word(table.shape.inputs)?)],
         )
     }
 
@@ -520,7 +520,7 @@ impl Device for CudaDevice {
             Operand::Address(self.single(x, columns, "a norm")?),
             Operand::Address(self.named(&weight.values)),
             Operand::Address(self.product_input(out)),
-            Operand::I32(word(columns)),
+            Operand::I32(word(columns)?),
             Operand::F32(epsilon),
         ];
         self.launch(ModelKernel::RmsNorm, [rows as u32, 1, 1], &operands)
@@ -539,7 +539,7 @@ impl Device for CudaDevice {
         let operands = [
             Operand::Address(self.single(gate_up, 2 * columns, "the activation")?),
             Operand::Address(self.product_input(out)),
-            Operand::I32(word(columns)),
+            Operand::I32(word(columns)?),
         ];
         self.launch(ModelKernel::Swiglu, [rows as u32, columns.div_ceil(BLOCK_ELEMENTS) as u32, 1], &operands)
     }
@@ -568,8 +568,8 @@ impl Device for CudaDevice {
     }
 
     fn sample(&mut self, logits: &CudaTensor, sampling: &Sampling, draw: f32) -> Result<u32> {
-        let count = Operand::I32(word(logits.columns.min(MAX_TOKENS)));
-        let from = Operand::Address(self.single(logits, logits.columns, "sampling")?);
+        let count = Operand::I32(word(logits.columns.min(MAX_TOKENS))?);
+        let from = Operand::Address(self.single(logits, [1, logits.columns], "sampling")?);
         let to = Operand::Address(self.chosen.address());
         if sampling.temperature > 0.0 {
             let [temperature, top_p, draw] = [sampling.temperature, sampling.top_p, draw].map(Operand::F32);
@@ -585,17 +585,4 @@ impl Device for CudaDevice {
 fn architecture(context: &CudaContext) -> Result<Architecture> {
     let (major, minor) = context.compute_capability().map_err(failed("cuDeviceGetAttribute"))?;
     Ok(Architecture::of_gpu(major.unsigned_abs(), minor.unsigned_abs()))
-}
-
-/// Fails where `x` does not hold `columns` columns of `element`.
-fn expect(x: &CudaTensor, columns: usize, element: Element, operation: &'static str) -> Result<()> {
-    if x.columns == columns && x.held == element {
-        return Ok(());
-    }
-    Err(Error::TensorMismatch { operation, needed: columns, element, held: x.columns, held_element: x.held })
-}
-
-/// A size as a kernel takes it.
-fn word(value: usize) -> i32 {
-    i32::try_from(value).unwrap_or(i32::MAX)
 }
