@@ -46,6 +46,18 @@ impl Geometry {
         self.query_heads / self.ranking_heads(ranking)
     }
 
+    /// Elements of a row of projections: queries, keys and values of all heads.
+    #[must_use]
+    pub const fn projected_columns(&self) -> usize {
+        ((self.query_heads + 2 * self.kv_heads) * self.head_dim) as usize
+    }
+
+    /// Elements of a row of the attention's output.
+    #[must_use]
+    pub const fn attended_columns(&self) -> usize {
+        (self.query_heads * self.head_dim) as usize
+    }
+
     /// Bytes of the keys, or of the values, of one page: [`Geometry::page`] rows of every key-value head.
     #[must_use]
     pub const fn page_bytes(&self) -> usize {

@@ -168,17 +168,22 @@ pub enum Error {
     },
     /// A tensor without room for what an operation reads or writes, or of another type.
     #[error(
-        "{operation} reads {needed} columns of {element:?}, and its input holds {held} columns of {held_element:?}"
+        "{operation} takes {rows} rows of {columns} columns of {element:?}, and its tensor has {held_rows} rows of \
+         {held_columns} columns of {held_element:?}"
     )]
     TensorMismatch {
         /// The operation.
         operation: &'static str,
-        /// Columns it reads.
-        needed: usize,
-        /// Element type it reads.
+        /// Rows it reads or writes.
+        rows: usize,
+        /// Columns of each.
+        columns: usize,
+        /// Element type of each.
         element: ihip_dsl::emit::Element,
-        /// Columns of the tensor.
-        held: usize,
+        /// Rows of the tensor.
+        held_rows: usize,
+        /// Its columns.
+        held_columns: usize,
         /// Element type that was last written to it.
         held_element: ihip_dsl::emit::Element,
     },

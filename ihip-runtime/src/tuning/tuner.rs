@@ -158,7 +158,7 @@ impl Tuner {
                 let tunings = Tunings::default().with(&tunable.site, tuning);
                 let program = self.program(plan, tunings)?;
                 let kernel = program.kernels().into_iter().find(|kernel| kernel.name == tunable.kernel);
-                let kernel = kernel.ok_or_else(|| Error::NotInPlan { name: tunable.kernel.clone() })?;
+                let kernel = kernel.ok_or_else(|| Error::NoTunedKernel { kernel: tunable.kernel.clone(), tuning })?;
                 let trial = Trial {
                     kernel: tunable.site.clone(),
                     architecture: self.origin.architecture.to_string(),

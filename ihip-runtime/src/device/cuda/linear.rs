@@ -41,7 +41,7 @@ struct Bucket {
 /// The library's handle, and the algorithms chosen so far.
 #[derive(Debug)]
 pub(super) struct Products {
-    handle: sys::cublasLtHandle_t,
+    handle: Handle,
     description: Description,
     element: sys::cudaDataType,
     element_bytes: usize,
@@ -53,7 +53,7 @@ impl Products {
     /// Weights and inputs have type `weights`; sums and outputs are f32.
     pub(super) fn new(stream: &Stream, weights: Activation) -> Result<Self> {
         let workspace = Buffer::new(stream, "the workspace of matrix products", WORKSPACE, false)?;
-        let handle = result::create_handle().map_err(failed("cublasLtCreate"))?;
+        let handle = Handle(result::create_handle().map_err(failed("cublasLtCreate"))?);
         let description = Description::new()?;
         let element = match weights {
             Activation::F32 => sys::cudaDataType::CUDA_R_32F,
@@ -65,8 +65,9 @@ impl Products {
 
     /// `out = weights · x` for each of `rows` rows, added to `out` where `add`.
     ///
-    /// The caller vouches for the addresses: `rows` rows of `x` and `out`, all of `weights`.
-    pub(super) fn run(
+    /// # Safety
+    /// At the addresses lie all of `weights`, and `rows` rows of `x` and of `out`, until the stream has come so far.
+    pub(super) unsafe fn run(
         &mut self,
         stream: &CudaStream,
         shape: Shape,
@@ -89,7 +90,7 @@ impl Products {
         // caller vouches for the addresses.
         unsafe {
             result::matmul(
-                self.handle,
+                self.handle.0,
                 self.description.0,
                 (&raw const one).cast(),
                 (&raw const beta).cast(),
@@ -146,7 +147,7 @@ impl Products {
         // SAFETY: everything named is live until the call returns.
         let found = unsafe {
             result::get_matmul_algo_heuristic(
-                self.handle,
+                self.handle.0,
                 self.description.0,
                 layouts[0].0,
                 layouts[1].0,
@@ -159,10 +160,14 @@ impl Products {
     }
 }
 
-impl Drop for Products {
+/// What the library keeps between calls.
+#[derive(Debug)]
+struct Handle(sys::cublasLtHandle_t);
+
+impl Drop for Handle {
     fn drop(&mut self) {
         // SAFETY: created by this value and destroyed once. A failure leaves nothing to do.
-        let _ = unsafe { result::destroy_handle(self.handle) };
+        let _ = unsafe { result::destroy_handle(self.0) };
     }
 }
 

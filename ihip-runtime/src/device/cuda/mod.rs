@@ -42,12 +42,13 @@ pub use cache::CudaCache;
 pub use ledger::Ledger;
 pub use request::TimedRequest;
 pub use runner::{KernelArgument, KernelBuffer, KernelRunner};
+pub use tensor::{CudaMatrix, CudaTensor, CudaVector};
 pub use timing::{AttentionTimer, Ceilings, TimedLayer};
 pub use trial::{GpuBench, TimedPart};
 
 use self::allocation::Allocation;
 use self::cache::{MOST_GRAPHS, Recording};
-use self::launch::{Function, Loader, Operand};
+use self::launch::{Function, Loader, Operand, word};
 use self::ledger::Stream;
 use self::linear::{Products, Shape};
 use self::memory::{Buffer, failed};
@@ -111,31 +112,6 @@ pub struct CudaDevice {
     dense_path: bool,
     /// Every tensor and weight named since a recording began.
     recording: Option<Vec<Arc<Buffer>>>,
-}
-
-/// Activations `[rows, columns]`, of the type that was last written to them.
-#[derive(Debug)]
-pub struct CudaTensor {
-    rows: usize,
-    columns: usize,
-    held: Element,
-    single: Arc<Buffer>,
-    /// The same rows as bf16, where products take that.
-    rounded: Option<Arc<Buffer>>,
-}
-
-/// Weights of a linear map, `[outputs, inputs]`.
-#[derive(Debug)]
-pub struct CudaMatrix {
-    shape: Shape,
-    values: Arc<Buffer>,
-}
-
-/// Weights of a norm.
-#[derive(Debug)]
-pub struct CudaVector {
-    length: usize,
-    values: Arc<Buffer>,
 }
 
 impl CudaDevice {
@@ -273,9 +249,9 @@ impl CudaDevice {
         self.named(&buffer)
     }
 
-    /// The values of a tensor that holds f32.
-    fn single(&mut self, x: &CudaTensor, columns: usize, operation: &'static str) -> Result<CUdeviceptr> {
-        expect(x, columns, Element::F32, operation)?;
+    /// The values of a tensor that holds so many rows and columns of f32.
+    fn single(&mut self, x: &CudaTensor, extents: [usize; 2], operation: &'static str) -> Result<CUdeviceptr> {
+        x.expect(extents, Element::F32, operation)?;
         Ok(self.named(&x.single))
     }
 
@@ -288,9 +264,12 @@ impl CudaDevice {
         add: bool,
     ) -> Result<()> {
         let CudaMatrix { shape, values } = weight;
-        expect(x, shape.inputs, x.held, "a linear map")?;
+        x.expect_room([rows.end, shape.inputs], "a linear map")?;
+        let outputs = [rows.len(), shape.outputs];
         if add {
-            expect(out, shape.outputs, Element::F32, "a linear map that adds")?;
+            out.expect(outputs, Element::F32, "a linear map that adds")?;
+        } else {
+            out.expect_room(outputs, "a linear map")?;
         }
         let element = self.precision.weights().element();
         let offset = |address, bytes: usize| address + (rows.start * shape.inputs * bytes) as CUdeviceptr;
@@ -310,7 +289,8 @@ impl CudaDevice {
         };
         let addresses = [self.named(values), input, self.named(&out.single)];
         out.held = Element::F32;
-        self.products.run(&self.stream, *shape, rows.len(), addresses, add)
+        // SAFETY: the tensors have so many rows and columns, as checked above, and live as long as what names them.
+        unsafe { self.products.run(&self.stream, *shape, rows.len(), addresses, add) }
     }
 
     /// Runs `operations` while the stream records them, then runs what was recorded.
@@ -328,7 +308,7 @@ impl CudaDevice {
         let ended = self.stream.end_capture(CUgraphInstantiate_flags(0));
         outcome?;
         let graph = ended.map_err(failed("cuStreamEndCapture"))?;
-        let graph = graph.ok_or(Error::NotInPlan { name: "a recorded graph".to_owned() })?;
+        let graph = graph.ok_or(Error::NothingRecorded { what: "a decoding step" })?;
         graph.launch().map_err(failed("cuGraphLaunch"))?;
         buffers.sort_by_key(|buffer| buffer.address());
         buffers.dedup_by_key(|buffer| buffer.address());
@@ -454,6 +434,9 @@ impl Device for CudaDevice {
     }
 
     fn begin(&mut self, cache: &mut CudaCache, step: &Step, tokens: &[u32]) -> Result<()> {
+        if tokens.len() > LONGEST_STEP {
+            return Err(Error::LongStep { rows: tokens.len(), longest: LONGEST_STEP });
+        }
         self.host_tokens = tokens.to_vec();
         self.check_tokens()?;
         // What moves pages reads the step before.
@@ -495,6 +478,11 @@ impl Device for CudaDevice {
     fn embed(&mut self, table: &CudaMatrix, rows: usize, out: &mut CudaTensor) -> Result<()> {
         self.vocabulary = Some(table.shape.outputs);
         self.check_tokens()?;
+        out.expect_room([rows, table.shape.inputs], "the embedding")?;
+        let there_are = self.host_tokens.len().saturating_sub(self.passed);
+        if rows > there_are {
+            return Err(mismatch("the embedding", [rows, 1], [there_are, 1], [Element::U32; 2]));
+        }
         let tokens = self.tokens.clone();
         let [values, tokens, to] = [&table.values, &tokens, &out.single].map(|buffer| self.named(buffer));
         let tokens = tokens + (self.passed * size_of::<u32>()) as CUdeviceptr;
@@ -516,8 +504,9 @@ impl Device for CudaDevice {
         out: &mut CudaTensor,
     ) -> Result<()> {
         let columns = weight.length;
+        out.expect_room([rows, columns], "a norm")?;
         let operands = [
-            Operand::Address(self.single(x, columns, "a norm")?),
+            Operand::Address(self.single(x, [rows, columns], "a norm")?),
             Operand::Address(self.named(&weight.values)),
             Operand::Address(self.product_input(out)),
             Operand::I32(word(columns)?),
@@ -536,8 +525,9 @@ impl Device for CudaDevice {
 
     fn swiglu(&mut self, gate_up: &CudaTensor, rows: usize, out: &mut CudaTensor) -> Result<()> {
         let columns = out.columns;
+        out.expect_room([rows, columns], "the activation")?;
         let operands = [
-            Operand::Address(self.single(gate_up, 2 * columns, "the activation")?),
+            Operand::Address(self.single(gate_up, [rows, 2 * columns], "the activation")?),
             Operand::Address(self.product_input(out)),
             Operand::I32(word(columns)?),
         ];
@@ -545,7 +535,10 @@ impl Device for CudaDevice {
     }
 
     fn attention(&mut self, cache: &mut CudaCache, layer: usize, qkv: &CudaTensor, out: &mut CudaTensor) -> Result<()> {
-        let activations = [self.single(qkv, qkv.columns, "the attention")?, self.named(&out.single)];
+        let (rows, geometry) = (cache.call.rows, cache.program.plan().geometry());
+        out.expect_room([rows, geometry.attended_columns()], "the attention")?;
+        let projected = [rows, geometry.projected_columns()];
+        let activations = [self.single(qkv, projected, "the attention")?, self.named(&out.single)];
         out.held = Element::F32;
         if cache.tiers.is_some() {
             return self.attend_over_tiers(cache, layer, activations);

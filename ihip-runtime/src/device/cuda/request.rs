@@ -62,11 +62,11 @@ impl AttentionTimer {
                 self.noise(&noise, probes, probes.bytes() / element, element, 2 * layer)?;
             }
         }
-        let columns = ((geometry.query_heads + 2 * geometry.kv_heads) * geometry.head_dim) as usize;
+        let columns = geometry.projected_columns();
         let qkv = self.device.tensor(1, columns)?;
         let noise = self.device.one(MeasureKernel::Noise(KvType::F32))?;
         self.noise(&noise, &qkv.single, columns, size_of::<f32>(), 2)?;
-        let out = self.device.tensor(1, (geometry.query_heads * geometry.head_dim) as usize)?;
+        let out = self.device.tensor(1, geometry.attended_columns())?;
         let mut session = Session::new(plan.clone());
         session.advance(&Step { start: 0, rows: context, t_max: segment_end(context - 1), phase: Phase::Prefill });
         Ok(TimedRequest { cache, session, qkv, out })

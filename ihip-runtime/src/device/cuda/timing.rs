@@ -147,7 +147,8 @@ impl AttentionTimer {
         let second = to.address() + (CEILING_BYTES / 2) as u64;
         let product = self.samples(CEILING_SAMPLES, &mut |timer| {
             let addresses = [from.address(), to.address(), second];
-            timer.device.products.run(&timer.device.stream, shape, PRODUCT, addresses, false)
+            // SAFETY: each of the three has half of `CEILING_BYTES`, more than such a matrix of f32, for as long as the timer waits.
+            unsafe { timer.device.products.run(&timer.device.stream, shape, PRODUCT, addresses, false) }
         })?;
         Ok(Ceilings { copy, read, product, launch })
     }
@@ -207,10 +208,9 @@ impl AttentionTimer {
         for (seed, buffer) in cache.keys_and_values(0).iter().enumerate() {
             self.noise(&noise, buffer, bytes / element, element, seed)?;
         }
-        let columns = ((geometry.query_heads + 2 * geometry.kv_heads) * geometry.head_dim) as usize;
         let rows = context.min(SEGMENT);
-        let qkv = self.device.tensor(rows, columns)?;
-        let out = self.device.tensor(rows, (geometry.query_heads * geometry.head_dim) as usize)?;
+        let qkv = self.device.tensor(rows, geometry.projected_columns())?;
+        let out = self.device.tensor(rows, geometry.attended_columns())?;
         let mut layer = TimedLayer { cache, qkv, out, context };
         self.fill_projections(&layer)?;
         // Lists and whatever else decoding keeps.
@@ -283,7 +283,7 @@ impl AttentionTimer {
     pub fn prefill_kernels(&mut self, layer: &mut TimedLayer, samples: usize) -> Result<Vec<(String, Vec<f64>)>> {
         let rows = layer.context.min(SEGMENT);
         let steps = prefill_steps(layer.context, rows);
-        let last = steps.last().ok_or_else(|| Error::NotInPlan { name: "a step".to_owned() })?;
+        let last = steps.last().ok_or(Error::NothingToTime { context: layer.context, rows })?;
         self.kernels(layer, last, samples)
     }
 
@@ -354,7 +354,7 @@ impl AttentionTimer {
         let ended = self.device.stream.end_capture(CUgraphInstantiate_flags(0));
         launched?;
         let graph = ended.map_err(failed("cuStreamEndCapture"))?;
-        let graph = graph.ok_or_else(|| Error::NotInPlan { name: "a recorded graph".to_owned() })?;
+        let graph = graph.ok_or(Error::NothingRecorded { what: "a kernel" })?;
         self.samples(CEILING_SAMPLES, &mut |_| graph.launch().map_err(failed("cuGraphLaunch")))
     }
 }

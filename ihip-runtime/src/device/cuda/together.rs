@@ -52,7 +52,7 @@ impl AttentionTimer {
         let ended = main.end_capture(CUgraphInstantiate_flags(0));
         outcome.and(joined)?;
         let graph = ended.map_err(failed("cuStreamEndCapture"))?;
-        graph.ok_or_else(|| Error::NotInPlan { name: "a recorded graph".to_owned() })
+        graph.ok_or(Error::NothingRecorded { what: "decoding steps side by side" })
     }
 
     fn attend_once(&mut self, layer: &mut TimedLayer) -> Result<()> {

@@ -118,10 +118,11 @@ impl Bench for GpuBench<'_> {
             let launched = launches.iter().any(|launch| launch.kernel == tunable.kernel);
             if launched { renews } else { decoding_step(&self.default, None) }
         } else {
-            let steps = prefill_steps(self.context, self.rows.min(SEGMENT));
-            steps.last().cloned().ok_or_else(|| Error::NotInPlan { name: "a step".to_owned() })?
+            let (context, rows) = (self.context, self.rows.min(SEGMENT));
+            prefill_steps(context, rows).pop().ok_or(Error::NothingToTime { context, rows })?
         };
-        let candidate = self.candidate.as_mut().ok_or_else(|| Error::NotInPlan { name: "a candidate".to_owned() })?;
+        let unchecked = || Error::NoCandidate { kernel: tunable.kernel.clone() };
+        let candidate = self.candidate.as_mut().ok_or_else(unchecked)?;
         self.timer.paired_kernel([&mut self.default, candidate], &step, &tunable.kernel, samples)
     }
 }
