@@ -107,7 +107,7 @@ pub enum PlanError {
     /// An override names a layer that is not there.
     #[error(
         "pipeline {pipeline} names layer {layer}, but the model has {layers} layers (0 to {})",
-        layers - 1
+        layers.saturating_sub(1)
     )]
     NoSuchLayer {
         /// Name of the pipeline.

@@ -60,6 +60,8 @@ pub struct Generation<'a, D: Device> {
     last: Option<Step>,
     /// Whether decoding steps are recorded and replayed.
     replays: bool,
+    /// Whether block lists are recorded.
+    records: bool,
 }
 
 impl<'a, D: Device> Generation<'a, D> {
@@ -77,7 +79,8 @@ impl<'a, D: Device> Generation<'a, D> {
         let cache = device.cache(plan, extent.capacity)?;
         let workspace = model.workspace(device, extent.chunk)?;
         let session = Session::new(Arc::clone(plan));
-        Ok(Self { model, device, interrupt, cache, workspace, session, chunk: extent.chunk, last: None, replays: true })
+        let (chunk, last) = (extent.chunk, None);
+        Ok(Self { model, device, interrupt, cache, workspace, session, chunk, last, replays: true, records: false })
     }
 
     /// Tokens read and written so far.
@@ -145,12 +148,10 @@ impl<'a, D: Device> Generation<'a, D> {
         Ok(self.device.residence(&self.cache)?)
     }
 
-    /// Whether [`Generation::block_lists`] has those of the steps to come; it has not at first. Prompts are then read in steps of
-    /// one call.
+    /// Whether [`Generation::block_lists`] has those of the steps to come; it has not at first. As long as it has, prompts are
+    /// read in steps of one call.
     pub fn record_masks(&mut self, record: bool) {
-        if record {
-            self.chunk = self.chunk.min(SEGMENT);
-        }
+        self.records = record;
         self.device.record_masks(&mut self.cache, record);
     }
 
@@ -159,7 +160,8 @@ impl<'a, D: Device> Generation<'a, D> {
     /// # Errors
     /// Where the chunk does not divide a segment.
     pub fn prefill_steps(&self, tokens: usize) -> Result<Vec<Step>> {
-        Ok(self.session.prefill_steps(tokens, self.chunk)?)
+        let chunk = if self.records { self.chunk.min(SEGMENT) } else { self.chunk };
+        Ok(self.session.prefill_steps(tokens, chunk)?)
     }
 
     /// Runs one of [`Generation::prefill_steps`]; `tokens` are those of the whole text from position 0.
@@ -168,7 +170,7 @@ impl<'a, D: Device> Generation<'a, D> {
     /// Those of the device, or [`Error::Interrupted`] between two layers.
     ///
     /// # Panics
-    /// Where `tokens` end before the step.
+    /// Where `tokens` end before the step, or the step is longer than [`Extent::chunk`].
     pub fn prefill(&mut self, step: Step, tokens: &[u32]) -> Result<()> {
         let Self { model, device, cache, workspace, interrupt, .. } = self;
         device.begin(cache, &step, &tokens[step.start..step.start + step.rows])?;
@@ -232,6 +234,9 @@ impl<'a, D: Device> Generation<'a, D> {
     ///
     /// # Errors
     /// Those of the device, or [`Error::Interrupted`].
+    ///
+    /// # Panics
+    /// Where the last step has fewer rows.
     pub fn logits(&mut self, rows: Range<usize>, piece: &mut dyn FnMut(Range<usize>, &[f32])) -> Result<()> {
         let mut start = rows.start;
         while start < rows.end {

@@ -58,6 +58,8 @@ struct Block<D: Device> {
 
 /// Activations of one step, allocated once for the largest: a captured graph holds their addresses.
 pub struct Workspace<D: Device> {
+    /// Tokens of the longest step.
+    rows: usize,
     /// `[rows, hidden]` of each call.
     hidden: Vec<D::Tensor>,
     /// Rows of each call of the last step.
@@ -190,9 +192,10 @@ impl<D: Device> Llama<D> {
     /// Out of memory.
     pub fn workspace(&self, device: &mut D, rows: usize) -> ihip_runtime::Result<Workspace<D>> {
         let config = &self.config;
-        let calls = rows.div_ceil(SEGMENT);
+        let (longest, calls) = (rows, rows.div_ceil(SEGMENT));
         let rows = rows.min(SEGMENT);
         Ok(Workspace {
+            rows: longest,
             hidden: (0..calls).map(|_| device.tensor(rows, config.hidden)).collect::<Result<_, _>>()?,
             calls: Vec::new(),
             normed_call: 0,
@@ -209,6 +212,9 @@ impl<D: Device> Llama<D> {
     ///
     /// # Errors
     /// Those of the device and of `before_layer`.
+    ///
+    /// # Panics
+    /// Where the step is longer than those that the workspace was allocated for.
     pub fn forward<E: From<ihip_runtime::Error>>(
         &self,
         device: &mut D,
@@ -217,6 +223,7 @@ impl<D: Device> Llama<D> {
         step: &Step,
         before_layer: &mut dyn FnMut() -> Result<(), E>,
     ) -> Result<(), E> {
+        assert!(step.rows <= workspace.rows, "a step of {} tokens in a workspace for {}", step.rows, workspace.rows);
         let calls = step.calls();
         workspace.calls = calls.iter().map(|call| call.rows).collect();
         // A step of one call has been turned to already: what is being recorded must not contain that.
@@ -250,9 +257,13 @@ impl<D: Device> Llama<D> {
     ///
     /// # Errors
     /// Those of the device.
+    ///
+    /// # Panics
+    /// Where the rows are others, or the last step has fewer.
     pub fn logits(&self, device: &mut D, workspace: &mut Workspace<D>, rows: Range<usize>) -> ihip_runtime::Result<()> {
         let output = self.output.as_ref().unwrap_or(&self.embedding);
         let (call, of_call) = workspace.call_of(rows.start);
+        assert!(rows.len() <= LOGIT_ROWS && rows.end <= of_call.end, "{rows:?} of a call's {of_call:?}");
         if call != workspace.normed_call {
             self.norm(device, workspace, call)?;
         }
