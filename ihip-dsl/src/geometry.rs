@@ -113,7 +113,8 @@ impl KvType {
         }
     }
 
-    /// Neighbours of a row that share a scale, where the type has scales: 64, or as many as divide a row that 64 do not.
+    /// How many neighbours of a row share a scale, where the type has scales: 64; in a row that 64 does not divide 32; and where
+    /// 32 does not divide it either, the whole row.
     #[must_use]
     pub const fn group(self, head_dim: usize) -> Option<usize> {
         match self.most() {
@@ -124,8 +125,8 @@ impl KvType {
         }
     }
 
-    /// Scales of a row, each a bf16: it reaches as far as an f32, and what its rounding does to a group the numbers of
-    /// the group make good.
+    /// Scales of a row. Each is a bf16, which has the range of an f32. A group's numbers are rounded to multiples of the scale as
+    /// it is stored, so that the rounding of the scale itself adds no error.
     #[must_use]
     pub const fn scales(self, head_dim: usize) -> usize {
         match self.group(head_dim) {

@@ -144,7 +144,7 @@ impl Program {
         self.dense_paths[index]
     }
 
-    /// Whether `layer` attends to every key in the prefill steps that grids are laid out for `t_max` keys of.
+    /// Whether `layer` attends to every key in a prefill step whose grids are laid out for `t_max` keys.
     #[must_use]
     pub fn begins_densely(&self, layer: usize, t_max: usize) -> bool {
         t_max <= self.dense_path(self.plan.prefill_kind(layer)).tokens

@@ -105,11 +105,10 @@ pub(super) fn place<D: Device>(
 }
 
 /// Plans the pipeline for the model, checks that the request fits the device, and loads the weights, while the device prepares
-/// the request's cache.
+/// the request's cache. Gives the model, the plan, and the prompt tokens of a step.
 ///
 /// # Errors
-/// Where the pipeline does not fit the model or the request the device, and those of loading. Gives the prompt tokens of a step
-/// besides.
+/// Where the pipeline does not fit the model or the request the device, and those of loading.
 pub(super) fn load<D: Device>(
     file: &ModelFile,
     pruning: pruning::Choice,

@@ -55,8 +55,9 @@ impl Tally {
 /// What a cache did since it was allocated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Keys that each stage of the scan read, by the number of the stage; over all layers. On a GPU pages of the chunks that the
-    /// stage went through in decoding steps, keys that the GPU holds once more not considered.
+    /// Keys that each stage of the scan read, over all layers; entry `n` is of stage `n`. A GPU counts pages instead: in each
+    /// decoding step those of the chunks that entered the stage, by where their page is, even where the scan read a key's copy
+    /// in [`Placement::probes`].
     pub stages: Vec<Reads>,
     /// Keys and values that the attention read.
     pub attend: Reads,
@@ -108,8 +109,8 @@ pub struct Tokens {
     pub host: usize,
 }
 
-/// Bytes that reading a prompt moves, whatever its tokens are: values that are come for once a step knows which are not
-/// among them.
+/// Bytes that reading a prompt moves, whatever its tokens are. Values that a step fetches page by page, once its lists say
+/// which, hang on the tokens and are not among them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PrefillMoves {
     /// Keys of earlier steps, and in dense layers their values, to the GPU.

@@ -63,8 +63,8 @@ struct Tallies {
 pub(super) struct Masks {
     /// Chunks that entered each stage in each ranking when the stage before last ran; the first stage's are never kept.
     pub(super) inputs: Vec<Vec<ChunkList>>,
-    /// What key-value heads have scored the first stage's chunks in each ranking since it was last renewed, where they take
-    /// turns.
+    /// Scores of the first stage's chunks in each ranking, as far as key-value heads that take turns have scored them since the
+    /// stage was last renewed.
     pub(super) held: Vec<Vec<f32>>,
     /// The final list in force in each ranking.
     pub(super) lists: Vec<BlockList>,

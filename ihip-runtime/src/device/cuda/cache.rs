@@ -45,7 +45,7 @@ pub struct CudaCache {
     states: Vec<HashMap<emit::Buffer, Arc<Buffer>>>,
     /// Where the GPU holds a part of it.
     pub(super) tiers: Option<Tiers>,
-    /// What allocating the rest took.
+    /// How long allocating the host's part took.
     pub(super) host_allocation: HostAllocation,
     /// Lists that decoding steps attend to in place of those that their scans leave, where there are any.
     pub(super) given: Option<GivenLists>,
@@ -82,15 +82,15 @@ pub(super) enum Recording {
     },
 }
 
-/// What the memory is for that a cache allocates.
+/// What errors say that a cache's memory is for.
 const WHAT: &str = "the key-value cache";
 
-/// So many bytes of the host's memory for a cache.
+/// Allocates `bytes` of the host's memory for a cache.
 pub(super) fn host_memory(stream: &Stream, bytes: usize) -> Result<Allocation> {
     Allocation::new(stream, Tier::Host, WHAT, bytes)
 }
 
-/// Bytes of each of these that a cache of `capacity` tokens takes, in order.
+/// Bytes of each allocation of the host's memory that a cache of `capacity` tokens makes, in the order in which it makes them.
 ///
 /// # Errors
 /// Those of the driver.
