@@ -15,6 +15,7 @@ mod ledger;
 mod linear;
 mod mapping;
 mod memory;
+mod order;
 mod pinned;
 mod request;
 mod runner;
