@@ -7,6 +7,8 @@
 
 mod allocation;
 mod cache;
+#[cfg(test)]
+mod clocks;
 mod division;
 mod driver;
 mod given;
@@ -17,6 +19,8 @@ mod mapping;
 mod memory;
 mod order;
 mod pinned;
+#[cfg(test)]
+mod races;
 mod request;
 mod runner;
 mod tiers;

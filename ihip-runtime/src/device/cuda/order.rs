@@ -1,7 +1,8 @@
 //! In which order a cache is worked on of which the GPU holds a part: what goes to which of two streams, and what waits
 //! for what.
 //!
-//! Plain data, which [`super::tiers`] hands to the driver as it is.
+//! Plain data: [`super::tiers`] hands it to the driver as it is, and `races` shows that whatever order it leaves open makes
+//! no difference.
 
 use ihip_dsl::Renewal;
 use ihip_dsl::emit::{Extent, Launch, Paging};
@@ -16,7 +17,7 @@ use crate::session::Phase;
 pub(super) enum Event {
     /// Keys have come to the buffer.
     Come(usize),
-    /// Their readers are done.
+    /// The layer is done that reads them.
     Read(usize),
 }
 
@@ -76,10 +77,9 @@ impl Order {
                 let end = |step: &Step| step.start + step.rows;
                 let mut actions = if call.start == step.start { self.before_prefill(layer) } else { Vec::new() };
                 actions.extend(launches);
-                let turn = self.staged.iter().position(|staged| *staged == layer);
-                if let Some(turn) = turn.filter(|_| end(call) == end(step)) {
-                    actions.push(on(Stream::Compute, Work::Record(Event::Read(turn % 2))));
-                }
+                // What comes to the buffer next in this step waits for it.
+                let turn = self.turn(layer).filter(|turn| end(call) == end(step) && turn + 2 < self.staged.len());
+                actions.extend(turn.map(|turn| on(Stream::Compute, Work::Record(Event::Read(turn % 2)))));
                 actions
             }
             Phase::Decode { renewals } => {
@@ -94,6 +94,11 @@ impl Order {
         }
     }
 
+    /// Which of the layers that are staged `layer` is; its keys come to buffer `turn % 2`.
+    pub(super) fn turn(&self, layer: usize) -> Option<usize> {
+        self.staged.iter().position(|staged| *staged == layer)
+    }
+
     /// What comes before the first call of a prefill step in `layer`.
     fn before_prefill(&self, layer: usize) -> Vec<Action> {
         let mut actions = Vec::new();
@@ -103,11 +108,14 @@ impl Order {
             actions.extend(layers.flat_map(|layer| launched(Stream::Compute, layer, self.paging.claim())));
             actions.push(on(Stream::Copy, Work::Join));
         }
-        let Some(turn) = self.staged.iter().position(|staged| *staged == layer) else { return actions };
+        let Some(turn) = self.turn(layer) else { return actions };
         let due = if turn == 0 { 0..2 } else { turn + 1..turn + 2 };
         for ahead in due {
             let Some(&layer) = self.staged.get(ahead) else { continue };
-            actions.push(on(Stream::Copy, Work::Wait(Event::Read(ahead % 2))));
+            // Nobody reads what is to come to the buffers first: the streams were joined.
+            if ahead > 1 {
+                actions.push(on(Stream::Copy, Work::Wait(Event::Read(ahead % 2))));
+            }
             actions.push(on(Stream::Copy, Work::Stage(layer, Kind::Keys)));
             actions.push(on(Stream::Copy, Work::Record(Event::Come(ahead % 2))));
         }
@@ -118,8 +126,8 @@ impl Order {
         actions
     }
 
-    /// Lets what follows come after the moves of pages that were handed over: steps, and whatever looks at page tables, lists
-    /// or what was counted.
+    /// Lets what follows come after the moves of pages that were handed over: the next step, which is needed where this one is not
+    /// [recorded](Self::ended), and whatever looks at pages, at where they are, or at what was counted.
     pub(super) const fn settled() -> Action {
         on(Stream::Compute, Work::Join)
     }

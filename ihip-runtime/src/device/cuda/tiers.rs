@@ -3,7 +3,8 @@
 //! While a layer of a prefill step is computed, the keys that the host has of the next one come to the GPU by copies on a
 //! stream of their own, into one of two buffers that the layers take turns with. Kernels read them through a second range
 //! of addresses, whose first part is the memory of the slots on the GPU. After a layer of a decoding step, that stream
-//! lets pages trade slots, beside the layers that follow; a recorded graph has it as a branch.
+//! lets pages trade slots, beside the layers that follow; a recorded graph has it as a branch. In which order, [`super::order`]
+//! says.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,7 +30,7 @@ pub(super) struct Tiers {
     pub(super) order: Order,
     /// Keys and values of each layer that is staged, as steps of prefill read them.
     copies: HashMap<usize, [Arc<Buffer>; 2]>,
-    /// That keys have come to each of the two buffers, and that their readers are done.
+    /// That keys have come to each of the two buffers, and that the layer is done that reads them.
     come: [CudaEvent; 2],
     read: [CudaEvent; 2],
     /// Bytes of keys and values that came for steps of prefill.
