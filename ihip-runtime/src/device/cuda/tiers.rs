@@ -223,8 +223,10 @@ impl CudaDevice {
             attend: Reads { hits: 2 * here + keys_here, misses: keys_here + 2 * there },
             promotions: in_values + in_both,
             evictions: out_values + out_both,
-            promoted_bytes: (in_values + 2 * in_both + gathered) * page + tiers.streamed,
-            evicted_bytes: (out_values + 2 * out_both + written_keys + written_values) * page,
+            streamed_bytes: tiers.streamed + gathered * page,
+            written_bytes: (written_keys + written_values) * page,
+            promoted_bytes: (in_values + 2 * in_both) * page,
+            evicted_bytes: (out_values + 2 * out_both) * page,
             missed_bytes: (keys_here + 2 * there) * page,
         })
     }
