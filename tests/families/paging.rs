@@ -28,6 +28,8 @@ struct Pair {
     levels: usize,
     /// Slots whose keys are on the GPU.
     keys_here: usize,
+    /// Most that a step may add to a word of what is counted.
+    most: usize,
     /// What runs, for messages.
     what: String,
 }
@@ -39,8 +41,11 @@ impl Pair {
         let program = Program::new(&plan, Activation::F32).expect("a usual head");
         let extent = Extent { rows: ROWS, tokens: TOKENS };
         let pages = TOKENS.div_ceil(layer.page as usize);
+        let keeping = program.clone().keeping_probes(levels);
+        let [keys, values] = slots;
         Self {
-            tiered: Attention::tiered(host(), program.clone().keeping_probes(levels), extent, slots),
+            most: Paging::new(&keeping, Slots { pages, keys, values }).most_counted(),
+            tiered: Attention::tiered(host(), keeping, extent, slots),
             whole: Attention::running(host(), program, extent, pages),
             layer: layer.clone(),
             noise: Noise(7),
@@ -88,7 +93,7 @@ impl Pair {
 
     fn decode(&mut self, renewal: impl Into<Renewal>) {
         let (qkv, renewal) = (self.rows(1), renewal.into());
-        let due = self.scanned(renewal);
+        let (due, before) = (self.scanned(renewal), self.tiered.read_i32(Buffer::Tally));
         let (expected, lists) = self.whole.decode(self.length, TOKENS, renewal, &qkv);
         let (found, found_lists) = self.tiered.decode(self.length, TOKENS, renewal, &qkv);
         assert_eq!(found_lists, lists, "lists at position {}", self.length);
@@ -98,6 +103,13 @@ impl Pair {
             let words = tally::stage(0)..tally::stage(1);
             assert_eq!(counted[words], due, "pages of the first stage at position {}, {}", self.length, self.what);
         }
+        let most = counted.iter().zip(&before).map(|(counted, before)| counted - before).max();
+        assert!(
+            most.is_some_and(|most| most as usize <= self.most),
+            "{most:?} at position {}, {}",
+            self.length,
+            self.what
+        );
         self.length += 1;
         self.check();
     }

@@ -9,7 +9,7 @@ use ihip_dsl::{
 };
 use ihip_runtime::device::cuda::{CudaDevice, Precision};
 use ihip_runtime::device::{Device, Sampling};
-use ihip_runtime::session::SEGMENT;
+use ihip_runtime::session::{LONGEST_STEP, SEGMENT};
 use ihip_runtime::{Error, Result, Session, Step};
 use ihip_tests::support::tolerance::SUM;
 
@@ -373,6 +373,41 @@ impl Check for Choice {
 #[test]
 fn tokens_are_drawn_most_likely_first() {
     check(&Choice);
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn tensors_without_room_are_refused_before_a_kernel_goes_beyond_them() {
+    let mut device = CudaDevice::new(0, Precision::Bf16).unwrap();
+    let mut cache = device.cache(&plan(), 64).unwrap();
+    let step = &Session::new(plan()).prefill_steps(64, 64).unwrap()[0];
+    let (table, weight) =
+        (device.matrix(10, 64, vec![0.5; 640]).unwrap(), device.matrix(32, 64, vec![0.5; 2048]).unwrap());
+    let norm = device.vector(vec![1.0; 64]).unwrap();
+    let mut tensor = |rows, columns| device.tensor(rows, columns).unwrap();
+    let (mut x, mut y, mut few, mut out, mut narrow) =
+        (tensor(64, 64), tensor(64, 64), tensor(63, 64), tensor(63, 32), tensor(64, 31));
+    device.begin(&mut cache, step, &[3; 64]).unwrap();
+    device.embed(&table, 64, &mut x).unwrap();
+    let refusals = [
+        device.embed(&table, 64, &mut few),
+        device.embed(&table, 65, &mut x),
+        device.rms_norm(&x, 64, &norm, 1e-5, &mut few),
+        device.rms_norm(&x, 65, &norm, 1e-5, &mut y),
+        device.linear(&x, 0..64, &weight, &mut out),
+        device.linear(&x, 1..65, &weight, &mut out),
+        device.linear(&x, 0..64, &weight, &mut narrow),
+        device.swiglu(&x, 64, &mut out),
+        device.attention(&mut cache, 0, &x, &mut y),
+    ];
+    for (number, refused) in refusals.into_iter().enumerate() {
+        let error = refused.expect_err("it has no room");
+        assert!(matches!(error, Error::TensorMismatch { .. }), "{number}: {error}");
+    }
+    device.linear(&x, 1..64, &weight, &mut out).unwrap();
+    assert_eq!(device.read(&out, 63).unwrap(), vec![16.0; 63 * 32]);
+    let error = device.begin(&mut cache, step, &vec![0; LONGEST_STEP + 1]).unwrap_err();
+    assert!(matches!(error, Error::LongStep { rows: 131_073, longest: 131_072 }), "{error}");
 }
 
 #[test]

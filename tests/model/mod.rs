@@ -5,13 +5,14 @@ mod offload;
 
 use std::sync::{LazyLock, Mutex};
 
-use ihip_model::Pruning;
-use ihip_model::Special;
 use ihip_model::presets::Paper3k;
+use ihip_model::{ModelFile, Pruning, Special};
 use ihip_runtime::Device;
 use ihip_runtime::device::cpu::CpuDevice;
 use ihip_runtime::device::cuda::{CudaDevice, Precision};
+use ihip_runtime::session::SEGMENT;
 use ihip_tests::support::generation::Loaded;
+use ihip_tests::support::gguf::tiny_llama;
 use ihip_tests::support::model::{book, fixture, read_fixture, smollm2};
 use serde_json::Value;
 
@@ -57,6 +58,19 @@ fn ids(value: &Value) -> Vec<u32> {
 fn every_weight_is_counted() {
     // What `transformers` counts, the embedding once.
     assert_eq!(smollm2().config().parameters(), 134_515_008);
+}
+
+#[test]
+fn steps_are_as_long_as_asked_for_again_once_masks_are_not_recorded() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), tiny_llama().build().bytes).unwrap();
+    let mut model = Loaded::on_cpu(&ModelFile::open(file.path()).unwrap());
+    let mut request = model.request(None, 32_768, 2 * SEGMENT);
+    let longest = [true, false].map(|record| {
+        request.record_masks(record);
+        request.prefill_steps(32_768).unwrap()[0].rows
+    });
+    assert_eq!(longest, [SEGMENT, 2 * SEGMENT]);
 }
 
 struct GreedyText;
