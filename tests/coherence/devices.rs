@@ -47,6 +47,11 @@ impl Setting {
         Self { heads: (4, 2, 32), slots: 32, gpu: 64 * (PAGE * 2 * 32 * size_of::<f32>()) as u64, tokens: 768 };
     pub const GPU: Self = Self { heads: (16, 8, 128), slots: 64, gpu: 10 << 20, tokens: 1536 };
 
+    /// What verifies rows on a GPU.
+    pub fn verifier(self) -> Verifier {
+        verifier(&self.plan())
+    }
+
     fn plan(self) -> Arc<Plan> {
         let mut stages = [stage(0, CHUNK as u32, 32, 4), stage(128, 8, 32, 1)];
         stages[0].refresh = 4;
@@ -83,6 +88,11 @@ pub struct Requests<'a, D: Examined> {
     report: Report,
 }
 
+/// What verifies rows of a layer of `plan` on a GPU.
+fn verifier(plan: &Plan) -> Verifier {
+    Verifier::new(plan.geometry(), Probed { sink: SINK, chunk: CHUNK, levels: LEVELS })
+}
+
 /// A device whose rows can be verified.
 pub trait Examined: Device {
     /// How many rows there are of these in a layer, and how many of them are wrong.
@@ -114,7 +124,7 @@ impl Examined for CpuDevice {
 
 impl Examined for CudaDevice {
     fn verify(&mut self, cache: &Self::Cache, plan: &Plan, rows: &Rows) -> [u64; 2] {
-        let verifier = Verifier::new(plan.geometry(), Probed { sink: SINK, chunk: CHUNK, levels: LEVELS });
+        let verifier = verifier(plan);
         let (grid, arguments) = verifier.launch(rows, [Buffer::Keys, Buffer::Values]);
         let found =
             self.examine(cache, rows.layer, (&verifier.kernel, grid), &arguments, FOUND).expect("a GPU that runs");
@@ -183,11 +193,11 @@ impl<'a, D: Examined> Requests<'a, D> {
                 self.replace(index);
                 self.report.ended += 1;
             }
-            0..2 => {
+            0 => {
                 self.replace(index);
                 self.report.cancelled += 1;
             }
-            draw if length == 0 || draw < 12 => {
+            draw if length == 0 || draw < 11 => {
                 let prompt = 1 + self.below(PROMPT.min(self.tokens - length));
                 let steps = self.requests[index].session.prefill_steps(prompt, STEP).expect("a step divides a segment");
                 steps.iter().for_each(|step| self.step(index, step));

@@ -36,6 +36,8 @@ const ROWS: usize = 48;
 const LEVELS: usize = 2;
 /// Slots on the GPU for the keys and for the values of each request: 64 in all, for three times as many pages.
 const SLOTS: [[usize; 2]; 3] = [[12, 9], [10, 10], [13, 10]];
+/// Types of caches, which take turns: with scales and without.
+pub const TYPES: [KvType; 2] = [KvType::F32, KvType::Int4];
 /// Operations after which what was found is asked for.
 const ASKED: u64 = 256;
 
@@ -85,6 +87,11 @@ fn of_type(kv_type: KvType) -> Layer {
     )
 }
 
+/// What verifies rows of this type.
+pub fn verifier(kv_type: KvType) -> Verifier {
+    Verifier::new(&of_type(kv_type).geometry(), Probed { sink: SINK, chunk: CHUNK, levels: LEVELS })
+}
+
 impl Request {
     fn new(host: Shared, number: u32, kv_type: KvType, slots: [usize; 2]) -> Self {
         let plan = of_type(kv_type).plan();
@@ -95,7 +102,7 @@ impl Request {
             number,
             length: 0,
             attention: Attention::tiered(Box::new(host), program, extent, slots),
-            verifier: Verifier::new(plan.geometry(), Probed { sink: SINK, chunk: CHUNK, levels: LEVELS }),
+            verifier: verifier(kv_type),
             kv_type,
             values: slots[1],
         }
@@ -217,8 +224,7 @@ impl Requests {
         let mut host = Shared::new(host());
         let found = host.allocate("Found", FOUND * 4);
         host.write(found, 0, &[0; FOUND * 4]);
-        let types = [KvType::F32, KvType::Int4].into_iter().cycle();
-        let requests = SLOTS.into_iter().zip(types).zip(0..);
+        let requests = SLOTS.into_iter().zip(TYPES.into_iter().cycle()).zip(0..);
         let request = |((slots, kv_type), number)| Request::new(host.clone(), number, kv_type, slots);
         let requests: Vec<_> = requests.map(request).collect();
         let numbered = requests.len() as u32;
@@ -237,16 +243,15 @@ impl Requests {
             self.replace(index);
             self.report.ended += 1;
         }
+        if self.below(3) == 0 {
+            self.scramble(index);
+        }
         match self.below(100) {
             // A request begins with a prompt.
             _ if self.requests[index].length == 0 => self.prefill(index),
-            0..50 => self.decode(index),
-            50..68 => {
-                self.scramble(index);
-                self.decode(index);
-            }
-            68..84 => self.promote(index),
-            84..98 => self.prefill(index),
+            0..72 => self.decode(index),
+            72..88 => self.promote(index),
+            88..98 => self.prefill(index),
             _ => {
                 self.replace(index);
                 self.report.cancelled += 1;

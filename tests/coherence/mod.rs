@@ -21,12 +21,15 @@ mod rows;
 use devices::{Examined, Setting};
 use ihip_runtime::device::cpu::CpuDevice;
 use ihip_runtime::device::cuda::{CudaDevice, Precision};
+use ihip_runtime::jit::Architecture;
 use ihip_runtime::kv::{Counts, Tier};
+use ihip_tests::support::nvrtc::nvrtc;
 use requests::Requests;
+use rows::Verifier;
 
 /// Operations of a run that nobody asked to be longer: on the store, by kernels, on a device.
 const OPERATIONS: usize = 100_000;
-const KERNEL_OPERATIONS: usize = 1500;
+const KERNEL_OPERATIONS: usize = 2000;
 const DEVICE_OPERATIONS: usize = 2000;
 
 /// What was seen of requests that kernels or a device serve.
@@ -61,10 +64,10 @@ impl Report {
         for (what, count, each) in [
             ("hits", hits, 1),
             ("misses", misses, 1),
-            ("promotions", promotions, 10),
-            ("evictions", evictions, 10),
+            ("promotions", promotions, 20),
+            ("evictions", evictions, 20),
             ("requests that ended", ended, 1000),
-            ("cancelled requests", cancelled, 200),
+            ("cancelled requests", cancelled, 400),
         ] {
             let least = operations as u64 / each;
             assert!(count >= least, "{count} {what} in {operations} operations, and {least} at least are due");
@@ -173,6 +176,18 @@ fn a_wrong_row_that_kernels_moved_is_found_in_either_tier() {
             }
         };
         assert_eq!(wrong, 1, "a spoilt row on the {tier}, kept besides: {kept}");
+    }
+}
+
+#[test]
+fn the_kernel_that_verifies_rows_compiles_for_every_gpu() {
+    let verifiers = kernels::TYPES.map(kernels::verifier).into_iter().chain([Setting::GPU.verifier()]);
+    for Verifier { kernel, .. } in verifiers {
+        for architecture in Architecture::TESTED {
+            let compiled = nvrtc().compile(&kernel.name, &kernel.text, architecture);
+            let resources = compiled.unwrap_or_else(|error| panic!("{error}")).resources;
+            assert_eq!(resources.spill_store_bytes, 0, "{architecture}: {resources:?}");
+        }
     }
 }
 
