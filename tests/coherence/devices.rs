@@ -26,7 +26,7 @@ const STEP: usize = 64;
 const PROMPT: usize = 200;
 /// Requests side by side.
 const REQUESTS: usize = 3;
-/// First halvings whose probes a GPU keeps with [`Setting::GPU`].
+/// First halvings whose probes a GPU keeps.
 const LEVELS: usize = 2;
 
 /// What runs on a device. 64 slots of the first tier are for keys and values of both layers on a CPU, and of each on a GPU, whose memory
@@ -34,8 +34,9 @@ const LEVELS: usize = 2;
 #[derive(Clone, Copy)]
 pub struct Setting {
     heads: (u32, u32, u32),
-    /// Slots of the first tier for keys and values of a layer.
+    /// Slots of the first tier for keys and values of a layer, and first halvings whose probes it keeps besides.
     slots: usize,
+    levels: usize,
     /// Bytes of the first tier.
     gpu: u64,
     /// Tokens of a request.
@@ -43,9 +44,14 @@ pub struct Setting {
 }
 
 impl Setting {
-    pub const CPU: Self =
-        Self { heads: (4, 2, 32), slots: 32, gpu: 64 * (PAGE * 2 * 32 * size_of::<f32>()) as u64, tokens: 768 };
-    pub const GPU: Self = Self { heads: (16, 8, 128), slots: 64, gpu: 10 << 20, tokens: 1536 };
+    pub const CPU: Self = Self {
+        heads: (4, 2, 32),
+        slots: 32,
+        levels: 0,
+        gpu: 64 * (PAGE * 2 * 32 * size_of::<f32>()) as u64,
+        tokens: 768,
+    };
+    pub const GPU: Self = Self { heads: (16, 8, 128), slots: 64, levels: LEVELS, gpu: 10 << 20, tokens: 1536 };
 
     /// What verifies rows on a GPU.
     pub fn verifier(self) -> Verifier {
@@ -140,8 +146,9 @@ impl<'a, D: Examined> Requests<'a, D> {
     pub fn new(device: &'a mut D, setting: Setting, seed: u64) -> Self {
         let (plan, tokens) = (setting.plan(), setting.tokens);
         device.limit_kv(Budget { gpu: setting.gpu, ..Budget::UNLIMITED }, STEP);
-        let Placement { keys, values, .. } = device.placement(&plan, tokens).expect("both tiers hold it");
-        assert_eq!((keys.gpu + values.gpu) / PAGE, setting.slots, "slots of a layer");
+        let Placement { keys, values, probes } = device.placement(&plan, tokens).expect("both tiers hold it");
+        let given = ((keys.gpu + values.gpu) / PAGE, probes.levels);
+        assert_eq!(given, (setting.slots, setting.levels), "slots of a layer, and halvings whose probes are kept");
         let geometry = plan.geometry();
         let query_row = (geometry.query_heads * geometry.head_dim) as usize;
         let row = query_row + 2 * (geometry.kv_heads * geometry.head_dim) as usize;

@@ -152,7 +152,7 @@ impl Request {
         let qkv: Vec<&[f32]> = qkv.iter().map(Vec::as_slice).collect();
         let Self { number, length, attention, verifier, .. } = self;
         let mut calls = calls.iter();
-        attention.prefill_calls(*length, TOKENS, &qkv, |attention, _, launches| {
+        attention.prefill_calls(*length, TOKENS, &qkv, |attention, positions, launches| {
             let call = calls.next().expect("there are as many");
             let mut blocks = vec![-1; call.lists.len() * KEEP];
             for (entries, list) in blocks.chunks_mut(KEEP).zip(&call.lists) {
@@ -160,12 +160,14 @@ impl Request {
             }
             attention.write_i32(Buffer::Blocks, &blocks);
             attention.write_i32(Buffer::Counts, &call.lists.iter().map(|list| list.len() as i32).collect::<Vec<_>>());
+            let attends = launches.iter().filter(|launch| attention.family(launch) == Family::Attend).count();
+            assert_eq!(attends, 1, "a call attends once");
             for launch in launches {
                 match attention.family(launch) {
                     // In its place: scans read all keys, and the attention values of sinks, windows and lists.
                     Family::Attend => {
                         let looked = call.looked().into_iter().map(|tokens| (VALUES, tokens));
-                        for (regions, tokens) in looked.chain([(KEYS, 0..call.rows.end)]) {
+                        for (regions, tokens) in looked.chain([(KEYS, 0..positions.end)]) {
                             let rows = Rows { request: *number, layer: 0, regions, tokens };
                             verify(attention, verifier, &rows, [Buffer::StagedKeys, Buffer::StagedValues], found);
                         }
@@ -174,7 +176,7 @@ impl Request {
                     _ => {}
                 }
             }
-            *length = call.rows.end;
+            *length = positions.end;
         });
     }
 
