@@ -1,4 +1,4 @@
-//! Published methods and settings, and one of our own, in the language itself.
+//! Published methods and settings, and two of our own, in the language itself.
 //!
 //! The InfiniteHiP settings are those of the paper (arXiv 2502.08910, appendix F). Where paper and published numbers
 //! disagree, the numbers decide: the refresh intervals of [`Paper3kFlash`] are those that reproduce the latencies of the
@@ -49,6 +49,11 @@ crate::pruning! {
         rope { scan relative, attend streaming }
         layers 0..=2 { attend { keep 4_096 } rope { scan chunk_indexed } }
     }
+
+    /// Our own: `Paper3kFlash`, renewed in turn, for keys and values that lie with the host.
+    ///
+    /// There a scan reads keys over the bus. Where layers and key-value heads take turns no step pays for all of them.
+    pub Paper3kStaggered: Paper3kFlash { refresh staggered; }
 
     /// InfiniteHiP 5K: smaller first chunks, 4,096 tokens kept besides sink and window (arXiv 2502.08910, appendix F).
     ///

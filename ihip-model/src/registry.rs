@@ -102,7 +102,7 @@ mod tests {
         let names = names.join(" ");
         assert_eq!(
             names,
-            "BoundThenExact Hip InfLlm MobaLike Paper3k Paper3kFast Paper3kFlash Paper5k Quest StreamingLlm"
+            "BoundThenExact Hip InfLlm MobaLike Paper3k Paper3kFast Paper3kFlash Paper3kStaggered Paper5k Quest StreamingLlm"
         );
         assert_eq!(verify(), Ok(()));
         assert_eq!(find("Paper5k").map(ihip_dsl::Pipeline::name), Some("Paper5k"));

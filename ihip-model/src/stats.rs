@@ -89,7 +89,7 @@ pub struct Kv {
     pub values: TierTokens,
     /// Shares of reads that were on the GPU.
     pub hit_ratio: HitRatio,
-    /// Rows that were read in place on the host.
+    /// Rows that were read in place on the host; on a GPU pages.
     pub misses: u64,
     /// Pages that were brought to the GPU.
     pub promotions: u64,
@@ -120,11 +120,15 @@ pub struct HitRatio {
 /// Bytes by the way they went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct KvBytes {
-    /// Copied to the GPU.
+    /// Copied to the GPU while the prompt was read.
+    pub streamed: u64,
+    /// Copied to the host while the prompt was read.
+    pub written: u64,
+    /// Pages brought to the GPU.
     pub promoted: u64,
-    /// Copied to the host.
+    /// Pages taken from it.
     pub evicted: u64,
-    /// Read in place on the host.
+    /// Read in place on the host; on a GPU by the attention alone.
     pub missed: u64,
 }
 
@@ -148,6 +152,8 @@ impl Kv {
             promotions: traffic.promotions,
             evictions: traffic.evictions,
             bytes: KvBytes {
+                streamed: traffic.streamed_bytes,
+                written: traffic.written_bytes,
                 promoted: traffic.promoted_bytes,
                 evicted: traffic.evicted_bytes,
                 missed: traffic.missed_bytes,

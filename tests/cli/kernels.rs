@@ -57,7 +57,7 @@ fn arrays_beside_the_keys_count_as_what_a_scan_of_them_reads() {
     // Only decoding scores: 32 rankings of one query block.
     assert_eq!(cells(&quest, "Scores"), ["the", "request", "2,097,088", "8.4", "MB"]);
 
-    let staggered = explain("../docs/figures/pipelines/flash-staggered.toml", "llama-3.1-8b");
+    let staggered = explain("Paper3kStaggered", "llama-3.1-8b");
     let turns = "KV heads take turns at stage 0: a renewal scans it over 3 steps, and cuts in the last";
     assert!(staggered.contains(turns) && staggered.contains("HeldScores"), "{staggered}");
     assert!(!quest.contains("turns"), "{quest}");

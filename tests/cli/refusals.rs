@@ -87,9 +87,9 @@ fn of_a_model_that_is_neither_known_nor_a_file() {
 
 #[test]
 fn of_an_unknown_pipeline_with_the_nearest_names() {
-    insta::assert_snapshot!(generate(&["--prompt", "x", "--pruning", "paper3kflsh"]), @"error: there is no pipeline paper3kflsh: did you mean Paper3kFlash or Paper3kFast or Paper3k or Paper5k?");
+    insta::assert_snapshot!(generate(&["--prompt", "x", "--pruning", "paper3kflsh"]), @"error: there is no pipeline paper3kflsh: did you mean Paper3kFlash or Paper3kFast or Paper3k or Paper5k or Paper3kStaggered?");
     insta::assert_snapshot!(generate(&["--prompt", "x", "--pruning", "SMALL"]), @"error: there is no pipeline SMALL: did you mean Small?");
-    insta::assert_snapshot!(generate(&["--prompt", "x", "--pruning", "xyz"]), @"error: there is no pipeline xyz: there are BoundThenExact, Hip, InfLlm, MobaLike, Paper3k, Paper3kFast, Paper3kFlash, Paper5k, Quest, Small, StreamingLlm, dense");
+    insta::assert_snapshot!(generate(&["--prompt", "x", "--pruning", "xyz"]), @"error: there is no pipeline xyz: there are BoundThenExact, Hip, InfLlm, MobaLike, Paper3k, Paper3kFast, Paper3kFlash, Paper3kStaggered, Paper5k, Quest, Small, StreamingLlm, dense");
 }
 
 #[test]

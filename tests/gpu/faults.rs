@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 
+use ihip_dsl::{KvType, Plan, parse_str};
+use ihip_model::generate::Extent;
+use ihip_model::{Generation, Interrupt, Llama, ModelFile, Sampler};
 use ihip_runtime::Error;
-use ihip_runtime::device::Device;
 use ihip_runtime::device::cuda::{CudaDevice, Precision};
+use ihip_runtime::device::{Device, Sampling};
 use ihip_runtime::kv::{Budget, Tier};
 use ihip_tests::support::failing::{Failing, TIERS};
+use ihip_tests::support::gguf::tiny_llama;
 
 use super::device::{Attention, ROW, plan};
 use super::noise;
@@ -74,6 +78,71 @@ fn whichever_allocation_fails_bytes_come_back_and_the_next_request_is_right() {
     }
     let left = device.available_bytes().unwrap().unwrap();
     assert!(left + KEPT >= free, "{free} bytes were free on the GPU, {left} are after {allocations:?} failures");
+}
+
+static NEVER: Interrupt = Interrupt::new();
+
+/// The tokens that a request of the model writes, whose weights are loaded first: more than a layer's least share of the GPU.
+fn written(device: &mut CudaDevice, file: &ModelFile) -> Result<Vec<u32>, ihip_model::Error> {
+    const NEW: usize = 12;
+    let pipelines = parse_str(
+        "pub Short {
+            sink 32; window 128;
+            stage { chunk 64, query_stride 4, refresh 8 }
+            stage { keep 256, chunk 8, query_stride 1, refresh 2 }
+            attend { keep 128 }
+            rope { scan relative, attend streaming }
+        }",
+    );
+    let llama = Llama::load(file, device, &NEVER, &mut |_| ())?;
+    let config = llama.config();
+    let (geometry, layers) = (config.geometry(KvType::F32), config.layers as u32);
+    let plan = Arc::new(Plan::new(&pipelines.unwrap()[0], geometry, config.frequencies(), layers).unwrap());
+    let prompt: Vec<u32> = (0..2 * PROMPT as u32).map(|token| 4 + token * token % 199).collect();
+    let extent = Extent { capacity: prompt.len() + NEW, chunk: 2048 };
+    let mut request = Generation::new(&llama, device, &plan, extent, &NEVER)?;
+    for step in request.prefill_steps(prompt.len())? {
+        request.prefill(step, &prompt)?;
+    }
+    let mut sampler = Sampler::new(Sampling { temperature: 0.0, top_p: 1.0 }, 0);
+    let mut tokens = vec![request.sample(&mut sampler)?];
+    while tokens.len() < NEW {
+        request.decode(tokens[tokens.len() - 1])?;
+        tokens.push(request.sample(&mut sampler)?);
+    }
+    Ok(tokens)
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn whichever_allocation_of_a_model_and_its_request_fails_the_next_one_writes_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny.gguf");
+    std::fs::write(&path, tiny_llama().build().bytes).unwrap();
+    let file = ModelFile::open(path).unwrap();
+    let mut device = CudaDevice::new(0, Precision::F32).unwrap();
+    device.limit_kv(BUDGET, 2048);
+    // What kernels and products take is taken once.
+    let expected = written(&mut device, &file).unwrap();
+    let counting = Arc::new(Failing::default());
+    device.account_to(counting.clone());
+    assert_eq!(written(&mut device, &file).unwrap(), expected);
+    assert_eq!(counting.held(), [0, 0]);
+    // Weights, activations, and what a cache of four layers has on either side.
+    let allocations = TIERS.map(|tier| counting.asked(tier));
+    assert!(allocations[0] > 60 && allocations[1] == 8, "{allocations:?}");
+    for (tier, allocations) in TIERS.into_iter().zip(allocations) {
+        for which in 1..=allocations {
+            let failing = Arc::new(Failing::at(tier, which));
+            device.account_to(failing.clone());
+            let error = written(&mut device, &file).unwrap_err();
+            assert!(matches!(&error, ihip_model::Error::Runtime(Error::OutOfMemory { .. })), "{error}");
+            assert_eq!(failing.asked(tier), which, "nothing is asked for after what fails");
+            assert_eq!(failing.held(), [0, 0], "after allocation {which} on the {tier} failed");
+            assert_eq!(written(&mut device, &file).unwrap(), expected, "after allocation {which} on the {tier} failed");
+            assert_eq!(failing.held(), [0, 0]);
+        }
+    }
 }
 
 #[test]

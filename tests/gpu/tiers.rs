@@ -78,7 +78,7 @@ fn steps_of_several_segments_give_the_same_bits_and_move_less() {
             let run = Run::reading(&qkv, chunk, gpu, true, None);
             assert!(run.outputs == whole.outputs, "outputs differ in steps of {chunk} with {gpu:?} bytes on the GPU");
             assert!(run.lists == whole.lists, "lists differ in steps of {chunk} with {gpu:?} bytes on the GPU");
-            moved.extend(gpu.map(|_| run.traffic.promoted_bytes));
+            moved.extend(gpu.map(|_| run.traffic.streamed_bytes));
         }
     }
     assert!(moved.is_sorted_by(|shorter, longer| shorter > longer), "{moved:?}");

@@ -1,7 +1,7 @@
 //! The published settings, as the declarations say them.
 
-use ihip_dsl::{KvType, LayerPruning, Phases, Plan};
-use ihip_model::presets::{Paper3k, Paper3kFast, Paper3kFlash, Paper5k};
+use ihip_dsl::{KvType, LayerPruning, Phases, Plan, Refresh};
+use ihip_model::presets::{Paper3k, Paper3kFast, Paper3kFlash, Paper3kStaggered, Paper5k};
 use ihip_model::shapes::KNOWN_SHAPES;
 use ihip_model::{Pipeline, Pruning, registry};
 
@@ -20,6 +20,16 @@ fn paper3k_is_what_the_paper_says() {
     insta::with_settings!({ snapshot_path => "../snapshots", prepend_module_to_snapshot => false }, {
         insta::assert_debug_snapshot!("paper3k", Paper3k::pipeline());
     });
+}
+
+#[test]
+fn staggered_is_flash_renewed_in_turn() {
+    let (flash, staggered) = (Paper3kFlash::pipeline(), Paper3kStaggered::pipeline());
+    assert_eq!([flash, staggered].map(Pipeline::refresh), [Refresh::Together, Refresh::Staggered]);
+    assert_eq!(staggered.base(), flash.base());
+    for layer in 0..4 {
+        assert_eq!(staggered.layer(layer), flash.layer(layer));
+    }
 }
 
 #[test]

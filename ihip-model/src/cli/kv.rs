@@ -13,7 +13,7 @@ use super::arguments;
 use super::device::{DeviceArguments, Settings, Work};
 use super::error::{Error, Result};
 use super::interrupt;
-use super::model::{self, ModelArguments, Placed};
+use super::model::{self, ModelArguments, Placed, Reserve};
 use super::output;
 use super::pruning::{self, Pruning};
 use super::table::{NOTHING, Table, bytes, grouped};
@@ -100,7 +100,8 @@ impl Work for PlanJob<'_> {
         let file = self.arguments.model.open(self.interrupt)?;
         let plan = self.pruning.plan(file.config(), settings.kv_type)?;
         let tokens = self.arguments.tokens;
-        let Placed { tiers, chunk, .. } = model::place(file.config(), &plan, tokens, device, settings)?;
+        let reserve = Reserve { prompt: tokens, new: 0 };
+        let Placed { tiers, chunk } = model::place(file.config(), &plan, reserve, device, settings)?;
         let moves = device.prefill_moves(&plan, tokens, chunk)?;
         output::write(&(table(&tiers, plan.layers()) + &reading(moves, tokens, chunk)))
     }

@@ -60,39 +60,49 @@ pub(super) struct Placed {
     pub(super) tiers: Tiers,
     /// Prompt tokens of one step.
     pub(super) chunk: usize,
-    /// Bytes of weights and activations.
-    model: u64,
 }
 
-/// Divides memory for a request of `capacity` tokens. Where keys lie with the host steps are long, unless the GPU has no room
-/// for their activations.
+/// Divides memory for a request. Where keys lie with the host steps are long, unless the GPU has no room for their
+/// activations.
 ///
 /// # Errors
-/// Where the tokens do not fit, with the numbers.
+/// Where the request does not fit, with the numbers.
 pub(super) fn place<D: Device>(
     config: &Config,
     plan: &Plan,
-    capacity: usize,
+    reserve: Reserve,
     device: &mut D,
     settings: Settings,
 ) -> Result<Placed> {
+    let Reserve { prompt, new } = reserve;
+    let capacity = prompt + new;
     let available = device.available_bytes()?;
-    let mut place = |chunk| -> Result<(Placed, bool)> {
+    let own_memory = settings.own_memory;
+    let mut place = |chunk| -> Result<(Placed, Result<()>)> {
         let settings = Settings { chunk, ..settings };
         let model = bytes(config, settings);
         let tiers = tiers::choose(device, plan, capacity, model, settings)?;
-        let needed = device.cache_bytes(plan, capacity).saturating_add(model);
-        Ok((Placed { tiers, chunk, model }, available.is_none_or(|available| needed <= available)))
+        let host = if own_memory { 0 } else { device.host_cache_bytes(plan, capacity) };
+        let cache = device.cache_bytes(plan, capacity) + host;
+        let fits = match available.filter(|available| cache.saturating_add(model) > *available) {
+            None => Ok(()),
+            Some(available) => {
+                let (token, device) = (cache / capacity as u64, device.name());
+                Err(Error::DoesNotFit { prompt, new, cache, token, model, device, available, own_memory })
+            }
+        };
+        Ok((Placed { tiers, chunk }, fits))
     };
-    let (short, _) = place(settings.chunk)?;
+    let (short, fits) = place(settings.chunk)?;
     if short.tiers.placement.keys.host == 0 || settings.long_chunk == settings.chunk {
-        return Ok(short);
+        return fits.map(|()| short);
     }
-    match place(settings.long_chunk) {
-        Ok((long, true)) => Ok(long),
-        // The device is left with what was chosen last.
-        _ => Ok(place(settings.chunk)?.0),
+    if let Ok((long, Ok(()))) = place(settings.long_chunk) {
+        return Ok(long);
     }
+    // The device is left with what was chosen last.
+    let (short, fits) = place(settings.chunk)?;
+    fits.map(|()| short)
 }
 
 /// Plans the pipeline for the model, checks that the request fits the device, and loads the weights, while the device prepares
@@ -112,24 +122,7 @@ pub(super) fn load<D: Device>(
     let config = file.config();
     let plan = pruning.plan(config, settings.kv_type)?;
     let capacity = reserve.prompt + reserve.new;
-    let available = device.available_bytes()?;
-    let Placed { tiers, chunk, model } = place(config, &plan, capacity, device, settings)?;
-    let mut cache = device.cache_bytes(&plan, capacity);
-    if !settings.own_memory {
-        cache += device.host_cache_bytes(&plan, capacity);
-    }
-    if let Some(available) = available.filter(|available| cache.saturating_add(model) > *available) {
-        return Err(Error::DoesNotFit {
-            prompt: reserve.prompt,
-            new: reserve.new,
-            cache,
-            token: cache / capacity as u64,
-            model,
-            device: device.name(),
-            available,
-            own_memory: settings.own_memory,
-        });
-    }
+    let Placed { tiers, chunk } = place(config, &plan, reserve, device, settings)?;
     tiers.announce();
     device.prepare(&plan, capacity, config.loading_bytes());
     let bar = progress::bar("loading", config.layers, "layers");

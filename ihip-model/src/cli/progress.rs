@@ -74,11 +74,10 @@ impl RequestBar {
     }
 }
 
-/// The share of reads that were on the GPU; nothing where all were.
+/// The share of what was attended to that was on the GPU; nothing where all was.
 fn hits(traffic: &Traffic) -> String {
-    let reads = traffic.reads();
-    match reads.hit_ratio() {
-        Some(ratio) if reads.misses > 0 => {
+    match traffic.attend.hit_ratio() {
+        Some(ratio) if traffic.attend.misses > 0 => {
             format!(", {:.1} % on the GPU, {} read from the host", 100.0 * ratio, bytes(traffic.missed_bytes as f64))
         }
         _ => String::new(),
@@ -87,9 +86,9 @@ fn hits(traffic: &Traffic) -> String {
 
 /// What is said while a prompt is read; nothing where all is on the GPU.
 fn while_reading(traffic: &Traffic) -> String {
-    let streamed = match traffic.promoted_bytes {
+    let streamed = match traffic.streamed_bytes + traffic.promoted_bytes {
         0 => String::new(),
-        promoted => format!(", {} brought to the GPU", bytes(promoted as f64)),
+        brought => format!(", {} brought to the GPU", bytes(brought as f64)),
     };
     hits(traffic) + &streamed
 }
@@ -189,7 +188,7 @@ mod tests {
         let all = Tokens { gpu: 4096, host: 0 };
         assert_eq!(while_writing(&none, all, all), "");
 
-        let streamed = Traffic { promoted_bytes: 2_700_000_000, ..none };
+        let streamed = Traffic { streamed_bytes: 2_500_000_000, promoted_bytes: 200_000_000, ..none };
         assert_eq!(while_reading(&streamed), ", 2.7 GB brought to the GPU");
         let moved = Traffic { attend: Reads { hits: 790, misses: 210 }, missed_bytes: 1_500_000, ..streamed };
         assert_eq!(while_reading(&moved), ", 79.0 % on the GPU, 1.5 MB read from the host, 2.7 GB brought to the GPU");

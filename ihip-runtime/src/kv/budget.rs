@@ -81,15 +81,7 @@ impl Room {
     /// [`KvError::TooLong`] where they do not fit, with how many would.
     pub fn within(shape: &Shape, tokens: usize, budget: Budget) -> Result<Self, KvError> {
         Self::of_pages(shape, tokens.div_ceil(shape.page), budget).ok_or_else(|| {
-            // What fits is monotone in the number of pages.
-            let (mut fit, mut too_many) = (0, tokens.div_ceil(shape.page));
-            while too_many - fit > 1 {
-                let middle = fit.midpoint(too_many);
-                match Self::of_pages(shape, middle, budget) {
-                    Some(_) => fit = middle,
-                    None => too_many = middle,
-                }
-            }
+            let fit = most(tokens.div_ceil(shape.page), |pages| Self::of_pages(shape, pages, budget).is_some());
             let Budget { gpu, host } = budget;
             KvError::TooLong { tokens, gpu, host, fit: fit * shape.page, token: shape.token_bytes() }
         })
@@ -115,6 +107,20 @@ impl Slots {
         // One slot stays free.
         (gpu >= least).then(|| Self { gpu, host: pages - (gpu - 1) })
     }
+}
+
+/// The greatest number below `too_many` that fits, where every smaller one does as well; 0 where none does.
+pub fn most(mut too_many: usize, mut fits: impl FnMut(usize) -> bool) -> usize {
+    let mut fit = 0;
+    while too_many > fit + 1 {
+        let middle = fit.midpoint(too_many);
+        if fits(middle) {
+            fit = middle;
+        } else {
+            too_many = middle;
+        }
+    }
+    fit
 }
 
 #[cfg(test)]

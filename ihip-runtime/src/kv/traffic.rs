@@ -64,11 +64,15 @@ pub struct Traffic {
     pub promotions: u64,
     /// Pages taken from it.
     pub evictions: u64,
-    /// Bytes copied to the GPU.
+    /// Bytes copied to the GPU for steps of prefill: keys of earlier steps, and values that queries asked for.
+    pub streamed_bytes: u64,
+    /// Bytes that such steps wrote to the host.
+    pub written_bytes: u64,
+    /// Bytes of the pages brought to the GPU.
     pub promoted_bytes: u64,
-    /// Bytes copied from it.
+    /// Bytes of the pages taken from it.
     pub evicted_bytes: u64,
-    /// Bytes read in place on the host.
+    /// Bytes read in place on the host; on a GPU those of whole pages that the attention read, scans not considered.
     pub missed_bytes: u64,
 }
 
@@ -92,6 +96,8 @@ impl Traffic {
             attend: reads(self.attend, before.attend),
             promotions: self.promotions - before.promotions,
             evictions: self.evictions - before.evictions,
+            streamed_bytes: self.streamed_bytes - before.streamed_bytes,
+            written_bytes: self.written_bytes - before.written_bytes,
             promoted_bytes: self.promoted_bytes - before.promoted_bytes,
             evicted_bytes: self.evicted_bytes - before.evicted_bytes,
             missed_bytes: self.missed_bytes - before.missed_bytes,

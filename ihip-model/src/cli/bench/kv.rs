@@ -9,6 +9,7 @@ use ihip_dsl::{KvType, LayerPlan, Plan};
 use ihip_runtime::Device;
 use ihip_runtime::device::cuda::{AttentionTimer, TimedRequest, refresh_period};
 use ihip_runtime::device::host_available_bytes;
+use ihip_runtime::kv::budget::most;
 use ihip_runtime::kv::trace::Trace;
 use ihip_runtime::kv::{Budget, Traffic};
 use serde::Serialize;
@@ -276,7 +277,7 @@ fn figures(milliseconds: &[f64], did: &[Traffic], gathered: &[f64]) -> Vec<Figur
         figures.push(Figure { what, unit: "share", value: mean(&hits), samples: hits });
     }
     let bytes = [
-        ("read in place a step, mean", did.iter().map(|did| did.missed_bytes as f64).collect()),
+        ("read in place by the attention a step, mean", did.iter().map(|did| did.missed_bytes as f64).collect()),
         ("brought to the GPU a step, mean", did.iter().map(|did| did.promoted_bytes as f64).collect()),
         ("taken from the GPU a step, mean", did.iter().map(|did| did.evicted_bytes as f64).collect::<Vec<_>>()),
     ];
@@ -293,17 +294,7 @@ fn figures(milliseconds: &[f64], did: &[Traffic], gathered: &[f64]) -> Vec<Figur
 
 /// Most tokens of a request that fits `room`: the host's for keys and values alone, the GPU's for all that the request takes.
 fn most_tokens<D: Device>(device: &mut D, plan: &Plan, room: Budget) -> usize {
-    // What fits is monotone in the number of tokens.
-    let (mut fit, mut too_many) = (0, MOST_TOKENS);
-    while too_many - fit > 1 {
-        let middle = fit.midpoint(too_many);
-        if fits(device, plan, middle, room) {
-            fit = middle;
-        } else {
-            too_many = middle;
-        }
-    }
-    fit
+    most(MOST_TOKENS, |tokens| fits(device, plan, tokens, room))
 }
 
 /// With no more of it on the GPU than the host has no room for: keys that are kept twice are kept where there is room.
@@ -345,7 +336,7 @@ mod tests {
         assert_eq!(value("decode step, p50"), Some(100.0));
         assert_eq!(value("decode step, p99 over p50"), Some(1.98));
         assert_eq!(value("hit ratio of the attention, mean"), Some(0.625));
-        assert_eq!(value("read in place a step, mean"), Some(10.0));
+        assert_eq!(value("read in place by the attention a step, mean"), Some(10.0));
         assert_eq!(value("gather of cold rows, median"), Some(45.0));
     }
 

@@ -267,7 +267,7 @@ impl CpuCache {
             evictions,
             promoted_bytes: promotions * shape.page_bytes(),
             evicted_bytes: evictions * shape.page_bytes(),
-            missed_bytes: 0,
+            ..Traffic::default()
         };
         let missed = traffic.reads().misses + summaries.reads().misses;
         traffic.missed_bytes = missed * (shape.head_dim * size_of::<f32>()) as u64;

@@ -186,12 +186,6 @@ impl CudaCache {
         Ok(())
     }
 
-    /// Whether the call at hand is the first of its step, and whether it is the last.
-    pub(super) fn ends(&self) -> [bool; 2] {
-        let end = |step: &Step| step.start + step.rows;
-        [self.call.start == self.step.start, end(&self.call) == end(&self.step)]
-    }
-
     /// Where the tokens are that are written, the mean over layers.
     pub(super) fn residence(&self) -> Result<Placement> {
         let length = self.step.start + self.step.rows;
@@ -199,7 +193,7 @@ impl CudaCache {
             let all = Tokens { gpu: length, host: 0 };
             return Ok(Placement { keys: all, values: all, probes: Probes::default() });
         };
-        let Slots { pages, keys, values } = tiers.paging.slots();
+        let Slots { pages, keys, values } = tiers.order.paging.slots();
         let page = self.program.plan().geometry().page as usize;
         let written = length.div_ceil(page).min(pages);
         let mut here = [0; 2];
@@ -230,12 +224,12 @@ impl CudaCache {
 
     /// The launches of a step in `layer`.
     pub(super) fn launches_of(&self, step: &Step, layer: usize) -> Vec<Launch> {
-        let (extent, &Step { rows, t_max, .. }) = (self.extent, step);
-        match (&step.phase, &self.tiers) {
-            (Phase::Prefill, None) => self.program.prefill(layer, extent, rows, t_max),
-            (Phase::Prefill, Some(tiers)) => tiers.paging.prefill(layer, extent, rows, t_max),
-            (Phase::Decode { renewals }, None) => self.program.decode(layer, extent, renewals[layer]),
-            (Phase::Decode { renewals }, Some(tiers)) => tiers.paging.decode(layer, extent, renewals[layer]),
+        if let Some(tiers) = &self.tiers {
+            return tiers.order.launches(layer, self.extent, step);
+        }
+        match &step.phase {
+            Phase::Prefill => self.program.prefill(layer, self.extent, step.rows, step.t_max),
+            Phase::Decode { renewals } => self.program.decode(layer, self.extent, renewals[layer]),
         }
     }
 

@@ -8,6 +8,7 @@ use ihip_dsl::emit::{self, Extent, Paging, Program, Slots, step};
 
 use super::tiers::{self, Tiers};
 use crate::Result;
+use crate::kv::budget::most;
 use crate::kv::{Budget, KvError, Placement, PrefillMoves, Probes, Tokens};
 use crate::session::{SEGMENT, Session};
 
@@ -86,7 +87,7 @@ impl Sizes {
         let gpu = usize::try_from(budget.gpu).unwrap_or(usize::MAX);
         let keeping = |levels| {
             let probes = program.probe_bytes(levels, tokens);
-            let on_gpu = self.on_gpu(layers, gpu.saturating_sub(probes));
+            let on_gpu = self.on_gpu(program, gpu.saturating_sub(probes));
             let on_host = (layers * (2 * self.region - on_gpu.iter().sum::<usize>())) as u64;
             Division { levels, probes, on_gpu, on_host }
         };
@@ -99,15 +100,35 @@ impl Sizes {
     }
 
     /// Bytes of a layer's keys and of its values that lie on the GPU, where all layers' together may take `gpu`
-    /// bytes. Keys come first: a scan reads many of them, and the attention few values. Neither does without a few
-    /// pages, where tokens are written.
-    fn on_gpu(&self, layers: usize, gpu: usize) -> [usize; 2] {
-        let share = gpu / layers;
+    /// bytes. Keys come first, for a scan reads many of them; but values have room for what decoding steps attend to, up to
+    /// a quarter, without which every page would leave before it is read again. Neither does without a few pages, where
+    /// tokens are written.
+    fn on_gpu(&self, program: &Program, gpu: usize) -> [usize; 2] {
+        let share = gpu / program.plan().layers();
         let least = GRAIN.min(self.region);
         let within = |share: usize| if share < self.region { (share / GRAIN * GRAIN).max(least) } else { self.region };
-        let keys = within(share.saturating_sub(least));
+        let attended = attended_bytes(program).next_multiple_of(GRAIN).min(within(share / 4));
+        let keys = within(share.saturating_sub(attended));
         [keys, within(share.saturating_sub(keys)).min(keys)]
     }
+}
+
+/// Bytes of the values' pages that it takes for steps to find again what steps before them attended to: half as many again
+/// as one step attends to in a pruned layer at most, the mean over such layers. Pages of a text come and go: with no more
+/// slots than a step attends to, a trace of SmolLM2 over novels finds 86 % of its pages, with half as many again 93 %.
+fn attended_bytes(program: &Program) -> usize {
+    let plan = program.plan();
+    let page = plan.geometry().page as usize;
+    let pages = |layer| match plan.decode(layer) {
+        LayerPlan::Dense => None,
+        LayerPlan::Pruned(layer) => {
+            // Blocks that are kept lie anywhere: each is in pages of its own.
+            let kept = program.lists(layer, 1) * layer.keep_blocks * layer.block.div_ceil(page);
+            Some((layer.sink + layer.window).div_ceil(page) + kept)
+        }
+    };
+    let pages: Vec<usize> = (0..plan.layers()).filter_map(pages).collect();
+    3 * pages.iter().sum::<usize>() * Paging::page_bytes(program) / (2 * pages.len().max(1))
 }
 
 /// What moves pages where the budget does not hold all of them on the GPU.
@@ -161,10 +182,12 @@ pub(super) fn placement(program: &Program, capacity: usize, budget: Budget) -> R
     let layers = program.plan().layers();
     let sizes = sizes(program, extent(capacity), capacity);
     let Division { levels, probes, on_gpu, on_host } = sizes.divide(program, budget);
-    let token = (2 * layers * sizes.region / capacity.max(1)) as u64;
     if on_host > budget.host {
         let Budget { gpu, host } = budget;
-        let fit = (gpu.saturating_add(host) / token) as usize;
+        let token = (2 * layers * sizes.region / capacity.max(1)) as u64;
+        let page = program.plan().geometry().page as usize;
+        let fits = |pages| host_bytes(program, pages * page, budget) <= host;
+        let fit = most(capacity.div_ceil(page), fits) * page;
         return Err(KvError::TooLong { tokens: capacity, gpu, host, fit, token }.into());
     }
     let tokens = |bytes: usize| {
@@ -240,6 +263,34 @@ mod tests {
             assert_eq!(short.written, long.written, "each page goes home once");
             assert!((15.9..16.4).contains(&(short.streamed as f64 / long.streamed as f64)), "{short:?}, {long:?}");
             assert_eq!(long.written, host_bytes(&program, 3_000_000, budget));
+        }
+    }
+
+    #[test]
+    fn values_have_room_for_what_steps_attend_to_and_no_more_than_a_quarter() {
+        let on_gpu = |kv_type, gpu| {
+            let program = program(kv_type);
+            sizes(&program, extent(1 << 20), 1 << 20).on_gpu(&program, gpu as usize).map(|bytes| bytes >> 20)
+        };
+        // A step attends to 80 pages of sink and window, and to one for each of 256 blocks or, in three layers, of 512: 360.
+        // Half as many again are 8.4 MiB of e4m3 and 4.5 of int4.
+        assert_eq!(on_gpu(KvType::E4m3, 8 * GIB), [246, 10]);
+        assert_eq!(on_gpu(KvType::Int4, 8 * GIB), [250, 6]);
+        assert_eq!(on_gpu(KvType::E4m3, GIB), [24, 8]);
+        assert_eq!(on_gpu(KvType::E4m3, 0), [2, 2]);
+        // Once all keys are there, values have the rest.
+        assert_eq!(on_gpu(KvType::Int4, 20 * GIB), [544, 96]);
+    }
+
+    #[test]
+    fn as_many_tokens_fit_as_a_refusal_says() {
+        let program = program(KvType::E4m3);
+        for (gpu, host) in [(8 * GIB, 16 * GIB), (GIB + 12_345, 3 * GIB), (0, GIB)] {
+            let budget = Budget { gpu, host };
+            let refused = placement(&program, 5_000_000, budget).expect_err("too many");
+            let crate::Error::Kv(KvError::TooLong { fit, .. }) = refused else { panic!("{refused}") };
+            assert!(placement(&program, fit, budget).is_ok(), "{fit} tokens");
+            assert!(placement(&program, fit + 16, budget).is_err(), "a page beyond {fit} tokens");
         }
     }
 

@@ -7,6 +7,8 @@
 
 mod allocation;
 mod cache;
+#[cfg(test)]
+mod clocks;
 mod division;
 mod driver;
 mod given;
@@ -15,7 +17,10 @@ mod ledger;
 mod linear;
 mod mapping;
 mod memory;
+mod order;
 mod pinned;
+#[cfg(test)]
+mod races;
 mod request;
 mod runner;
 mod tiers;

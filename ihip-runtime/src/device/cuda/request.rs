@@ -80,6 +80,8 @@ impl AttentionTimer {
     /// # Panics
     /// Where the request was not made for given lists, or a list is longer than its layer keeps.
     pub fn give(&self, request: &TimedRequest, lists: &[Vec<i32>]) -> Result<()> {
+        // Moves of the step before may have its lists still to read.
+        self.device.join_moves(&request.cache)?;
         request.cache.given.as_ref().expect("the request was made for given lists").write(lists)
     }
 
@@ -115,6 +117,7 @@ impl AttentionTimer {
     /// # Errors
     /// A failed launch.
     pub fn gather(&mut self, request: &TimedRequest, samples: usize) -> Result<Vec<f64>> {
+        self.device.join_moves(&request.cache)?;
         // Values are the last to be on the GPU.
         let values = request.cache.keys_and_values(request.session.plan().layers() - 1)[1].clone();
         let (first, end) = (values.on_gpu().next_multiple_of(GATHERED_ROW), values.bytes());

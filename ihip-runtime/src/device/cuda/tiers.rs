@@ -3,37 +3,37 @@
 //! While a layer of a prefill step is computed, the keys that the host has of the next one come to the GPU by copies on a
 //! stream of their own, into one of two buffers that the layers take turns with. Kernels read them through a second range
 //! of addresses, whose first part is the memory of the slots on the GPU. After a layer of a decoding step, that stream
-//! lets pages trade slots, beside the layers that follow; a recorded graph has it as a branch.
+//! lets pages trade slots, beside the layers that follow; a recorded graph has it as a branch. In which order, [`super::order`]
+//! says.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{CudaEvent, CudaStream};
-use ihip_dsl::emit::{self, Kernel, Launch, Paging, Program, Value, tally};
-use ihip_dsl::{LayerPlan, Plan, Renewal};
+use ihip_dsl::emit::{self, Kernel, Paging, Program, Value, tally};
+use ihip_dsl::{LayerPlan, Plan};
 
 use super::CudaDevice;
 use super::cache::CudaCache;
 use super::launch::Operand;
 use super::ledger::Stream;
 use super::memory::{Buffer, failed};
-use crate::kv::{Reads, Row, Tier, Traffic};
-use crate::session::Phase;
+use super::order::{Action, Event, Order, Work};
+use crate::kv::{Kind, Reads, Row, Tier, Traffic, slot};
 use crate::{Result, Step};
+
+/// For what names none.
+const NO_ACTIVATIONS: [CUdeviceptr; 2] = [0; 2];
 
 /// What a request's cache has besides where the GPU holds a part of it.
 pub(super) struct Tiers {
-    pub(super) paging: Paging,
-    /// Layers of which steps of prefill read a copy, in order. They take turns with two buffers for keys.
-    staged: Vec<usize>,
-    /// Keys and values of each such layer as those steps read them.
+    pub(super) order: Order,
+    /// Keys and values of each layer that is staged, as steps of prefill read them.
     copies: HashMap<usize, [Arc<Buffer>; 2]>,
-    /// That keys have come to each of the two buffers, and that their readers are done.
+    /// That keys have come to each of the two buffers, and that the layer is done that reads them.
     come: [CudaEvent; 2],
     read: [CudaEvent; 2],
-    /// Whether decoding steps move pages.
-    promotes: bool,
     /// Bytes of keys and values that came for steps of prefill.
     streamed: u64,
 }
@@ -41,10 +41,10 @@ pub(super) struct Tiers {
 impl Tiers {
     /// For a cache whose regions are `layers`.
     pub(super) fn new(stream: &Stream, paging: Paging, layers: &[[Arc<Buffer>; 2]]) -> Result<Self> {
-        let staged: Vec<usize> = (0..layers.len()).filter(|layer| paging.stages(*layer)).collect();
+        let order = Order::new(paging);
         let what = "copies of the key-value cache";
         let host = |kind: usize| layers[0][kind].bytes() - layers[0][kind].on_gpu();
-        let buffer = |kind| Buffer::staging(stream, what, if staged.is_empty() { 0 } else { host(kind) });
+        let buffer = |kind| Buffer::staging(stream, what, if order.staged.is_empty() { 0 } else { host(kind) });
         let (keys, values) = ([buffer(0)?, buffer(0)?], buffer(1)?);
         let join = |layer: usize, kind: usize, staging: &Option<Arc<Buffer>>| match staging {
             Some(staging) => Buffer::joined(stream, &layers[layer][kind], staging),
@@ -55,15 +55,12 @@ impl Tiers {
             Ok((*layer, [join(*layer, 0, &keys[turn % 2])?, join(*layer, 1, &values)?]))
         };
         let event = || stream.context().new_event(None).map_err(failed("cuEventCreate"));
-        let promotes = (0..layers.len()).any(|layer| !paging.promote(layer, Renewal::default()).is_empty());
         Ok(Self {
-            copies: staged.iter().enumerate().map(copy).collect::<Result<_>>()?,
+            copies: order.staged.iter().enumerate().map(copy).collect::<Result<_>>()?,
             come: [event()?, event()?],
             read: [event()?, event()?],
-            staged,
-            promotes,
             streamed: 0,
-            paging,
+            order,
         })
     }
 
@@ -71,6 +68,13 @@ impl Tiers {
     /// host.
     pub(super) fn copy_bytes(paging: &Paging, layers: usize, [keys, values]: [usize; 2]) -> usize {
         if (0..layers).any(|layer| paging.stages(layer)) { 2 * keys + values } else { 0 }
+    }
+
+    const fn event(&self, event: Event) -> &CudaEvent {
+        match event {
+            Event::Come(buffer) => &self.come[buffer],
+            Event::Read(buffer) => &self.read[buffer],
+        }
     }
 
     /// Keys and values of a layer as a step of prefill reads them.
@@ -98,6 +102,19 @@ pub(super) fn parts(program: &Program, step: &Step, pages: usize, [gpu, bytes]: 
     parts.into_iter().filter(|[from, to]| from < to).map(|[from, to]| [from, to - from]).collect()
 }
 
+/// Copies keys or values of `layer` that the step at hand reads from the host; how many bytes.
+fn stage(on: &CudaStream, cache: &CudaCache, tiers: &Tiers, layer: usize, kind: Kind) -> Result<u64> {
+    let Some(copy) = tiers.copy(layer) else { return Ok(0) };
+    let (home, copy) = (&cache.keys_and_values(layer)[kind as usize], &copy[kind as usize]);
+    let mut bytes = 0;
+    let pages = tiers.order.paging.slots().pages;
+    for [from, length] in parts(&cache.program, &cache.step, pages, [home.on_gpu(), home.bytes()]) {
+        home.copy_to(copy, from, length, on)?;
+        bytes += length as u64;
+    }
+    Ok(bytes)
+}
+
 impl CudaDevice {
     /// The attention of a layer of a cache of two tiers; `activations` are projections and output.
     pub(super) fn attend_over_tiers(
@@ -106,95 +123,48 @@ impl CudaDevice {
         layer: usize,
         activations: [CUdeviceptr; 2],
     ) -> Result<()> {
-        match &cache.step.phase {
-            Phase::Decode { renewals } => {
-                self.launch_all(cache, &cache.launches(layer), layer, activations)?;
-                let Some(tiers) = &cache.tiers else { return Ok(()) };
-                let moves = tiers.paging.promote(layer, renewals[layer]);
-                if moves.is_empty() {
-                    return Ok(());
-                }
-                self.copies.join(&self.stream).map_err(failed("cuStreamWaitEvent"))?;
-                moves.iter().try_for_each(|launch| {
-                    let (function, operands) = cache.call(launch, layer, activations)?;
-                    function.launch(&self.copies, launch.grid, &operands)
-                })
-            }
-            Phase::Prefill => self.prefill_over_tiers(cache, layer, activations),
-        }
-    }
-
-    fn prefill_over_tiers(&mut self, cache: &mut CudaCache, layer: usize, activations: [CUdeviceptr; 2]) -> Result<()> {
         let Some(tiers) = &cache.tiers else { return Ok(()) };
-        let (mut streamed, [first, last]) = (0, cache.ends());
-        if layer == 0 && first {
-            // No page moves once keys are on their way.
-            for layer in 0..cache.program.plan().layers() {
-                self.launch_all(cache, &tiers.paging.claim(), layer, activations)?;
-            }
-            self.copies.join(&self.stream).map_err(failed("cuStreamWaitEvent"))?;
-        }
-        let turn = tiers.staged.iter().position(|staged| *staged == layer);
-        if let Some(turn) = turn.filter(|_| first) {
-            let due = if turn == 0 { 0..2 } else { turn + 1..turn + 2 };
-            for ahead in due {
-                let Some(&layer) = tiers.staged.get(ahead) else { continue };
-                self.copies.wait(&tiers.read[ahead % 2]).map_err(failed("cuStreamWaitEvent"))?;
-                streamed += self.stage(&self.copies, cache, tiers, layer, 0)?;
-                tiers.come[ahead % 2].record(&self.copies).map_err(failed("cuEventRecord"))?;
-            }
-            self.stream.wait(&tiers.come[turn % 2]).map_err(failed("cuStreamWaitEvent"))?;
-            if tiers.paging.stages_values(layer) {
-                streamed += self.stage(&self.stream, cache, tiers, layer, 1)?;
-            }
-        }
-        self.launch_all(cache, &cache.launches(layer), layer, activations)?;
-        if let Some(turn) = turn.filter(|_| last) {
-            tiers.read[turn % 2].record(&self.stream).map_err(failed("cuEventRecord"))?;
-        }
+        let actions = tiers.order.attention(layer, cache.extent, [&cache.step, &cache.call]);
+        let streamed = self.submit(cache, &actions, activations)?;
         if let Some(tiers) = &mut cache.tiers {
             tiers.streamed += streamed;
         }
         Ok(())
     }
 
-    /// Copies keys (`kind` 0) or values (1) of `layer` that the step at hand reads from the host; how many bytes.
-    fn stage(&self, on: &CudaStream, cache: &CudaCache, tiers: &Tiers, layer: usize, kind: usize) -> Result<u64> {
-        let Some(copy) = tiers.copy(layer) else { return Ok(0) };
-        let (home, copy) = (&cache.keys_and_values(layer)[kind], &copy[kind]);
-        let mut bytes = 0;
-        let pages = tiers.paging.slots().pages;
-        for [from, length] in parts(&cache.program, &cache.step, pages, [home.on_gpu(), home.bytes()]) {
-            home.copy_to(copy, from, length, on)?;
-            bytes += length as u64;
+    /// Hands `actions` to the streams; how many bytes they copy for a step of prefill.
+    fn submit(&self, cache: &CudaCache, actions: &[Action], activations: [CUdeviceptr; 2]) -> Result<u64> {
+        let Some(tiers) = &cache.tiers else { return Ok(0) };
+        let [compute, copies]: [&CudaStream; 2] = [&self.stream, &self.copies];
+        let mut streamed = 0;
+        for Action { on, work } in actions {
+            let [on, other] = match on {
+                slot::Stream::Compute => [compute, copies],
+                slot::Stream::Copy => [copies, compute],
+            };
+            match work {
+                Work::Launch(layer, launch) => {
+                    let (function, operands) = cache.call(launch, *layer, activations)?;
+                    function.launch(on, launch.grid, &operands)?;
+                }
+                Work::Stage(layer, kind) => streamed += stage(on, cache, tiers, *layer, *kind)?,
+                Work::Record(event) => tiers.event(*event).record(on).map_err(failed("cuEventRecord"))?,
+                Work::Wait(event) => on.wait(tiers.event(*event)).map_err(failed("cuStreamWaitEvent"))?,
+                Work::Join => on.join(other).map_err(failed("cuStreamWaitEvent"))?,
+            }
         }
-        Ok(bytes)
-    }
-
-    fn launch_all(
-        &self,
-        cache: &CudaCache,
-        launches: &[Launch],
-        layer: usize,
-        activations: [CUdeviceptr; 2],
-    ) -> Result<()> {
-        launches.iter().try_for_each(|launch| self.launch_in(cache, launch, layer, activations))
+        Ok(streamed)
     }
 
     /// Lets what follows come after the moves of pages that were handed over.
     pub(super) fn join_moves(&self, cache: &CudaCache) -> Result<()> {
-        match &cache.tiers {
-            Some(_) => self.stream.join(&self.copies).map_err(failed("cuStreamWaitEvent")),
-            None => Ok(()),
-        }
+        self.submit(cache, &[Order::settled()], NO_ACTIVATIONS).map(|_| ())
     }
 
-    /// The same at the end of a step that may be recorded: a branch that was not begun cannot be joined there.
+    /// The same at the end of a step that may be recorded.
     pub(super) fn end_moves(&self, cache: &CudaCache) -> Result<()> {
-        match (&cache.tiers, &cache.step.phase) {
-            (Some(tiers), Phase::Decode { .. }) if tiers.promotes => self.join_moves(cache),
-            _ => Ok(()),
-        }
+        let end = cache.tiers.as_ref().and_then(|tiers| tiers.order.ended(&cache.step));
+        self.submit(cache, end.as_slice(), NO_ACTIVATIONS).map(|_| ())
     }
 
     /// Spoils a row where it is, so that a test can see that it would notice. Says where that was.
@@ -234,7 +204,7 @@ impl CudaDevice {
         self.join_moves(cache)?;
         let function = self.loader.function(kernel)?;
         let found = Buffer::new(&self.stream, "what a test finds", words * size_of::<u32>(), true)?;
-        let operands = arguments.iter().map(|value| cache.operand(*value, layer, [0; 2]));
+        let operands = arguments.iter().map(|value| cache.operand(*value, layer, NO_ACTIVATIONS));
         let operands: Vec<_> = operands.chain([Ok(Operand::Address(found.address()))]).collect::<Result<_>>()?;
         function.launch(&self.stream, grid, &operands)?;
         found.read(0, words)
@@ -276,8 +246,10 @@ impl CudaDevice {
             attend: Reads { hits: 2 * here + keys_here, misses: keys_here + 2 * there },
             promotions: in_values + in_both,
             evictions: out_values + out_both,
-            promoted_bytes: (in_values + 2 * in_both + gathered) * page + tiers.streamed,
-            evicted_bytes: (out_values + 2 * out_both + written_keys + written_values) * page,
+            streamed_bytes: tiers.streamed + gathered * page,
+            written_bytes: (written_keys + written_values) * page,
+            promoted_bytes: (in_values + 2 * in_both) * page,
+            evicted_bytes: (out_values + 2 * out_both) * page,
             missed_bytes: (keys_here + 2 * there) * page,
         })
     }
