@@ -287,7 +287,7 @@ impl Requests {
 
     fn decode(&mut self, index: usize) {
         self.draw_list(index);
-        let renewal = [None, None, Some(0), Some(1)][self.below(4)];
+        let renewal = [None, Some(0), Some(0), Some(1)][self.below(4)];
         self.requests[index].decode(renewal.into(), self.found);
     }
 

@@ -30,7 +30,7 @@ use rows::Verifier;
 /// Operations of a run that nobody asked to be longer: on the store, by kernels, on a device.
 const OPERATIONS: usize = 100_000;
 const KERNEL_OPERATIONS: usize = 2000;
-const DEVICE_OPERATIONS: usize = 2000;
+const DEVICE_OPERATIONS: usize = 5000;
 
 /// What was seen of requests that kernels or a device serve.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
