@@ -63,10 +63,10 @@ impl Report {
         // A run that never did what it is about shows nothing.
         for (what, count, each) in [
             ("hits", hits, 1),
-            ("misses", misses, 1),
+            ("misses", misses, 10),
             ("promotions", promotions, 20),
             ("evictions", evictions, 20),
-            ("requests that ended", ended, 1000),
+            ("requests that ended", ended, 2000),
             ("cancelled requests", cancelled, 400),
         ] {
             let least = operations as u64 / each;
