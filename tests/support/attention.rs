@@ -1,6 +1,7 @@
 //! One attention layer on a [`Host`]: interprets the launch lists of a [`Program`] as a device does.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use half::{bf16, f16};
 use ihip_dsl::emit::{
@@ -81,16 +82,27 @@ impl Attention {
     pub fn tiered(host: Box<dyn Host>, program: Program, extent: Extent, [keys, values]: [usize; 2]) -> Self {
         let pages = extent.tokens.div_ceil(program.plan().geometry().page as usize);
         let paging = Paging::new(&program, Slots { pages, keys, values });
-        let mut attention = Self::allocated(host, program, extent, pages, Some(paging.clone()));
+        let mut attention = Self::allocated(host, program, extent, pages, Some(paging));
+        attention.restart();
+        attention
+    }
+
+    /// Begins another request in the memory of this one, whose keys and values stay there: pages lie as at first, and nothing
+    /// was read. For a cache of two tiers.
+    pub fn restart(&mut self) {
+        let Some(paging) = self.paging.clone() else { return };
+        let storage = self.program.layer_state(0, self.extent).into_iter().chain(paging.layer_state(0));
+        for storage in storage.filter(|storage| storage.zeroed) {
+            self.write(storage.buffer, &vec![0; storage.bytes()]);
+        }
         let residents = paging.residents(1);
-        let mut table = vec![0; pages];
+        let mut table = vec![0; residents.len()];
         for (slot, page) in residents.iter().enumerate() {
             table[*page as usize] = slot as i32;
         }
-        attention.write_i32(Buffer::PageTable, &table);
-        let residents: Vec<i32> = residents[..values].iter().map(|page| *page as i32).collect();
-        attention.write_i32(Buffer::Residents, &residents);
-        attention
+        self.write_i32(Buffer::PageTable, &table);
+        let residents: Vec<i32> = residents[..paging.slots().values].iter().map(|page| *page as i32).collect();
+        self.write_i32(Buffer::Residents, &residents);
     }
 
     fn allocated(
@@ -182,8 +194,14 @@ impl Attention {
         let rows = qkv.len() / self.qkv_row;
         self.begin(start, rows, t_max, qkv);
         self.begin_calls();
-        let Some(paging) = self.paging.clone() else { return self.program.prefill(0, self.extent, rows, t_max) };
-        paging.prefill(0, self.extent, rows, t_max)
+        self.prefill_launches(rows, t_max)
+    }
+
+    fn prefill_launches(&self, rows: usize, t_max: usize) -> Vec<Launch> {
+        match &self.paging {
+            Some(paging) => paging.prefill(0, self.extent, rows, t_max),
+            None => self.program.prefill(0, self.extent, rows, t_max),
+        }
     }
 
     /// What comes before the calls of a prefill step: the page of the token that follows it is claimed, and what earlier
@@ -214,33 +232,48 @@ impl Attention {
 
     /// A prefill call: `qkv` is `[rows, qkv_row]`. Returns the output and the masks.
     pub fn prefill(&mut self, start: usize, t_max: usize, qkv: &[f32]) -> (Vec<f32>, Masks) {
-        let rows = qkv.len() / self.qkv_row;
-        let launches = self.begin_prefill(start, t_max, qkv);
-        self.launch(&launches);
-        self.end_calls();
-        self.prefilled(rows)
+        let mut calls = self.prefill_calls(start, t_max, &[qkv], Self::run_call);
+        calls.remove(0)
     }
 
     /// A prefill step of two calls, of which the first has `first` rows. Returns the outputs and the masks of both.
     pub fn prefill_in_two(&mut self, start: usize, t_max: usize, first: usize, qkv: &[f32]) -> [(Vec<f32>, Masks); 2] {
-        let (end, mut begun) = (start + qkv.len() / self.qkv_row, false);
         let (one, other) = qkv.split_at(first * self.qkv_row);
-        let calls = [(start, one), (start + first, other)].map(|(at, qkv)| {
-            let rows = qkv.len() / self.qkv_row;
-            self.begin(at, rows, t_max, qkv);
+        let calls = self.prefill_calls(start, t_max, &[one, other], Self::run_call);
+        calls.try_into().expect("as many calls")
+    }
+
+    /// A prefill step of several calls, each `[rows, qkv_row]`. `run` sees that the launches of each happen, and is told
+    /// positions of its rows.
+    pub fn prefill_calls<T>(
+        &mut self,
+        start: usize,
+        t_max: usize,
+        calls: &[&[f32]],
+        mut run: impl FnMut(&mut Self, Range<usize>, &[Launch]) -> T,
+    ) -> Vec<T> {
+        let rows = |qkv: &[f32]| qkv.len() / self.qkv_row;
+        let calls: Vec<_> = calls.iter().map(|qkv| (rows(qkv), *qkv)).collect();
+        let end = start + calls.iter().map(|(rows, _)| rows).sum::<usize>();
+        let (mut first, mut returned) = (start, Vec::new());
+        for (rows, qkv) in calls {
+            self.begin(first, rows, t_max, qkv);
             self.write_words(step::BEGIN, &[start as i32, end as i32]);
-            if !std::mem::replace(&mut begun, true) {
+            if first == start {
                 self.begin_calls();
             }
-            let launches = match &self.paging {
-                Some(paging) => paging.prefill(0, self.extent, rows, t_max),
-                None => self.program.prefill(0, self.extent, rows, t_max),
-            };
-            self.launch(&launches);
-            self.prefilled(rows)
-        });
+            let launches = self.prefill_launches(rows, t_max);
+            returned.push(run(self, first..first + rows, &launches));
+            first += rows;
+        }
         self.end_calls();
-        calls
+        returned
+    }
+
+    /// Runs the launches of a prefill call for `rows`, and returns its output and masks.
+    fn run_call(&mut self, rows: Range<usize>, launches: &[Launch]) -> (Vec<f32>, Masks) {
+        self.launch(launches);
+        self.prefilled(rows.len())
     }
 
     fn end_calls(&mut self) {
@@ -279,7 +312,7 @@ impl Attention {
     ) -> (Vec<f32>, Vec<Vec<i32>>) {
         let renewal = renewal.into();
         let mut launches = self.begin_decode(position, t_max, renewal, qkv);
-        launches.extend(self.paging.iter().flat_map(|paging| paging.promote(0, renewal)));
+        launches.extend(self.moves(renewal));
         self.launch(&launches);
         let width = match self.program.plan().decode(0) {
             LayerPlan::Pruned(layer) if !layer.stages.is_empty() => layer.keep_blocks,
@@ -288,6 +321,11 @@ impl Attention {
         let (blocks, counts) = (self.read_i32(Buffer::CachedBlocks), self.read_i32(Buffer::CachedCount));
         let lists = blocks.chunks(width).zip(counts).map(|(list, count)| list[..count as usize].to_vec()).collect();
         (self.out(1), lists)
+    }
+
+    /// Launches that follow the attention of a decoding step, and move its pages.
+    pub fn moves(&self, renewal: Renewal) -> Vec<Launch> {
+        self.paging.iter().flat_map(|paging| paging.promote(0, renewal)).collect()
     }
 
     /// What a device has staged when a step of prefill begins: slots on the GPU are the same memory, and keys of the
@@ -387,6 +425,13 @@ impl Attention {
         }
     }
 
+    /// Runs a kernel of a test over the buffers of the layer, and behind them `found`.
+    pub fn launch_beside(&mut self, kernel: &Kernel, grid: [u32; 3], arguments: &[Value], found: Handle) {
+        let mut values: Vec<_> = arguments.iter().map(|value| self.value(*value)).collect();
+        values.push(HostValue::Buffer(found, 0));
+        self.host.launch(kernel, grid, &values);
+    }
+
     /// Runs launches in order, and returns where descents into chunks ended: `[query blocks][query heads][chunks]` as
     /// [`recorded`] has it, −1 where none began, with `chunks` chunks a row.
     pub fn launch_recorded(&mut self, launches: &[Launch], blocks: usize, chunks: usize) -> Vec<i32> {
@@ -419,12 +464,15 @@ impl Attention {
 
     /// What a launch hands its kernel.
     fn values(&self, launch: &Launch) -> Vec<HostValue> {
-        let values = launch.arguments.iter().map(|value| match value {
-            Value::Buffer(buffer) => HostValue::Buffer(self.buffers[buffer].0, 0),
-            Value::Part(buffer, behind) => HostValue::Buffer(self.buffers[buffer].0, *behind),
-            Value::I32(value) => HostValue::I32(*value),
-        });
-        values.collect()
+        launch.arguments.iter().map(|value| self.value(*value)).collect()
+    }
+
+    fn value(&self, value: Value) -> HostValue {
+        match value {
+            Value::Buffer(buffer) => HostValue::Buffer(self.buffers[&buffer].0, 0),
+            Value::Part(buffer, behind) => HostValue::Buffer(self.buffers[&buffer].0, behind),
+            Value::I32(value) => HostValue::I32(value),
+        }
     }
 
     /// Kernels of the program that never ran.
@@ -466,6 +514,13 @@ impl Attention {
     /// Writes the front of a buffer of f32.
     pub fn write_f32(&mut self, buffer: Buffer, values: &[f32]) {
         self.write(buffer, &values.iter().flat_map(|value| value.to_ne_bytes()).collect::<Vec<u8>>());
+    }
+
+    /// Changes byte `at` of a buffer, so that a test can see that it would notice.
+    pub fn spoil(&mut self, buffer: Buffer, at: usize) {
+        let (handle, _) = self.buffers[&buffer];
+        let spoilt = self.host.read(handle, at, 1)[0] ^ 1;
+        self.host.write(handle, at, &[spoilt]);
     }
 
     /// Everything in a buffer.

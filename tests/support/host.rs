@@ -1,6 +1,8 @@
 //! Where generated kernels run in tests: the emulator, or a GPU where `IHIP_TEST_DEVICE=cuda` asks for one.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use ihip_dsl::emit::{Instructions, Kernel};
@@ -56,6 +58,44 @@ pub fn host() -> Box<dyn Host> {
         Err(_) | Ok("emulator") => Box::new(Emulated::new(Emulator::default())),
         Ok("cuda") => Box::new(OnGpu::new()),
         Ok(other) => panic!("IHIP_TEST_DEVICE is {other}, and tests know `emulator` and `cuda`"),
+    }
+}
+
+/// A host that several layers share: what they launch runs in one order, and a kernel is compiled once.
+#[derive(Clone)]
+pub struct Shared(Rc<RefCell<Box<dyn Host>>>);
+
+impl Shared {
+    /// Whoever has a clone of it uses `host`.
+    #[must_use]
+    pub fn new(host: Box<dyn Host>) -> Self {
+        Self(Rc::new(RefCell::new(host)))
+    }
+}
+
+impl Host for Shared {
+    fn allocate(&mut self, name: &str, bytes: usize) -> Handle {
+        self.0.borrow_mut().allocate(name, bytes)
+    }
+
+    fn write(&mut self, to: Handle, offset: usize, bytes: &[u8]) {
+        self.0.borrow_mut().write(to, offset, bytes);
+    }
+
+    fn read(&mut self, from: Handle, offset: usize, bytes: usize) -> Vec<u8> {
+        self.0.borrow_mut().read(from, offset, bytes)
+    }
+
+    fn instructions(&self) -> Instructions {
+        self.0.borrow().instructions()
+    }
+
+    fn prepare(&mut self, kernels: &[Kernel]) {
+        self.0.borrow_mut().prepare(kernels);
+    }
+
+    fn launch(&mut self, kernel: &Kernel, grid: [u32; 3], arguments: &[HostValue]) {
+        self.0.borrow_mut().launch(kernel, grid, arguments);
     }
 }
 

@@ -218,6 +218,13 @@ impl Store {
         }
     }
 
+    /// A row wherever it is, for a test: the cache does not note that it was read.
+    #[must_use]
+    pub fn peek(&self, sequence: &Sequence, row: Row) -> &[f32] {
+        let page = sequence.pages[row.token / self.shape.page];
+        &self.region(row.layer, row.kind).peek(page)[self.elements(row)]
+    }
+
     /// Spoils a row where it is, so that a test can see that it would notice.
     pub fn spoil(&mut self, sequence: &Sequence, row: Row) {
         let (page, elements) = (sequence.pages[row.token / self.shape.page], self.elements(row));

@@ -244,6 +244,12 @@ impl CpuCache {
         Kind::ALL.map(|kind| self.store.pages_read(&self.sequence, layer, kind))
     }
 
+    /// A row of a token that was appended, wherever it is, for a test: the cache does not note that it was read.
+    #[must_use]
+    pub fn peek(&self, row: Row) -> &[f32] {
+        self.store.peek(&self.sequence, row)
+    }
+
     /// Spoils a row where it is, so that a test can see that it would notice.
     pub fn spoil(&mut self, row: Row) {
         self.store.spoil(&self.sequence, row);

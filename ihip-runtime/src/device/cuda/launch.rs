@@ -100,8 +100,8 @@ impl Function {
 pub(super) struct Loader {
     context: Arc<CudaContext>,
     compiler: Compiler,
-    /// By text: kernels of two plans may share a name and differ in a constant.
-    loaded: HashMap<String, Arc<Function>>,
+    /// By name, each with its text: kernels of two plans may share a name and differ in a constant.
+    loaded: HashMap<String, Vec<(String, Arc<Function>)>>,
     /// What compiling, or finding what was compiled before, took so far.
     compiling: Duration,
 }
@@ -132,18 +132,32 @@ impl Loader {
         Compilation { seconds: self.compiling.as_secs_f64(), kernels: self.compiler.compilations() }
     }
 
+    /// A kernel that was loaded. Texts are long: to compare one takes less than to hash it.
+    fn known(&self, kernel: &Kernel) -> Option<&Arc<Function>> {
+        let of_name = self.loaded.get(&kernel.name)?;
+        of_name.iter().find(|(text, _)| *text == kernel.text).map(|(_, function)| function)
+    }
+
+    /// One kernel, loaded unless it was before.
+    pub(super) fn function(&mut self, kernel: &Kernel) -> Result<Arc<Function>> {
+        if self.known(kernel).is_none() {
+            self.load(vec![kernel.clone()])?;
+        }
+        self.known(kernel).cloned().ok_or_else(|| Error::NotInPlan { name: kernel.name.clone() })
+    }
+
     /// Loads `kernels`; those that were not loaded before are compiled side by side.
     pub(super) fn load(&mut self, kernels: Vec<Kernel>) -> Result<HashMap<String, Arc<Function>>> {
-        let missing: Vec<&Kernel> = kernels.iter().filter(|kernel| !self.loaded.contains_key(&kernel.text)).collect();
+        let missing: Vec<&Kernel> = kernels.iter().filter(|kernel| self.known(kernel).is_none()).collect();
         let texts: Vec<(&str, &str)> = missing.iter().map(|kernel| (&*kernel.name, &*kernel.text)).collect();
         let start = Instant::now();
         let compiled = self.compiler.cubins(&texts, &|_| ())?;
         self.compiling += start.elapsed();
         for (kernel, cubin) in missing.into_iter().zip(compiled) {
             let function = Arc::new(self.load_one(kernel, cubin.image.clone())?);
-            self.loaded.insert(kernel.text.clone(), function);
+            self.loaded.entry(kernel.name.clone()).or_default().push((kernel.text.clone(), function));
         }
-        let function = |kernel: Kernel| self.loaded.get(&kernel.text).map(|function| (kernel.name, function.clone()));
+        let function = |kernel: Kernel| self.known(&kernel).cloned().map(|function| (kernel.name, function));
         Ok(kernels.into_iter().filter_map(function).collect())
     }
 

@@ -81,8 +81,7 @@ impl KernelRunner {
                 KernelArgument::F32(value) => Operand::F32(value),
             })
             .collect();
-        let loaded = self.loader.load(vec![kernel.clone()])?;
-        loaded.values().try_for_each(|function| function.launch(&self.stream, grid, &operands))
+        self.loader.function(kernel)?.launch(&self.stream, grid, &operands)
     }
 }
 

@@ -11,11 +11,12 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{CudaEvent, CudaStream};
-use ihip_dsl::emit::{self, Paging, Program, tally};
+use ihip_dsl::emit::{self, Kernel, Paging, Program, Value, tally};
 use ihip_dsl::{LayerPlan, Plan};
 
 use super::CudaDevice;
 use super::cache::CudaCache;
+use super::launch::Operand;
 use super::ledger::Stream;
 use super::memory::{Buffer, failed};
 use super::order::{Action, Event, Order, Work};
@@ -189,6 +190,28 @@ impl CudaDevice {
         let spoilt: Vec<u8> = region.read::<u8>(at, bytes)?.into_iter().map(|byte| byte ^ 1).collect();
         region.write(at, &spoilt)?;
         Ok(if at + bytes <= region.on_gpu() { Tier::Gpu } else { Tier::Host })
+    }
+
+    /// Runs a kernel of a test over `layer` once its pages have moved: it is handed `arguments`, and behind them so many `words`,
+    /// zero at first, which are returned.
+    ///
+    /// # Errors
+    /// A kernel that does not compile or does not take that, a buffer that the layer does not have, a failed launch.
+    pub fn examine(
+        &mut self,
+        cache: &CudaCache,
+        layer: usize,
+        (kernel, grid): (&Kernel, [u32; 3]),
+        arguments: &[Value],
+        words: usize,
+    ) -> Result<Vec<u32>> {
+        self.join_moves(cache)?;
+        let function = self.loader.function(kernel)?;
+        let found = Buffer::new(&self.stream, "what a test finds", words * size_of::<u32>(), true)?;
+        let operands = arguments.iter().map(|value| cache.operand(*value, layer, NO_ACTIVATIONS));
+        let operands: Vec<_> = operands.chain([Ok(Operand::Address(found.address()))]).collect::<Result<_>>()?;
+        function.launch(&self.stream, grid, &operands)?;
+        found.read(0, words)
     }
 
     /// What was counted in every layer.
