@@ -5,6 +5,7 @@ use std::io::{self, Write};
 
 use ihip_dsl::Plan;
 use ihip_runtime::Device;
+use ihip_runtime::device::host_available_bytes;
 use ihip_runtime::kv::budget::most;
 use ihip_runtime::kv::{Budget, KvError, Placement, Probes, Tokens};
 
@@ -66,7 +67,7 @@ pub(super) fn choose<D: Device>(
         return Ok(Tiers { tokens: capacity, placement, held: Held::Together(free), most, token });
     }
     let budget = if settings.own_memory {
-        let host = asked.host_kv.unwrap_or_else(|| most_of(device.host_available_bytes(), all));
+        let host = asked.host_kv.unwrap_or_else(|| most_of(host_available_bytes(), all));
         let gpu = asked.gpu_kv.unwrap_or_else(|| {
             let needed = |gpu| {
                 device.limit_kv(Budget { gpu, host }, settings.chunk);

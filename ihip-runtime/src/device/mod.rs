@@ -37,11 +37,6 @@ pub trait Device: Sized {
     /// Where the device fails to answer.
     fn available_bytes(&self) -> Result<Option<u64>>;
 
-    /// Bytes of the host's memory that can still be allocated for keys and values; `None` where nothing tells.
-    fn host_available_bytes(&self) -> Option<u64> {
-        cpu::available_bytes()
-    }
-
     /// What compiling kernels has taken since the device was opened; nothing where there are none.
     fn compilation(&self) -> Compilation {
         Compilation::default()
@@ -241,6 +236,12 @@ pub trait Device: Sized {
     /// # Errors
     /// A failed launch or transfer.
     fn sample(&mut self, logits: &Self::Tensor, sampling: &Sampling, draw: f32) -> Result<u32>;
+}
+
+/// Bytes of the host's memory that can still be allocated; `None` where nothing tells.
+#[must_use]
+pub fn host_available_bytes() -> Option<u64> {
+    cpu::available_bytes()
 }
 
 /// What compiling kernels took.

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use clap::Args;
 use ihip_dsl::{KvType, LayerPlan, Plan};
 use ihip_runtime::Device;
-use ihip_runtime::device::cuda::{AttentionTimer, CudaDevice, TimedRequest};
+use ihip_runtime::device::cuda::{AttentionTimer, TimedRequest};
+use ihip_runtime::device::host_available_bytes;
 use ihip_runtime::kv::budget::most;
 use ihip_runtime::kv::trace::Trace;
 use ihip_runtime::kv::{Budget, Traffic};
@@ -176,13 +177,13 @@ impl Kv {
         Ok(Some(trace))
     }
 
-    fn host(&self, device: &CudaDevice, needed: u64) -> u64 {
-        self.host_kv.unwrap_or_else(|| most_of(device.host_available_bytes(), needed))
+    fn host(&self, needed: u64) -> u64 {
+        self.host_kv.unwrap_or_else(|| most_of(host_available_bytes(), needed))
     }
 
     /// How many tokens fit where `card` bytes of the GPU are for keys, values and all that goes with them.
     fn fit(&self, timer: &mut AttentionTimer, plan: &Plan, card: u64) -> Row {
-        let host = self.host(timer.device(), u64::MAX);
+        let host = self.host(u64::MAX);
         let tokens = most_tokens(timer.device(), plan, Budget { gpu: card, host });
         Row {
             what: "tokens that fit",
@@ -204,8 +205,7 @@ impl Kv {
     ) -> Result<Vec<Row>> {
         let untimed = untimed_steps(period);
         let room = context + untimed + steps;
-        let device = timer.device();
-        let budget = Budget { gpu: self.gpu_kv, host: self.host(device, device.kv_bytes(plan, room)) };
+        let budget = Budget { gpu: self.gpu_kv, host: self.host(timer.device().kv_bytes(plan, room)) };
         let mut request = timer.request(plan, [context, room - context], budget, trace.is_some())?;
         let mut milliseconds = Vec::with_capacity(steps);
         let mut did: Vec<Traffic> = Vec::with_capacity(steps);

@@ -9,24 +9,6 @@ pub(in crate::device) fn available_bytes() -> Option<u64> {
     machine_bytes().into_iter().chain(group_bytes(&groups, Path::new("/sys/fs/cgroup"))).min()
 }
 
-/// The same of the memory of one NUMA node, where the machine has several.
-pub(in crate::device) fn available_bytes_of_node(node: u32) -> Option<u64> {
-    available_bytes().into_iter().chain(node_bytes(node, Path::new("/sys/devices/system/node"))).min()
-}
-
-/// What is free of a node, or holds pages of files that can be dropped. Nothing where there is one node: the kernel itself tells
-/// of it, and better.
-fn node_bytes(node: u32, root: &Path) -> Option<u64> {
-    let folders = std::fs::read_dir(root).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let is_node = |name: &str| name.strip_prefix("node").is_some_and(|number| number.parse::<u32>().is_ok());
-    if folders.filter(|name| is_node(name)).count() < 2 {
-        return None;
-    }
-    let text = std::fs::read_to_string(root.join(format!("node{node}/meminfo"))).ok()?;
-    let kilobytes = |name: &str| field(&text, &format!("Node {node} {name}:"));
-    Some(["MemFree", "Active(file)", "Inactive(file)"].into_iter().map(kilobytes).sum::<Option<u64>>()? * 1024)
-}
-
 fn machine_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     Some(field(&text, "MemAvailable:")? * 1024)
@@ -95,23 +77,6 @@ mod tests {
         for (name, text) in files {
             std::fs::write(root.join(name), text).unwrap();
         }
-    }
-
-    #[test]
-    fn a_node_counts_where_there_are_several() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = folder.path();
-        let text = |node: u32, free: u32| {
-            format!(
-                "Node {node} MemTotal:       9000 kB\nNode {node} MemFree:        {free} kB\nNode {node} Active(anon):   70 kB\n\
-                 Node {node} Active(file):   200 kB\nNode {node} Inactive(file): 30 kB\n"
-            )
-        };
-        group(&root.join("node0"), &[("meminfo", &text(0, 1000))]);
-        std::fs::write(root.join("possible"), "0-1\n").unwrap();
-        assert_eq!(node_bytes(0, root), None, "the machine has no other");
-        group(&root.join("node1"), &[("meminfo", &text(1, 4000))]);
-        assert_eq!([0, 1, 2].map(|node| node_bytes(node, root)), [Some(1230 << 10), Some(4230 << 10), None]);
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub use self::cache::CpuCache;
 use self::cache::Limits;
 pub use self::linear::CpuMatrix;
 use self::masks::Stages;
-pub(in crate::device) use self::memory::{available_bytes, available_bytes_of_node};
+pub(in crate::device) use self::memory::available_bytes;
 use self::queries::Queries;
 use super::{BlockLists, Device, Sampling};
 use crate::kv::trace::PagesRead;

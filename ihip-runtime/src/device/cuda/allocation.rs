@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{
-    self, CUdevice_attribute, CUdeviceptr, CUmemAllocationGranularity_flags, CUmemAllocationHandleType,
-    CUmemAllocationProp, CUmemAllocationProp_st__bindgen_ty_1, CUmemAllocationType, CUmemGenericAllocationHandle,
-    CUmemLocation, CUmemLocationType, CUresult,
+    self, CUdeviceptr, CUmemAllocationGranularity_flags, CUmemAllocationHandleType, CUmemAllocationProp,
+    CUmemAllocationProp_st__bindgen_ty_1, CUmemAllocationType, CUmemGenericAllocationHandle, CUmemLocation,
+    CUmemLocationType, CUresult,
 };
 
 use super::driver;
 use super::ledger::{Stream, Taken};
 use super::memory::failed;
-use crate::device::cpu::available_bytes_of_node;
+use crate::device::cpu::available_bytes;
 use crate::kv::Tier;
 use crate::{Error, Result};
 
@@ -53,7 +53,7 @@ impl Allocation {
                     let free = context.mem_get_info().map_or(0, |(free, _)| free as u64);
                     (format!("cuda:{}", context.ordinal()), free)
                 }
-                Tier::Host => ("the host".to_owned(), available_bytes_of_node(host_node(context)).unwrap_or(0)),
+                Tier::Host => ("the host".to_owned(), available_bytes().unwrap_or(0)),
             };
             Error::OutOfMemory { what: what.to_owned(), device, needed: bytes as u64, available }
         })
@@ -108,22 +108,13 @@ pub(super) fn granularity(context: &CudaContext) -> Result<usize> {
     })
 }
 
-/// The NUMA node of the host that is nearest to the GPU: the first where the driver does not tell.
-pub(super) fn host_node(context: &CudaContext) -> u32 {
-    let told = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID);
-    told.ok().and_then(|node| u32::try_from(node).ok()).unwrap_or(0)
-}
-
 fn properties(context: &CudaContext, tier: Tier) -> CUmemAllocationProp {
     let location = match tier {
         Tier::Gpu => {
             let type_ = CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE;
             CUmemLocation { type_, id: context.ordinal() as i32 }
         }
-        Tier::Host => {
-            let type_ = CUmemLocationType::CU_MEM_LOCATION_TYPE_HOST_NUMA;
-            CUmemLocation { type_, id: host_node(context) as i32 }
-        }
+        Tier::Host => CUmemLocation { type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_HOST_NUMA, id: 0 },
     };
     CUmemAllocationProp {
         type_: CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED,

@@ -59,7 +59,7 @@ use self::linear::{Products, Shape};
 use self::memory::{Buffer, failed};
 use self::pinned::Ahead;
 use self::tensor::mismatch;
-use super::cpu::available_bytes_of_node;
+use super::cpu::available_bytes;
 use super::{BlockLists, Compilation, Device, HostAllocation, Sampling};
 use crate::jit::{Architecture, Compiler, Watch};
 use crate::kv::trace::PagesRead;
@@ -195,7 +195,7 @@ impl CudaDevice {
         division::placement(&program, capacity, self.budget).ok()?;
         let needed = division::host_bytes(&program, capacity, self.budget).saturating_add(beside);
         let sizes = cache::with_host(&self.stream, &program, capacity, self.budget).ok()?;
-        if sizes.is_empty() || self.host_available_bytes().is_some_and(|available| needed > available) {
+        if sizes.is_empty() || available_bytes().is_some_and(|available| needed > available) {
             return None;
         }
         let stream = self.stream.clone();
@@ -216,7 +216,7 @@ impl CudaDevice {
         let needed = division::host_bytes(&program, capacity, self.budget);
         // There was room for what was prepared, and some of it is taken by now.
         let refused = |available: &u64| prepared.is_none() && needed > *available;
-        if let Some(available) = self.host_available_bytes().filter(refused) {
+        if let Some(available) = available_bytes().filter(refused) {
             let what = format!("what lies with the host of the key-value cache of {capacity} tokens");
             return Err(Error::OutOfMemory { what, device: "the host".to_owned(), needed, available });
         }
@@ -345,10 +345,6 @@ impl Device for CudaDevice {
 
     fn available_bytes(&self) -> Result<Option<u64>> {
         self.context.mem_get_info().map(|(free, _)| Some(free as u64)).map_err(failed("cuMemGetInfo"))
-    }
-
-    fn host_available_bytes(&self) -> Option<u64> {
-        available_bytes_of_node(allocation::host_node(&self.context))
     }
 
     fn matrix(&mut self, outputs: usize, inputs: usize, values: Vec<f32>) -> Result<CudaMatrix> {
