@@ -319,6 +319,7 @@ impl Error {
                 Runtime::OutOfMemory { .. }
                 | Runtime::NoSuchDevice { .. }
                 | Runtime::UnusableDevice { .. }
+                | Runtime::OldDriver { .. }
                 | Runtime::Tuning(_)
                 | Runtime::Kv(_),
             )) => REFUSED,
