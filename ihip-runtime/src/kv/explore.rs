@@ -3,8 +3,8 @@
 //! The world has two streams that run on their own, a memory whose slots remember what was written to them, and a host
 //! that hands over work in any order: steps of two requests, moves of any page either way, cancelling, forking, looking
 //! whether copies have ended. Events and generations are kept relative to what has happened, so that the states are
-//! finitely many: the search, breadth first, ends because nothing new can be reached, not because it gave up. A stream is
-//! handed its next work when it has finished the last, and one page moves at a time.
+//! finitely many: the search, breadth first, ends because nothing new can be reached, not because it gave up. The stream of
+//! steps is handed its next work when it has finished the last; one page moves at a time, or two do.
 //!
 //! An explorer of its own rather than `loom`: what runs side by side here is not threads over atomics but queues of a
 //! device over memory that is not coherent between them, states recur and are recognised, and the way to a violation is a
@@ -32,12 +32,16 @@ struct Size {
     pages: usize,
     /// Tokens of a page.
     tokens: u8,
+    /// Pages that move at a time.
+    moves: usize,
 }
 
 /// Pages that are written in two steps, so that copies, forks and cancelling meet half a page.
-const GROWING: Size = Size { pages: 1, tokens: 2 };
+const GROWING: Size = Size { pages: 1, tokens: 2, moves: 1 };
 /// More pages than the GPU has slots.
-const CROWDED: Size = Size { pages: 2, tokens: 1 };
+const CROWDED: Size = Size { pages: 2, tokens: 1, moves: 1 };
+/// Pages that move side by side, and copies that wait for each other in their stream.
+const MOVING: Size = Size { pages: 1, tokens: 2, moves: 2 };
 
 /// What a slot of memory holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -214,7 +218,8 @@ impl<R: Rules + Clone> World<R> {
                 actions.push(Action::Cancel(request));
             }
         }
-        if self.is_idle(Stream::Copy) && self.transfers.is_empty() {
+        let moving = self.queues[number(Stream::Copy)].len().max(self.transfers.len());
+        if moving < self.size.moves {
             let pages = (0..(REQUESTS * self.size.pages) as u32).map(PageId);
             for page in pages.filter(|page| self.pool.is_movable(*page)) {
                 let tier = match self.pool.home(page).expect("movable pages have a home").tier {
@@ -533,6 +538,11 @@ fn no_state_with_growing_pages_reads_a_wrong_one_loses_a_slot_or_stops() {
 #[test]
 fn no_state_with_crowded_tiers_reads_a_wrong_page_loses_a_slot_or_stops() {
     assert_sound(CROWDED, 900_000);
+}
+
+#[test]
+fn no_state_with_two_moves_at_a_time_reads_a_wrong_page_loses_a_slot_or_stops() {
+    assert_sound(MOVING, 250_000);
 }
 
 /// The shortest way to what goes wrong where a rule is broken, in words.
