@@ -209,7 +209,7 @@ impl Attention {
     fn begin_calls(&mut self) {
         let Some(paging) = self.paging.clone() else { return };
         self.launch(&paging.claim());
-        if paging.stages(0) {
+        if paging.is_staged(0) {
             self.stage(&paging);
         }
     }
@@ -277,7 +277,7 @@ impl Attention {
     }
 
     fn end_calls(&mut self) {
-        if let Some(paging) = self.paging.clone().filter(|paging| paging.stages(0)) {
+        if let Some(paging) = self.paging.clone().filter(|paging| paging.is_staged(0)) {
             self.unstage(&paging);
         }
     }
@@ -332,7 +332,7 @@ impl Attention {
     /// others have been copied, with values where all of them are looked at. The rest nobody may read.
     fn stage(&mut self, paging: &Paging) {
         let Slots { pages, values, .. } = paging.slots();
-        let values = if paging.stages_values(0) { pages } else { values };
+        let values = if paging.has_staged_values(0) { pages } else { values };
         for (from, to, slots) in
             [(Buffer::Keys, Buffer::StagedKeys, pages), (Buffer::Values, Buffer::StagedValues, values)]
         {

@@ -51,6 +51,7 @@ mod tune;
 mod turned;
 mod turned_tile;
 mod unit;
+mod units;
 mod visible;
 mod writer;
 

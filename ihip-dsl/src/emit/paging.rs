@@ -9,7 +9,7 @@ use super::exchange::{Exchange, Gather, WriteBack};
 use super::launch::{Buffer, Element, Launch, Storage, Value, tally};
 use super::probes::{MOST_LEVELS, Probes};
 use super::promote::Promote;
-use super::writer::snake_case;
+use super::units::{Emit, Units};
 use super::{Extent, Kernel, Program};
 use crate::{LayerPlan, Renewal};
 
@@ -32,8 +32,7 @@ pub struct Slots {
 pub struct Paging {
     program: Program,
     slots: Slots,
-    /// Distinct kernels, each with its name.
-    units: Vec<(Unit, String)>,
+    units: Units<Unit>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -46,7 +45,7 @@ enum Unit {
     Count(Count),
 }
 
-impl Unit {
+impl Emit for Unit {
     fn stem(&self, pipeline: &str) -> String {
         match self {
             Self::Promote(unit) => unit.stem(pipeline),
@@ -74,26 +73,16 @@ impl Paging {
     /// What moves the pages of `program` among `slots` in each layer.
     #[must_use]
     pub fn new(program: &Program, slots: Slots) -> Self {
-        let mut paging = Self { program: program.clone(), slots, units: Vec::new() };
         let (plan, shape) = (program.plan(), program.shape());
-        let pipeline = snake_case(plan.name());
+        let mut paging = Self { program: program.clone(), slots, units: Units::new(plan.name()) };
         for layer in 0..plan.layers() {
             let mut units = vec![Unit::Promote(Promote::claim(shape)), Unit::Exchange(Exchange { shape })];
             units.extend(Promote::new(shape, plan.decode(layer)).map(Unit::Promote));
             units.extend(Gather::new(shape, plan.prefill(layer)).map(Unit::Gather));
             units.extend(program.probes(layer).map(Unit::Probes));
             units.extend(Count::of(shape, plan.decode(layer), Some(0).into()).into_iter().map(Unit::Count));
-            units.extend(paging.stages(layer).then_some(Unit::WriteBack(WriteBack { shape })));
-            for unit in units {
-                if paging.units.iter().any(|(known, _)| *known == unit) {
-                    continue;
-                }
-                let stem = unit.stem(&pipeline);
-                // Kinds of layers may differ in a constant that no name carries, such as the window.
-                let taken = paging.units.iter().filter(|(known, _)| known.stem(&pipeline) == stem).count();
-                let name = if taken == 0 { stem } else { format!("{stem}_v{}", taken + 1) };
-                paging.units.push((unit, name));
-            }
+            units.extend(paging.is_staged(layer).then_some(Unit::WriteBack(WriteBack { shape })));
+            units.into_iter().for_each(|unit| paging.units.add(unit));
         }
         paging
     }
@@ -101,8 +90,7 @@ impl Paging {
     /// The text of every kernel.
     #[must_use]
     pub fn kernels(&self) -> Vec<Kernel> {
-        let plan = self.program.plan();
-        self.units.iter().map(|(unit, name)| unit.emit(plan.name(), name)).collect()
+        self.units.kernels()
     }
 
     /// What runs over the slots.
@@ -167,7 +155,7 @@ impl Paging {
 
     /// Whether steps of prefill read a copy of `layer` on the GPU: those that look at all of it.
     #[must_use]
-    pub fn stages(&self, layer: usize) -> bool {
+    pub fn is_staged(&self, layer: usize) -> bool {
         match self.program.plan().prefill(layer) {
             LayerPlan::Dense => true,
             LayerPlan::Pruned(layer) => !layer.stages.is_empty(),
@@ -176,17 +164,17 @@ impl Paging {
 
     /// Whether such steps look at all values of `layer`, as they do at keys.
     #[must_use]
-    pub fn stages_values(&self, layer: usize) -> bool {
+    pub fn has_staged_values(&self, layer: usize) -> bool {
         matches!(self.program.plan().prefill(layer), LayerPlan::Dense)
     }
 
     /// Launches of `layer`'s attention in a prefill call, as [`Program::prefill`] has them. Where the layer
-    /// [stages](Self::stages), keys of earlier steps are staged already.
+    /// [is staged](Self::is_staged), keys of earlier steps are staged already.
     #[must_use]
     pub fn prefill(&self, layer: usize, extent: Extent, rows: usize, t_max: usize) -> Vec<Launch> {
         let (kind, shape) = (self.program.plan().prefill(layer), self.program.shape());
         let mut launches = self.program.prefill(layer, extent, rows, t_max);
-        if !self.stages(layer) {
+        if !self.is_staged(layer) {
             launches.extend(self.keep(layer, Buffer::Keys, rows));
             return launches;
         }
@@ -296,10 +284,8 @@ impl Paging {
     }
 
     fn launch(&self, unit: &Unit, grid: [u32; 3], buffers: &[Buffer], numbers: Vec<usize>) -> Launch {
-        let known = self.units.iter().find(|(known, _)| known == unit);
-        let (_, name) = known.expect("launches are made of the units that `new` lists");
         let buffers = buffers.iter().map(|buffer| Value::Buffer(*buffer));
         let numbers = numbers.into_iter().map(|number| Value::I32(number as i32));
-        Launch { kernel: name.clone(), grid, arguments: buffers.chain(numbers).collect() }
+        Launch { kernel: self.units.name(unit), grid, arguments: buffers.chain(numbers).collect() }
     }
 }

@@ -17,8 +17,8 @@ use super::select::Select;
 use super::summarise::Summarise;
 use super::tune::Tune;
 use super::unit::{Unit, attend_of, units_of};
+use super::units::Units;
 use super::visible::MOST_TEAMS;
-use super::writer::snake_case;
 use crate::rope::{Branch, Extension, ScanDistance};
 use crate::tuning::{Tunable, Tunings};
 use crate::{AttendRope, LayerPlan, Plan, PrunedLayer, Renewal};
@@ -34,8 +34,8 @@ pub struct Program {
     dense_paths: Vec<DensePath>,
     /// First halvings whose probes the GPU keeps.
     levels: usize,
-    /// Distinct kernels in the order in which layers need them, each with its name.
-    units: Vec<(Unit, String)>,
+    /// In the order in which layers need them.
+    units: Units<Unit>,
 }
 
 /// What the text of kernels may use.
@@ -90,8 +90,15 @@ impl Program {
 
     fn named(plan: &Plan, shape: Shape, instructions: Instructions, tunings: Tunings, levels: usize) -> Self {
         let dense_paths = vec![DensePath::default(); plan.kinds().len()];
-        let mut program =
-            Self { plan: plan.clone(), shape, instructions, tunings, dense_paths, levels, units: Vec::new() };
+        let mut program = Self {
+            plan: plan.clone(),
+            shape,
+            instructions,
+            tunings,
+            dense_paths,
+            levels,
+            units: Units::new(plan.name()),
+        };
         for (index, kind) in plan.kinds().iter().enumerate() {
             let layers = 0..plan.layers();
             let prefill = layers.clone().any(|layer| plan.prefill_kind(layer) == index);
@@ -152,34 +159,25 @@ impl Program {
 
     /// Adds kernels with what is chosen for them, and names those that are new.
     fn add(&mut self, units: Vec<Unit>) {
-        let pipeline = snake_case(self.plan.name());
         for unit in units {
-            let unit = unit.chosen(self.shape, &self.tunings);
-            if self.units.iter().any(|(known, _)| *known == unit) {
-                continue;
-            }
-            let stem = unit.stem(&pipeline);
-            // Kinds of layers may differ in a constant that no name carries, such as the window.
-            let taken = self.units.iter().filter(|(known, _)| known.stem(&pipeline) == stem).count();
-            let name = if taken == 0 { stem } else { format!("{stem}_v{}", taken + 1) };
-            self.units.push((unit, name));
+            self.units.add(unit.chosen(self.shape, &self.tunings));
         }
     }
 
     /// The text of every kernel, layers that share constants sharing a kernel.
     #[must_use]
     pub fn kernels(&self) -> Vec<Kernel> {
-        self.units.iter().map(|(unit, name)| unit.emit(self.plan.name(), name)).collect()
+        self.units.kernels()
     }
 
     /// The kernels of which something can be chosen, in the order in which layers need them.
     #[must_use]
     pub fn tunable(&self) -> Vec<Tunable> {
         let mut tunable: Vec<Tunable> = Vec::new();
-        for (unit, name) in &self.units {
+        for (unit, name) in self.units.iter() {
             let site = unit.site(self.shape);
             if let Some(tuning) = unit.tuning().filter(|_| tunable.iter().all(|known| known.site != site)) {
-                tunable.push(Tunable { site, kernel: name.clone(), tuning, space: unit.space() });
+                tunable.push(Tunable { site, kernel: name.to_owned(), tuning, space: unit.space() });
             }
         }
         tunable
@@ -550,9 +548,7 @@ impl Program {
     }
 
     fn launch(&self, unit: &Unit, grid: [u32; 3], arguments: Vec<Value>) -> Launch {
-        let known = self.units.iter().find(|(known, _)| known == unit);
-        let (_, name) = known.expect("launches are made of the units that `units_of` lists");
-        Launch { kernel: name.clone(), grid, arguments }
+        Launch { kernel: self.units.name(unit), grid, arguments }
     }
 }
 

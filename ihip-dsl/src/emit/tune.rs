@@ -3,6 +3,7 @@
 use super::functions::Shape;
 use super::score::Score;
 use super::unit::Unit;
+use super::units::Emit;
 use crate::tuning::{Tuning, Tunings};
 
 /// A kernel by its constants, of which some may be chosen freely.
@@ -42,7 +43,7 @@ pub(super) trait Tune: Sized {
 
 impl Tune for Unit {
     fn stem(&self, pipeline: &str) -> String {
-        self.stem(pipeline)
+        Emit::stem(self, pipeline)
     }
 
     fn tuning(&self) -> Option<Tuning> {

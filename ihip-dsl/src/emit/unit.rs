@@ -16,6 +16,7 @@ use super::score::Score;
 use super::select::Select;
 use super::summarise::Summarise;
 use super::tune::Tune as _;
+use super::units::Emit;
 use crate::LayerPlan;
 
 /// One kernel, by the constants that make up its text.
@@ -35,8 +36,8 @@ pub(super) enum Unit {
     Merge(Merge),
 }
 
-impl Unit {
-    pub(super) fn stem(&self, pipeline: &str) -> String {
+impl Emit for Unit {
+    fn stem(&self, pipeline: &str) -> String {
         match self {
             Self::Append(unit) => unit.stem(pipeline),
             Self::Summarise(unit) => unit.stem(pipeline),
@@ -53,7 +54,7 @@ impl Unit {
         }
     }
 
-    pub(super) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
+    fn emit(&self, pipeline: &str, name: &str) -> Kernel {
         match self {
             Self::Append(unit) => unit.emit(pipeline, name),
             Self::Summarise(unit) => unit.emit(pipeline, name),

@@ -203,8 +203,8 @@ pub(super) fn prefill_moves(program: &Program, capacity: usize, budget: Budget, 
     let Some(paging) = paging(program, capacity, budget) else { return Ok(PrefillMoves::default()) };
     let sizes = sizes(program, extent(capacity), capacity);
     let on_gpu = sizes.divide(program, budget).on_gpu;
-    let layers = (0..program.plan().layers()).filter(|layer| paging.stages(*layer));
-    let (keys, values) = (layers.clone().count(), layers.filter(|layer| paging.stages_values(*layer)).count());
+    let layers = (0..program.plan().layers()).filter(|layer| paging.is_staged(*layer));
+    let (keys, values) = (layers.clone().count(), layers.filter(|layer| paging.has_staged_values(*layer)).count());
     let mut moves = PrefillMoves::default();
     for step in Session::new(Arc::new(program.plan().clone())).prefill_steps(capacity, chunk)? {
         for (on_gpu, layers) in on_gpu.into_iter().zip([keys, values]) {

@@ -56,7 +56,7 @@ pub(super) struct Order {
 impl Order {
     pub(super) fn new(paging: Paging) -> Self {
         let layers = paging.program().plan().layers();
-        let staged = (0..layers).filter(|layer| paging.stages(*layer)).collect();
+        let staged = (0..layers).filter(|layer| paging.is_staged(*layer)).collect();
         let promotes = (0..layers).any(|layer| !paging.promote(layer, Renewal::default()).is_empty());
         Self { paging, staged, promotes }
     }
@@ -120,7 +120,7 @@ impl Order {
             actions.push(on(Stream::Copy, Work::Record(Event::Come(ahead % 2))));
         }
         actions.push(on(Stream::Compute, Work::Wait(Event::Come(turn % 2))));
-        if self.paging.stages_values(layer) {
+        if self.paging.has_staged_values(layer) {
             actions.push(on(Stream::Compute, Work::Stage(layer, Kind::Values)));
         }
         actions

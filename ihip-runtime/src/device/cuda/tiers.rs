@@ -71,7 +71,7 @@ impl Tiers {
     /// Bytes of the GPU's memory that copies take where each of `layers` layers has so many of keys and values with the
     /// host.
     pub(super) fn copy_bytes(paging: &Paging, layers: usize, [keys, values]: [usize; 2]) -> usize {
-        if (0..layers).any(|layer| paging.stages(layer)) { 2 * keys + values } else { 0 }
+        if (0..layers).any(|layer| paging.is_staged(layer)) { 2 * keys + values } else { 0 }
     }
 
     const fn event(&self, event: Event) -> &CudaEvent {
