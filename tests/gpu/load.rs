@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use ihip_runtime::device::Device;
 use ihip_runtime::device::cpu::CpuDevice;
-use ihip_runtime::device::cuda::{CudaDevice, Precision};
+use ihip_runtime::device::cuda::{CudaDevice, GRAIN, Precision};
 use ihip_runtime::kv::Budget;
 use ihip_tests::support::failing::Failing;
 use ihip_tests::support::sample::Random;
@@ -21,9 +21,9 @@ const SECONDS: u64 = 3;
 const LEAST: usize = 60;
 /// Requests by which everything has come that stays, those that take most among them.
 const WARM: usize = 15;
-/// Bytes by which what a device says of itself may differ where as much is allocated: it gives memory in pieces of 2 MiB, and keys and
-/// values of each layer end in one.
-const PIECES: u64 = 2 * 2 * (2 << 20);
+/// Bytes by which what a device says of itself may differ where as much is allocated: it gives memory in pieces, and keys and
+/// values of each of two layers end in one.
+const PIECES: u64 = 2 * 2 * GRAIN as u64;
 /// Bytes of a token: keys and values of two layers.
 const TOKEN: u64 = (2 * 2 * KV_HEADS * HEAD_DIM * size_of::<f32>()) as u64;
 

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 
 use ihip_dsl::Plan;
 use ihip_runtime::Device;
+use ihip_runtime::device::cuda::GRAIN;
 use ihip_runtime::device::host_available_bytes;
 use ihip_runtime::kv::budget::most;
 use ihip_runtime::kv::{Budget, KvError, Placement, Probes, Tokens};
@@ -16,9 +17,6 @@ use super::table::{bytes, grouped};
 
 /// Of memory that is free, one part in so many is left alone where nobody says what may be taken.
 const LEFT_ALONE: u64 = 16;
-
-/// What a layer gives way by at least: bytes of a piece in which a GPU's memory is mapped.
-const PIECE: u64 = 2 << 20;
 
 /// Where the tokens of a request have room.
 #[derive(Clone, Copy, Debug)]
@@ -73,7 +71,7 @@ pub(super) fn choose<D: Device>(
                 device.limit_kv(Budget { gpu, host }, settings.chunk);
                 device.cache_bytes(plan, capacity) + model
             };
-            giving_way(most_of(free, all), available, plan.layers() as u64 * PIECE, needed)
+            giving_way(most_of(free, all), available, (plan.layers() * GRAIN) as u64, needed)
         });
         Budget { gpu, host }
     } else {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 use ihip_dsl::{KvType, LayerPlan, Plan};
 use ihip_runtime::Device;
-use ihip_runtime::device::cuda::{AttentionTimer, TimedRequest};
+use ihip_runtime::device::cuda::{AttentionTimer, GRAIN, TimedRequest};
 use ihip_runtime::device::host_available_bytes;
 use ihip_runtime::kv::budget::most;
 use ihip_runtime::kv::trace::Trace;
@@ -77,8 +77,8 @@ const GATHERS: usize = 20;
 /// Longest period of refresh intervals, in steps: three of them are run, minutes of a large model.
 const MOST_PERIOD: usize = 1 << 14;
 
-/// What is lost of a layer's share of the GPU: keys and values have whole pieces of 2 MiB of it.
-const ROUNDED: u64 = 2 * (2 << 20);
+/// What is lost of a layer's share of the GPU: keys and values have whole pieces of it.
+const ROUNDED: u64 = 2 * GRAIN as u64;
 
 /// What `docs/figures` keeps.
 #[derive(Debug, Serialize)]

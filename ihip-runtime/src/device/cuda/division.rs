@@ -62,8 +62,9 @@ pub(super) struct Sizes {
     pub(super) states: Vec<Vec<emit::Storage>>,
 }
 
-/// Memory is mapped in multiples of this many bytes, on the GPU as on the host.
-const GRAIN: usize = 2 << 20;
+/// Memory is mapped in multiples of this many bytes, on the GPU as on the host: the keys of a layer take whole ones, and so do its
+/// values.
+pub const GRAIN: usize = 2 << 20;
 
 /// How a budget is divided.
 #[derive(Clone, Copy)]

@@ -44,6 +44,7 @@ use ihip_dsl::tuning::Tunings;
 use rayon::prelude::*;
 
 pub use cache::CudaCache;
+pub use division::GRAIN;
 pub use ledger::Ledger;
 pub use request::TimedRequest;
 pub use runner::{KernelArgument, KernelBuffer, KernelRunner};
