@@ -12,7 +12,8 @@ use crate::draft::{Door, Draft};
 use crate::error::{Errors, Rule};
 use crate::text::{Text, Ways};
 use crate::words::{
-    ATTEND_AT, CHUNK, CUT, KEEP, MOST_TOKENS, Mode, POSITIONS, Place, QUERY_BLOCK, SCAN, SEGMENT, SINK, WINDOW, Word,
+    ATTEND_AT, ATTEND_POSITIONS, CHUNK, CUT, KEEP, MOST_TOKENS, Mode, POSITIONS, Place, QUERY_BLOCK, SCAN, SEGMENT,
+    SINK, WINDOW, Word,
 };
 use crate::{AttendRope, ChunkScore, Descent, Pipeline, Probe, Ranking, Representative, ScanRope, Warning};
 
@@ -339,7 +340,8 @@ impl Clashes {
                 }
             }
             _ => {
-                self.needed(words, Slot::Rope, POSITIONS, Place::Pipeline, &[here]);
+                let rope = if words.count > 0 { POSITIONS } else { ATTEND_POSITIONS };
+                self.needed(words, Slot::Rope, rope, Place::Pipeline, &[here]);
                 words.set(Slot::AttendRope, Field::Wrong);
                 words.set(Slot::Scan, Field::Wrong);
             }

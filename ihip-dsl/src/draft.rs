@@ -216,7 +216,7 @@ impl<L: Clone> Reader<L> {
     fn unknown(&mut self, name: &str, at: &L, place: Place) -> Option<&'static Word> {
         let meant = place.nearest(name);
         let rule = match Place::home(name) {
-            Some((home, word)) => Rule::MisplacedWord { word: word.name, place, home },
+            Some((_, word)) => Rule::MisplacedWord { word: word.name, place, homes: Place::homes(name) },
             None => Rule::UnknownWord {
                 word: name.to_owned(),
                 place,

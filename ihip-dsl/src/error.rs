@@ -60,6 +60,14 @@ pub enum Rule {
         /// What should follow.
         separator: char,
     },
+    /// A sign that other languages have between a word and its value.
+    #[error("found `{sign}` between `{word}` and what it takes: leave it out")]
+    SignBeforeValue {
+        /// The word.
+        word: String,
+        /// The sign.
+        sign: String,
+    },
     /// A word stands alone.
     #[error("`{word}` stands alone: give it a value, such as `{example}`")]
     MissingValue {
@@ -128,14 +136,14 @@ pub enum Rule {
         known: Vec<&'static str>,
     },
     /// A word of another place.
-    #[error("`{word}` stands in {place} but belongs to {home}: move it there")]
+    #[error("`{word}` stands in {place} but belongs to {}: move it there", homes.iter().map(|home| home.name()).collect::<Vec<_>>().join(" or "))]
     MisplacedWord {
         /// The word.
         word: &'static str,
         /// Where it stands.
         place: Place,
         /// Where it may stand.
-        home: Place,
+        homes: Vec<Place>,
     },
     /// A word that may stand once, and stands again.
     #[error("`{word}` stands a second time in {place}: keep one of the two")]
@@ -221,6 +229,7 @@ impl Rule {
             | Self::RepeatedName { name: text }
             | Self::UnknownParent { name: text, .. }
             | Self::ParentOfItself { name: text }
+            | Self::SignBeforeValue { word: text, .. }
             | Self::UnknownWord { word: text, .. }
             | Self::NotANumber { found: text, .. }
             | Self::UnknownMode { mode: text, .. } => Some(text),

@@ -19,7 +19,7 @@ use syn::{Attribute, Expr, ExprLit, Ident, Lit, LitInt, Meta, Token, Visibility,
 use crate::ast::{Declaration, Item, Located, Path, Scalar, Value};
 use crate::check::Known;
 use crate::error::{Errors, Position, Rule};
-use crate::words::Place;
+use crate::words::{LAYER, Place};
 use crate::{Pipeline, ast, check};
 
 /// What stands between the braces of `pruning!`.
@@ -119,11 +119,14 @@ pub(crate) fn layers(text: &str) -> Option<(Range, Errors<Span>)> {
     let mut reader = Reader { errors: Errors::new() };
     let range = |input: ParseStream<'_>| {
         let first = scalar(input)?;
-        let last = reader.range_end(input, &first, "\"")?.unwrap_or_else(|| first.clone());
+        let last = reader.range_end(input, &first, "\"")?;
         if !input.is_empty() {
-            reader.errors.push(input.span(), unexpected(next(input), "the end of the layers"));
+            let expected =
+                if last.is_some() { "the end of the layers" } else { "nothing, or `..=` and the last layer," };
+            reader.errors.push(input.span(), unexpected(next(input), expected));
             input.parse::<TokenStream>()?;
         }
+        let last = last.unwrap_or_else(|| first.clone());
         Ok((first, last))
     };
     let range = range.parse_str(text).ok()?;
@@ -252,6 +255,11 @@ impl Reader {
     }
 
     fn value(&mut self, input: ParseStream<'_>, word: &str) -> syn::Result<Value<Span>> {
+        // What other languages have between a word and its value is one mistake, and the value is none.
+        if input.peek(Token![=]) || input.peek(Token![:]) && !input.peek(Token![::]) {
+            self.errors.push(input.span(), Rule::SignBeforeValue { word: word.to_owned(), sign: next(input) });
+            input.parse::<TokenTree>()?;
+        }
         if input.peek(token::Brace) {
             return Ok(Value::Block(self.block(input, word, ',')?));
         }
@@ -259,6 +267,12 @@ impl Reader {
             return Ok(Value::Missing);
         }
         let first = scalar(input)?;
+        if word == LAYER.name && (input.peek(Token![,]) || input.peek(Token![-])) {
+            self.errors.push(input.span(), unexpected(next(input), "`{`, or `..=` and the last layer,"));
+            while !input.is_empty() && !input.peek(token::Brace) && !input.peek(Token![;]) {
+                input.parse::<TokenTree>()?;
+            }
+        }
         let last = self.range_end(input, &first, "}")?;
         if last.is_none() && !input.peek(token::Brace) {
             return Ok(Value::Scalar(first));

@@ -95,6 +95,8 @@ pub(crate) const SINK: Word = number("sink", 0, MOST_TOKENS, "sink 256;");
 pub(crate) const WINDOW: Word = number("window", 1, MOST_TOKENS, "window 1024;");
 pub(crate) const CUT: Word = block("attend", Place::Attend, "attend { keep 2048 }", false);
 pub(crate) const POSITIONS: Word = block("rope", Place::Rope, "rope { scan relative, attend streaming }", false);
+/// The same where there is nothing to scan.
+pub(crate) const ATTEND_POSITIONS: Word = block("rope", Place::Rope, "rope { attend streaming }", false);
 pub(crate) const CHUNK: Word = number("chunk", 1, MOST_CHUNK, "chunk 32");
 pub(crate) const KEEP: Word = number("keep", 1, MOST_TOKENS, "keep 2048");
 pub(crate) const SCAN: Word = mode("scan", ScanRope::WORDS, "scan relative");
@@ -183,6 +185,12 @@ impl Place {
     #[must_use]
     pub fn home(name: &str) -> Option<(Self, &'static Word)> {
         Self::ALL.into_iter().find_map(|place| Some((place, place.word(name)?)))
+    }
+
+    /// Every place where `name` may stand, but for those that have the words of the pipeline.
+    pub(crate) fn homes(name: &str) -> Vec<Self> {
+        let places = [Self::Pipeline, Self::Stage, Self::Attend, Self::Rope];
+        places.into_iter().filter(|place| place.word(name).is_some()).collect()
     }
 
     /// What ends a number or a word within the braces of `word`; `None` where nothing says that it has braces.

@@ -93,6 +93,8 @@ fn layers_are_told_as_in_rust() {
         "layers = \"2..=0\"",
         "layers = \"0..=\"",
         "layers = \"0..=2 3\"",
+        "layers = \"0-2\"",
+        "layers = \"0, 1\"",
         "layers = \"first\"",
         "layers = \"0..=70_000\"",
     ];

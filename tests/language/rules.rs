@@ -92,7 +92,7 @@ fn errors_of_a_text_come_with_line_and_column() {
     insta::assert_snapshot!(short, @r"
     1:1: the pipeline needs `sink`: add `sink 256;`
     1:1: the pipeline needs `window`: add `window 1024;`
-    1:1: the pipeline needs `rope`: add `rope { scan relative, attend streaming }`
+    1:1: the pipeline needs `rope`: add `rope { attend streaming }`
     ");
 }
 
