@@ -56,6 +56,7 @@ fn of_results_that_cannot_be_written() {
     let kept = super::file_in(&folder, "rows.json", "[1]");
     let refusal = ihip(&["bench", "attention", "--gpu", "4096", "--json", &kept]).refusal();
     assert!(refusal.starts_with("error: there is no device cuda:4096"), "{refusal}");
+    assert!(!refusal.contains("--device"), "it has no such option: {refusal}");
     assert_eq!(std::fs::read_to_string(&kept).unwrap(), "[1]");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }

@@ -91,4 +91,11 @@ fn a_replay_says_hits_tokens_and_bytes() {
     let replayed =
         ihip(&["kv", "replay", &path, "--share", "1,0.5,0.2", "--model", "llama-3.1-8b", "--kv-type", "int4"]);
     insta::assert_snapshot!(replayed.text());
+    let refusal = |more: [&str; 2]| ihip(&[&["kv", "replay", &path][..], &more].concat()).refusal();
+    let small = refusal(["--share", "0.001"]);
+    let (_, least) =
+        small.split_once("a share of 0.001 is too small: pages move through at least ").expect("it is said");
+    let (least, _) = least.split_once(',').expect("a share");
+    assert_eq!(ihip(&["kv", "replay", &path, "--share", least]).code, Some(0));
+    assert!(refusal(["--layers", "4097"]).contains("it must be a whole number from 1 to 4096"));
 }

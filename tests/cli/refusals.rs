@@ -111,7 +111,25 @@ fn of_a_dense_path_where_none_was_measured() {
 fn of_a_prompt_that_two_tiers_do_not_hold() {
     let refusal = generate(&["--prompt", "x", "--device", "cpu", "--gpu-kv", "4KiB", "--host-kv", "4KiB"]);
     assert!(refusal.contains(" tokens do not fit: 4096 bytes on the GPU and 4096 on the host hold "), "{refusal}");
-    assert!(generate(&["--prompt", "x", "--gpu-kv", "8GB"]).contains("it must be a number of bytes, such as 8GiB"));
+    for size in ["8GB", "9999TiB"] {
+        let refusal = generate(&["--prompt", "x", "--gpu-kv", size]);
+        assert!(refusal.contains("it must be a number of bytes up to 8192TiB, such as 8GiB"), "{refusal}");
+    }
+}
+
+#[test]
+fn of_a_budget_of_the_gpu_that_no_page_could_move_in() {
+    let run = |gpu: &str| {
+        let tiers = ["--device", "cpu", "--gpu-kv", gpu, "--host-kv", "1GiB"];
+        ihip(&[&["generate", "--prompt", "x", "--model", endless(), "--max-new-tokens", "2"], &tiers[..]].concat())
+    };
+    let refusal = run("0").refusal();
+    let (_, said) = refusal.split_once("raise a budget, that of the GPU to ").expect("it is said");
+    let (least, rest) = said.split_once(' ').expect("a number");
+    assert_eq!(rest, "bytes at least: pages move through them\n");
+    let less: u64 = least.parse::<u64>().expect("a number") - 1;
+    assert!(run(&less.to_string()).refusal().ends_with(said));
+    assert_eq!(run(least).code, Some(0));
 }
 
 #[test]
@@ -124,6 +142,7 @@ fn of_a_device_that_is_not_there() {
     // No machine has so many GPUs; what is missing first, driver or GPU, depends on the machine.
     let refusal = generate(&["--prompt", "x", "--device", "cuda:4096"]);
     assert!(refusal.starts_with("error: there is no device cuda:4096: "), "{refusal}");
+    assert!(refusal.ends_with("; give --device cpu, or leave --device out\n"), "{refusal}");
     assert_eq!(refusal.lines().count(), 1, "{refusal}");
     insta::assert_snapshot!(generate(&["--prompt", "x", "--precision", "f64"]), @r"
     error: invalid value 'f64' for '--precision <TYPE>': there is no such precision: give f32 or bf16
@@ -137,7 +156,7 @@ fn of_numbers_out_of_range_or_no_numbers() {
     let cases = [
         ("--temperature", ["-0.5", "NaN", "inf", "warm"].as_slice()),
         ("--top-p", &["0", "1.01", "-1", "NaN", "most"]),
-        ("--threads", &["0", "-1", "two", "1.5"]),
+        ("--threads", &["0", "-1", "two", "1.5", "1025"]),
         ("--max-new-tokens", &["0", "-3", "4294967296", "many", ""]),
         ("--seed", &["-1", "1.5", "18446744073709551616", "x"]),
         ("--prefill-chunk", &["0", "100", "96", "12288", "139264", "x"]),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ihip_dsl::KvType;
+use ihip_runtime::kv::trace::MOST_LAYERS;
 use ihip_runtime::session::{LONGEST_STEP, SEGMENT};
 use thiserror::Error;
 
@@ -13,6 +14,9 @@ const CHUNK_STEP: usize = 64;
 
 /// Most tokens of a context: positions are 32-bit integers, and a step's grid is laid out for whole segments.
 pub(super) const MOST_TOKENS: usize = (1 << 31) - SEGMENT;
+
+/// Most threads of the CPU device.
+const MOST_THREADS: usize = 1024;
 
 /// An argument out of its range.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -29,6 +33,9 @@ pub(super) enum ArgumentError {
     /// A share outside (0, 1].
     #[error("it must be greater than 0 and at most 1")]
     Share,
+    /// Threads that are none, or more than any host has use for.
+    #[error("it must be a whole number from 1 to {MOST_THREADS}")]
+    Threads,
     /// A count of zero, or of more than 32 bits.
     #[error("it must be a whole number from 1 to {}", u32::MAX)]
     Count,
@@ -43,8 +50,19 @@ pub(super) enum ArgumentError {
         grouped(MOST_TOKENS)
     )]
     Tokens,
+    /// A context that is too short or too long for a picture.
+    #[error("it must be a whole number of tokens from {} to {}, such as 65536 or 64K", grouped(*least), grouped(*most))]
+    Context {
+        /// Tokens of the shortest.
+        least: usize,
+        /// Tokens of the longest.
+        most: usize,
+    },
+    /// More layers than models have.
+    #[error("it must be a whole number from 1 to {MOST_LAYERS}")]
+    Layers,
     /// A size that is none.
-    #[error("it must be a number of bytes, such as 8GiB, 512MiB or 0")]
+    #[error("it must be a number of bytes up to 8192TiB, such as 8GiB, 512MiB or 0 (units are KiB, MiB, GiB and TiB)")]
     Bytes,
     /// A time that is none.
     #[error("it must be a positive number of minutes, such as 5 or 0.5")]
@@ -80,6 +98,16 @@ pub(super) fn count(text: &str) -> Result<usize, ArgumentError> {
     }
 }
 
+/// A whole number of threads.
+pub(super) fn threads(text: &str) -> Result<usize, ArgumentError> {
+    count(text).ok().filter(|threads| *threads <= MOST_THREADS).ok_or(ArgumentError::Threads)
+}
+
+/// A whole number of layers.
+pub(super) fn layers(text: &str) -> Result<usize, ArgumentError> {
+    count(text).ok().filter(|layers| *layers <= MOST_LAYERS).ok_or(ArgumentError::Layers)
+}
+
 /// Prompt tokens of one step.
 pub(super) fn chunk(text: &str) -> Result<usize, ArgumentError> {
     match text.parse::<usize>() {
@@ -103,6 +131,12 @@ pub(super) fn tokens(text: &str) -> Result<usize, ArgumentError> {
     let whole = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
     let tokens = if whole { digits.parse::<usize>().ok().and_then(|number| number.checked_mul(unit)) } else { None };
     tokens.filter(|tokens| (1..=MOST_TOKENS).contains(tokens)).ok_or(ArgumentError::Tokens)
+}
+
+/// Tokens of a context that a picture shows, from `least` to `most`.
+pub(super) fn context(text: &str, least: usize, most: usize) -> Result<usize, ArgumentError> {
+    let drawn = tokens(text).ok().filter(|tokens| (least..=most).contains(tokens));
+    drawn.ok_or(ArgumentError::Context { least, most })
 }
 
 /// Bytes: `8GiB`, `1.5GiB`, `512MiB`, `0`.

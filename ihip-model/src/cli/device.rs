@@ -25,7 +25,7 @@ pub(super) struct DeviceArguments {
     #[arg(long, value_name = "TYPE", value_parser = arguments::kv_type)]
     kv_type: Option<KvType>,
     /// Threads of the CPU device [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = arguments::count, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = arguments::threads, allow_negative_numbers = true)]
     threads: Option<usize>,
     /// Prompt tokens of one step; the masks are the same for every choice [default: what suits the device, and on a GPU whether
     /// keys lie with the host]
@@ -132,7 +132,8 @@ impl DeviceArguments {
         match self.device {
             Choice::Cpu => self.run_on_cpu(work),
             Choice::Cuda(ordinal) => {
-                self.run_on_cuda(work, CudaDevice::watched(ordinal, self.precision, progress::compilation())?)
+                let device = CudaDevice::watched(ordinal, self.precision, progress::compilation());
+                self.run_on_cuda(work, device.map_err(Error::without_gpu)?)
             }
             Choice::Auto => match CudaDevice::watched(0, self.precision, progress::compilation()) {
                 Ok(device) => self.run_on_cuda(work, device),

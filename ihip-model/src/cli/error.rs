@@ -74,6 +74,9 @@ pub(super) enum Error {
         /// Where the prompt came from.
         input: Source,
     },
+    /// A GPU was asked for where there is none and the CPU would do.
+    #[error("{0}; give --device cpu, or leave --device out")]
+    NoGpu(ihip_runtime::Error),
     /// Dense attention was asked for where nobody measured it.
     #[error("--dense-path is for a GPU, where it was measured: leave it out, or give --device cuda")]
     NoDensePath,
@@ -191,6 +194,17 @@ pub(super) enum Error {
         path: PathBuf,
         /// Why not.
         error: TraceError,
+    },
+    /// A share of keys and values in which no page could move.
+    #[error(
+        "a share of {share} is too small: pages move through at least {}, give that or more",
+        (least * 1e4).ceil() / 1e4
+    )]
+    SmallShare {
+        /// The share.
+        share: f64,
+        /// The least share.
+        least: f64,
     },
     /// A page trace that ends too early for what is measured with it.
     #[error(
@@ -310,6 +324,14 @@ impl From<ihip_runtime::Error> for Error {
 }
 
 impl Error {
+    /// Why a GPU cannot be opened where the CPU would do.
+    pub(super) fn without_gpu(error: ihip_runtime::Error) -> Self {
+        match error {
+            missing @ ihip_runtime::Error::NoSuchDevice { .. } => Self::NoGpu(missing),
+            error => error.into(),
+        }
+    }
+
     /// The exit code of a command that ends with this.
     pub(super) fn exit_code(&self) -> u8 {
         use ihip_runtime::Error as Runtime;

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use ihip_dsl::{Geometry, KvType};
 use ihip_runtime::Device;
-use ihip_runtime::kv::PrefillMoves;
 use ihip_runtime::kv::trace::{Replay, Trace};
+use ihip_runtime::kv::{KvError, PrefillMoves};
 
 use super::arguments;
 use super::device::{DeviceArguments, Settings, Work};
@@ -59,7 +59,7 @@ struct ReplayArguments {
     #[arg(long, value_name = "SHARE", default_value = "0.5,0.25,0.1", value_delimiter = ',', value_parser = arguments::share, allow_negative_numbers = true)]
     share: Vec<f64>,
     /// Layers of the cache, those of the trace over and over [default: those of the trace]
-    #[arg(long, value_name = "N", value_parser = arguments::count, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = arguments::layers, allow_negative_numbers = true)]
     layers: Option<usize>,
     /// The model whose pages it has, for their bytes
     #[arg(long, value_name = "NAME", default_value = "smollm2")]
@@ -159,7 +159,13 @@ impl ReplayArguments {
         let mut table = Table::new(heading);
         for share in &self.share {
             let Replay { keys, values, residence, promotions, evictions, misses } =
-                trace.replay(*share, layers).map_err(ihip_runtime::Error::from)?;
+                trace.replay(*share, layers).map_err(|error| match error {
+                    // A row of the replay is one number, whatever the model: its bytes are nobody's.
+                    KvError::TooLong { least, gpu, .. } => {
+                        Error::SmallShare { share: *share, least: share * least as f64 / gpu.max(1) as f64 }
+                    }
+                    error => ihip_runtime::Error::from(error).into(),
+                })?;
             let percent = |ratio: Option<f64>| {
                 ratio.map_or_else(|| NOTHING.to_owned(), |ratio| format!("{:.2} %", 100.0 * ratio))
             };

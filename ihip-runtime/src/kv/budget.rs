@@ -83,7 +83,9 @@ impl Room {
         Self::of_pages(shape, tokens.div_ceil(shape.page), budget).ok_or_else(|| {
             let fit = most(tokens.div_ceil(shape.page), |pages| Self::of_pages(shape, pages, budget).is_some());
             let Budget { gpu, host } = budget;
-            KvError::TooLong { tokens, gpu, host, fit: fit * shape.page, token: shape.token_bytes() }
+            let slots = 2 * shape.least().min(tokens.div_ceil(shape.page)) as u64;
+            let least = slots * shape.page_bytes() * shape.layers as u64;
+            KvError::TooLong { tokens, gpu, host, least, fit: fit * shape.page, token: shape.token_bytes() }
         })
     }
 

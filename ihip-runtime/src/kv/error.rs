@@ -56,7 +56,8 @@ pub enum KvError {
     /// A request that does not fit the budgets.
     #[error(
         "{tokens} tokens do not fit: {gpu} bytes on the GPU and {host} on the host hold {fit} ({token} bytes a token); \
-         shorten the prompt or raise a budget"
+         shorten the prompt or raise a budget{}",
+        if gpu < least { format!(", that of the GPU to {least} bytes at least: pages move through them") } else { String::new() }
     )]
     TooLong {
         /// Tokens asked for.
@@ -65,6 +66,8 @@ pub enum KvError {
         gpu: u64,
         /// Budget on the host in bytes.
         host: u64,
+        /// Bytes on the GPU that so many tokens cannot do without.
+        least: u64,
         /// Tokens that fit.
         fit: usize,
         /// Bytes of a token.

@@ -30,6 +30,9 @@ pub struct Header {
     pub prompt: u32,
 }
 
+/// Most layers of a trace and of what it is replayed for: far more than models have.
+pub const MOST_LAYERS: usize = 4096;
+
 /// Pages that a step read in one layer, of the keys and of the values, ascending.
 pub type PagesRead = [Vec<u32>; 2];
 
@@ -132,7 +135,7 @@ impl Trace {
         };
         let header = Header { layers: word()?, page: word()?, prompt: word()? };
         let Header { layers, page, prompt } = header;
-        if layers == 0 || layers > 4096 || !page.is_power_of_two() {
+        if layers == 0 || layers > MOST_LAYERS as u32 || !page.is_power_of_two() {
             return Err(TraceError::Sizes { layers, page });
         }
         let mut steps = Vec::new();

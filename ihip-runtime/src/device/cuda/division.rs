@@ -189,7 +189,8 @@ pub(super) fn placement(program: &Program, capacity: usize, budget: Budget) -> R
         let page = program.plan().geometry().page as usize;
         let fits = |pages| host_bytes(program, pages * page, budget) <= host;
         let fit = most(capacity.div_ceil(page), fits) * page;
-        return Err(KvError::TooLong { tokens: capacity, gpu, host, fit, token }.into());
+        // What the GPU cannot do without is taken there whatever its budget.
+        return Err(KvError::TooLong { tokens: capacity, gpu, host, least: 0, fit, token }.into());
     }
     let tokens = |bytes: usize| {
         let gpu = (capacity as u128 * bytes as u128 / sizes.region.max(1) as u128) as usize;

@@ -29,7 +29,7 @@ pub(super) fn open(ordinal: usize) -> Result<Arc<CudaContext>> {
     };
     // SAFETY: opening a library of that name runs NVIDIA's initialisers, which have no preconditions.
     if !unsafe { sys::is_culib_present() } {
-        let reason = "libcuda, which the NVIDIA driver installs, is not on the loader's path: use --device cpu";
+        let reason = "libcuda, which the NVIDIA driver installs, is not on the loader's path";
         return Err(missing(reason.to_owned()));
     }
     let version = version().map_err(refused)?;
