@@ -52,15 +52,25 @@ pub fn declared() -> Vec<(&'static str, &'static Declared)> {
     entries().into_iter().map(|entry| ((entry.pipeline)().name(), entry.declared)).collect()
 }
 
+/// The name of every pipeline, sorted.
+pub(crate) fn names() -> Vec<&'static str> {
+    all().into_iter().map(Pipeline::name).collect()
+}
+
 /// Names that `name` may have been meant to be, the nearest first, case aside.
 #[must_use]
 pub fn nearest(name: &str) -> Vec<&'static str> {
+    similar(name, names())
+}
+
+/// Those of `names` that `name` may have been meant to be, the nearest first, case aside.
+pub(crate) fn similar(name: &str, names: Vec<&'static str>) -> Vec<&'static str> {
     /// Below this similarity (Jaro-Winkler, 1 for equal) a suggestion helps nobody.
     const SIMILAR: f64 = 0.75;
     let name = name.to_lowercase();
-    let mut names: Vec<_> = all()
+    let mut names: Vec<_> = names
         .into_iter()
-        .map(|pipeline| (strsim::jaro_winkler(&name, &pipeline.name().to_lowercase()), pipeline.name()))
+        .map(|known| (strsim::jaro_winkler(&name, &known.to_lowercase()), known))
         .filter(|(similarity, _)| *similarity >= SIMILAR)
         .collect();
     names.sort_by(|a, b| b.0.total_cmp(&a.0));

@@ -93,6 +93,18 @@ fn of_an_unknown_pipeline_with_the_nearest_names() {
 }
 
 #[test]
+fn of_dense_attention_misspelled_and_where_a_pipeline_is_shown() {
+    insta::assert_snapshot!(generate(&["--prompt", "x", "--pruning", "Dense"]), @"error: there is no pipeline Dense: did you mean dense?");
+    let pipelines = |command, name| ihip(&["pipelines", command, name]).refusal();
+    for command in ["show", "export", "draw"] {
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(pipelines(command, "dense"), @"error: dense is attention over every key and no pipeline: there is nothing of it to show");
+        }
+    }
+    assert!(!pipelines("show", "xyz").contains("dense"));
+}
+
+#[test]
 fn of_a_pipeline_that_names_a_layer_beyond_the_model() {
     let mut file = tiny_llama();
     file.set("llama.block_count", Meta::U32(2));

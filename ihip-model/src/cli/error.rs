@@ -105,6 +105,9 @@ pub(super) enum Error {
         /// What there is instead.
         nearest: Nearest,
     },
+    /// Attention over every key in the place of a declaration.
+    #[error("dense is attention over every key and no pipeline: there is nothing of it to show")]
+    NothingDeclared,
     /// A kernel that no pipeline becomes.
     #[error("there is no pipeline or kernel {name} for {model}: {}", said(.nearest))]
     UnknownKernel {

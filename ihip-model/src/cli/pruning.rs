@@ -46,9 +46,14 @@ impl Pruning {
 /// The pipeline that `name` stands for: a file if it ends in `.toml` or has a folder in it.
 ///
 /// # Errors
-/// A file that cannot be read or breaks a rule, [`Error::UnknownPruning`] with the nearest names, or two declared
-/// pipelines of one name.
+/// A file that cannot be read or breaks a rule, [`Error::UnknownPruning`] with the nearest names, [`Error::NothingDeclared`]
+/// for dense attention, or two declared pipelines of one name.
 pub(super) fn pipeline(name: &str) -> Result<&'static Pipeline> {
+    if name == DENSE { Err(Error::NothingDeclared) } else { declared(name, None) }
+}
+
+/// The same; `beside` may be given as well where no pipeline is called `name`.
+fn declared(name: &str, beside: Option<&'static str>) -> Result<&'static Pipeline> {
     registry::verify()?;
     if name.ends_with(".toml") || name.contains(MAIN_SEPARATOR) {
         let text = prompt::read_file(Path::new(name))?;
@@ -58,7 +63,7 @@ pub(super) fn pipeline(name: &str) -> Result<&'static Pipeline> {
         // A command reads one file, and what it says lives as long as a declaration in the program would.
         return Ok(Box::leak(Box::new(pipeline)));
     }
-    let unknown = || Error::UnknownPruning { name: name.to_owned(), nearest: Nearest::to(name) };
+    let unknown = || Error::UnknownPruning { name: name.to_owned(), nearest: Nearest::to(name, beside) };
     registry::find(name).ok_or_else(unknown)
 }
 
@@ -68,7 +73,7 @@ impl Choice {
     /// # Errors
     /// Those of [`pipeline`].
     pub(super) fn named(name: &str) -> Result<Self> {
-        if name == DENSE { Ok(Self::Dense) } else { pipeline(name).map(Self::Pipeline) }
+        if name == DENSE { Ok(Self::Dense) } else { declared(name, Some(DENSE)).map(Self::Pipeline) }
     }
 
     /// The pipeline, unless attention is dense.
@@ -114,14 +119,12 @@ pub(super) enum Nearest {
 }
 
 impl Nearest {
-    fn to(name: &str) -> Self {
-        let similar = registry::nearest(name);
-        if similar.is_empty() {
-            let declared = registry::all().into_iter().map(Pipeline::name);
-            Self::All(declared.chain([DENSE]).collect())
-        } else {
-            Self::Similar(similar)
-        }
+    /// Of the declared pipelines and of what may be given `beside` them.
+    fn to(name: &str, beside: Option<&'static str>) -> Self {
+        let mut names = registry::names();
+        names.extend(beside);
+        let similar = registry::similar(name, names.clone());
+        if similar.is_empty() { Self::All(names) } else { Self::Similar(similar) }
     }
 }
 
