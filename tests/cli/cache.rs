@@ -146,6 +146,28 @@ fn what_was_compiled_ahead_needs_no_compiler() {
 }
 
 #[test]
+fn a_word_that_is_not_1_and_a_compiler_that_is_not_there_are_refused() {
+    let cache = tempfile::tempdir().unwrap();
+    let refusal = |variable: &str, value: &str| {
+        let mut program = program(cache.path(), &CHECK);
+        program.env(variable, value);
+        outcome(program).refusal()
+    };
+    assert_eq!(refusal("IHIP_NO_JIT", "yes"), "error: IHIP_NO_JIT is “yes”: give 1, or unset it\n");
+    let nowhere = refusal("IHIP_NVRTC", &cache.path().join("none").display().to_string());
+    assert!(nowhere.starts_with("error: NVRTC is missing: none of libnvrtc.so.13, "), "{nowhere}");
+}
+
+#[test]
+fn a_folder_to_compile_into_is_all_that_is_opened() {
+    let cache = tempfile::tempdir().unwrap();
+    std::fs::write(cache.path().join("cubins"), "no folder").unwrap();
+    let into = cache.path().join("ahead").display().to_string();
+    let arguments = ["kernels", "compile", "StreamingLlm", "--model", "smollm2", "--arch", "sm_80", "--cache", &into];
+    outcome(program(cache.path(), &arguments)).text();
+}
+
+#[test]
 fn sixteen_processes_share_a_cache() {
     let cache = tempfile::tempdir().unwrap();
     let children: Vec<_> = (0..16)

@@ -385,12 +385,15 @@ fn is_refusal(error: &JitError) -> bool {
     use JitError as J;
     matches!(
         error,
-        J::NoSuchArchitecture { .. }
+        J::LibraryNotFound { .. }
+            | J::LibraryUnusable { .. }
+            | J::NoSuchArchitecture { .. }
             | J::UnsupportedArchitecture { .. }
             | J::DumpWord { .. }
             | J::NoDisassembler { .. }
             | J::Override(_)
             | J::NoCacheFolder
+            | J::NoJitWord { .. }
             | J::Store(_)
             | J::CacheKey(_)
     )

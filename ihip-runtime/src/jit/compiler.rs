@@ -137,8 +137,7 @@ impl Compiler {
     /// A store that cannot be used costs the store and a note on standard error, and no more.
     ///
     /// # Errors
-    /// Those of [`Nvrtc::find`], [`Overrides::from_environment`] and [`Dump::from_environment`];
-    /// [`JitError::CacheKey`], because who asks for signatures does not want to go without.
+    /// Those of [`Self::keeping`]; [`JitError::CacheKey`], because who asks for signatures does not want to go without.
     pub fn from_environment(architecture: Architecture) -> Result<Self, JitError> {
         let store = match cache_folder().map(|cache| store(&cache)).transpose() {
             Ok(store) => store,
@@ -149,7 +148,19 @@ impl Compiler {
             }
             Err(error) => return Err(error),
         };
-        let may_compile = std::env::var_os("IHIP_NO_JIT").is_none_or(|value| value != "1");
+        Self::keeping(architecture, store)
+    }
+
+    /// The same with a store that is there already, or with none.
+    ///
+    /// # Errors
+    /// Those of [`Nvrtc::find`], [`Overrides::from_environment`] and [`Dump::from_environment`]; [`JitError::NoJitWord`].
+    pub fn keeping(architecture: Architecture, store: Option<CubinStore>) -> Result<Self, JitError> {
+        let may_compile = match library::variable("IHIP_NO_JIT") {
+            None => true,
+            Some(value) if value == "1" => false,
+            Some(value) => return Err(JitError::NoJitWord { value: value.to_string_lossy().into_owned() }),
+        };
         let (overrides, dump) = (Overrides::from_environment()?, Dump::from_environment()?);
         let compiler = if may_compile {
             Self::new(Nvrtc::find()?, architecture, store)
@@ -169,13 +180,6 @@ impl Compiler {
     #[must_use]
     pub fn watched(self, watch: Watch) -> Self {
         Self { watch, ..self }
-    }
-
-    /// The same with another store.
-    #[must_use]
-    pub fn with_store(self, store: CubinStore) -> Self {
-        let versions = if self.nvrtc.is_some() { self.versions } else { store.versions() };
-        Self { versions, store: Some(store), ..self }
     }
 
     /// What it compiles for.

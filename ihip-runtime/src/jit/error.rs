@@ -109,6 +109,12 @@ pub enum JitError {
     /// The secret that entries are to be signed with cannot be used.
     #[error("IHIP_CACHE_KEY: {0}")]
     CacheKey(super::cache::StoreError),
+    /// `IHIP_NO_JIT` is neither 1 nor empty.
+    #[error("IHIP_NO_JIT is “{value}”: give 1, or unset it")]
+    NoJitWord {
+        /// What it is.
+        value: String,
+    },
     /// `IHIP_DUMP` asks for something that there is not.
     #[error("IHIP_DUMP has the word “{word}”: give plan, cuda, ptx, sass, or several with commas between them")]
     DumpWord {

@@ -27,8 +27,8 @@ use crate::stats::Kernels;
 /// takes besides, however its budget is divided, and those of the model itself with weights of the cache's type.
 #[derive(Debug, Args)]
 pub(super) struct Compile {
-    /// Declared pipelines, or `dense` [default: all of them]
-    #[arg(value_name = "NAME")]
+    /// Declared pipelines by their names, TOML files with one, or `dense` [default: all that are declared, and `dense`]
+    #[arg(value_name = "NAME|FILE")]
     names: Vec<String>,
     /// An architecture, such as sm_80, or sm_90a for H100 and H200; may be given several times
     #[arg(long = "arch", value_name = "ARCH", default_value = "sm_90a", value_parser = architecture)]
@@ -81,7 +81,7 @@ impl Compile {
 
             let start = Instant::now();
             let folder = self.cache.clone().or_else(jit::cache_folder).ok_or(jit::JitError::NoCacheFolder)?;
-            let compiler = Compiler::from_environment(architecture)?.with_store(jit::store(&folder)?);
+            let compiler = Compiler::keeping(architecture, Some(jit::store(&folder)?))?;
             let compiler = compiler.watched(progress::compilation());
             compiler.expect_architecture()?;
             stats.seconds.open += start.elapsed().as_secs_f64();
