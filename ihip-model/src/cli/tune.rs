@@ -51,7 +51,7 @@ impl Tune {
 /// tried before is not tried again. Later runs on GPUs of the architecture take the fastest.
 #[derive(Debug, Args)]
 struct Kernels {
-    /// Declared pipelines, or `dense`
+    /// Declared pipelines by their names, TOML files with one, or `dense`
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "Paper3k")]
     pruning: Vec<String>,
     /// The models whose kernels they are

@@ -23,7 +23,7 @@ use crate::shapes::KnownShape;
 /// over the refresh intervals; prefill of the last rows. Every sample begins with a cold L2.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Attention {
-    /// Declared pipelines, or `dense`
+    /// Declared pipelines by their names, TOML files with one, or `dense`
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "dense,Paper3k")]
     pruning: Vec<String>,
     /// Tokens of the contexts

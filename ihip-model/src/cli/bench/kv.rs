@@ -30,8 +30,8 @@ use crate::stats::Percentiles;
 /// data. First come two periods of the refresh intervals, then the steps that are timed, each with a cold L2.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Kv {
-    /// A declared pipeline, or `dense`
-    #[arg(long, value_name = "NAME", default_value = "Paper3kFlash")]
+    /// A declared pipeline by its name, a TOML file with one, or `dense`
+    #[arg(long, value_name = "NAME|FILE", default_value = "Paper3kFlash")]
     pruning: String,
     /// Tokens of the contexts
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "1M", value_parser = arguments::tokens)]

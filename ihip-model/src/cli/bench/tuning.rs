@@ -21,7 +21,7 @@ use crate::shapes::KnownShape;
 /// that IHIP_TUNING names. One sample of the declared kernels is taken before each of the tuned ones, all with a cold L2.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Tuning {
-    /// Declared pipelines, or `dense`
+    /// Declared pipelines by their names, TOML files with one, or `dense`
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "Paper3k,BoundThenExact,InfLlm")]
     pruning: Vec<String>,
     /// The models whose last layers are timed

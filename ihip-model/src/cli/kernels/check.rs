@@ -17,8 +17,8 @@ use crate::cli::{output, progress};
 /// with what a launch adds. Needs libnvrtc and no GPU. What was compiled before comes from the cache.
 #[derive(Debug, Args)]
 pub(super) struct Check {
-    /// Declared pipelines, or `dense` [default: all of them]
-    #[arg(value_name = "NAME")]
+    /// Declared pipelines by their names, TOML files with one, or `dense` [default: all that are declared, and `dense`]
+    #[arg(value_name = "NAME|FILE")]
     names: Vec<String>,
     /// Only kernels whose name holds this
     #[arg(long, value_name = "TEXT", default_value = "")]

@@ -21,7 +21,8 @@ use crate::cli::{arguments, output};
 /// the buffers, and what each kernel takes of a multiprocessor. docs/src/command-line.md has the rules of the counts.
 #[derive(Debug, Args)]
 pub(super) struct Explain {
-    /// A declared pipeline, or `dense`
+    /// A declared pipeline by its name, a TOML file with one, or `dense`
+    #[arg(value_name = "NAME|FILE")]
     name: String,
     /// Tokens of the context, such as 131072, 128K or 1M
     #[arg(long, value_name = "TOKENS", value_parser = arguments::tokens, allow_negative_numbers = true)]

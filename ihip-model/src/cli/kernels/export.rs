@@ -19,7 +19,8 @@ use crate::export;
 /// without Rust. Needs libnvrtc and no GPU.
 #[derive(Debug, Args)]
 pub(super) struct Export {
-    /// A declared pipeline, or `dense`
+    /// A declared pipeline by its name, a TOML file with one, or `dense`
+    #[arg(value_name = "NAME|FILE")]
     name: String,
     /// The folder to write, new or empty
     #[arg(short, long, value_name = "FOLDER")]

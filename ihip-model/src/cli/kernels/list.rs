@@ -14,7 +14,8 @@ use crate::cli::table::{Table, grouped};
 /// itself declares. `check` says what the compiler makes of them.
 #[derive(Debug, Args)]
 pub(super) struct List {
-    /// A declared pipeline, or `dense`
+    /// A declared pipeline by its name, a TOML file with one, or `dense`
+    #[arg(value_name = "NAME|FILE")]
     name: String,
     #[command(flatten)]
     target: Target,

@@ -12,7 +12,8 @@ use crate::cli::pruning::Choice;
 /// Prints the CUDA text of kernels
 #[derive(Debug, Args)]
 pub(super) struct Show {
-    /// A kernel's name, or a declared pipeline or `dense` for all of its kernels
+    /// A kernel's name; or a declared pipeline by its name, a TOML file with one, or `dense` for all of its kernels
+    #[arg(value_name = "KERNEL|NAME|FILE")]
     name: String,
     /// Of a pipeline's kernels, only those whose name holds this
     #[arg(long, value_name = "TEXT", default_value = "")]
