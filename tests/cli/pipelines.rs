@@ -115,6 +115,24 @@ fn a_picture_is_the_same_every_time_and_another_for_another_seed() {
 }
 
 #[test]
+fn a_context_to_draw_has_units_and_limits_and_its_file_is_tried_first() {
+    assert_eq!(draw(&["Small", "--context", "4K"]), draw(&["Small", "--context", "4096"]));
+    let refusal = |arguments: &[&str]| ihip(&[&["pipelines", "draw", "Small"], arguments].concat()).refusal();
+    for context in ["10", "1M", "many"] {
+        let said = refusal(&["--context", context]);
+        assert!(
+            said.contains("it must be a whole number of tokens from 4,096 to 262,144, such as 65536 or 64K"),
+            "{said}"
+        );
+    }
+    assert!(refusal(&["--seed", "-1"]).starts_with("error: invalid value '-1' for '--seed <NUMBER>'"));
+    let folder = TempDir::new().unwrap();
+    let path = text(&folder.path().join("no such folder/small.svg"));
+    let said = format!("error: cannot write {path}: No such file or directory (os error 2)\n");
+    assert_eq!(refusal(&["--output", &path]), said);
+}
+
+#[test]
 fn a_picture_shows_what_each_stage_and_the_attention_are_left_with() {
     let labels = |picture: &str| -> Vec<String> {
         let texts = picture.lines().filter_map(|line| line.strip_prefix("<text")?.strip_suffix("</text>"));

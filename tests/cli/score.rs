@@ -62,6 +62,11 @@ fn a_step_of_several_segments_scores_as_steps_of_one_do() {
 }
 
 #[test]
+fn numbers_of_tokens_have_units() {
+    assert_eq!(score(&["--every", "1K", "--last", "1K"]), score(&["--every", "1024", "--last", "1024"]));
+}
+
+#[test]
 fn the_table_has_a_line_for_every_window_and_one_for_the_whole() {
     let options = ["score", "--device", "cpu", "--model", endless(), "--prompt", "a b c d e f", "--every", "4"];
     let table = ihip(&options).text();

@@ -43,7 +43,7 @@ pub(super) struct Generate {
     #[command(flatten)]
     device: DeviceArguments,
     /// Tokens to write at most
-    #[arg(long, value_name = "N", default_value = "256", value_parser = arguments::count, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value = "256", value_parser = arguments::tokens, allow_negative_numbers = true)]
     max_new_tokens: usize,
     /// 0 takes the most likely token; higher values draw more freely
     #[arg(long, value_name = "T", default_value = "0", value_parser = arguments::temperature, allow_negative_numbers = true)]

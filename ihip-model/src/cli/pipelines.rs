@@ -1,11 +1,11 @@
 //! `ihip pipelines`: what is declared, in words, as a file and as a picture.
 
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use ihip_dsl::{Attention, Phases, Pipeline};
 
+use super::arguments::{self, ArgumentError};
 use super::error::{Error, Result};
 use super::output;
 use super::picture::{LEAST_CONTEXT, MOST_CONTEXT, Scene, svg};
@@ -46,26 +46,29 @@ struct Named {
 struct Draw {
     #[command(flatten)]
     pipeline: Named,
-    /// Tokens of the context
-    #[arg(long, value_name = "TOKENS", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(CONTEXTS))]
-    context: u32,
+    /// Tokens of the context, such as 65536 or 64K
+    #[arg(long, value_name = "TOKENS", default_value = "64K", value_parser = context, allow_negative_numbers = true)]
+    context: usize,
     /// A layer, counted from 0; without this, one that the pipeline does not name
-    #[arg(long, value_name = "LAYER")]
+    #[arg(long, value_name = "LAYER", allow_negative_numbers = true)]
     layer: Option<u32>,
     /// Start of the random numbers
-    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, allow_negative_numbers = true)]
     seed: u64,
     /// The file to write; without this it is standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
 
-/// Contexts that are drawn.
-const CONTEXTS: RangeInclusive<i64> = LEAST_CONTEXT as i64..=MOST_CONTEXT as i64;
+/// Tokens of a context that is drawn.
+fn context(text: &str) -> std::result::Result<usize, ArgumentError> {
+    arguments::context(text, LEAST_CONTEXT as usize, MOST_CONTEXT as usize)
+}
 
 impl Draw {
     fn run(&self) -> Result<()> {
-        let scene = Scene { context: self.context, seed: self.seed, layer: self.layer };
+        self.output.as_deref().map_or(Ok(()), output::writable)?;
+        let scene = Scene { context: self.context as u32, seed: self.seed, layer: self.layer };
         let picture = svg(pipeline(&self.pipeline.name)?, scene);
         match &self.output {
             None => output::write(&picture),

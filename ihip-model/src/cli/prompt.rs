@@ -57,12 +57,20 @@ impl Prompt {
     /// # Errors
     /// Where it cannot be read, is empty, or is not UTF-8.
     pub(super) fn read(&self) -> Result<String> {
-        let text = match (&self.prompt, &self.prompt_file) {
-            (Some(text), _) => text.clone(),
-            (None, Some(path)) => read_file(path)?,
-            (None, None) => read_standard_input()?,
-        };
+        let text = self.text()?;
         if text.is_empty() { Err(Error::EmptyPrompt { input: self.source() }) } else { Ok(text) }
+    }
+
+    /// The text, perhaps none.
+    ///
+    /// # Errors
+    /// Where it cannot be read or is not UTF-8.
+    pub(super) fn text(&self) -> Result<String> {
+        match (&self.prompt, &self.prompt_file) {
+            (Some(text), _) => Ok(text.clone()),
+            (None, Some(path)) => read_file(path),
+            (None, None) => read_standard_input(),
+        }
     }
 }
 
@@ -70,7 +78,7 @@ impl Prompt {
 ///
 /// # Errors
 /// Where it cannot be read or is not UTF-8.
-pub(super) fn read_standard_input() -> Result<String> {
+fn read_standard_input() -> Result<String> {
     let mut input = io::stdin().lock();
     if input.is_terminal() {
         let _ = writeln!(io::stderr(), "Reading standard input; end it with Ctrl-D.");

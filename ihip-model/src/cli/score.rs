@@ -34,13 +34,13 @@ pub(super) struct Score {
     #[command(flatten)]
     device: DeviceArguments,
     /// Use only the first N tokens of the text
-    #[arg(long, value_name = "N", value_parser = arguments::count, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = arguments::tokens, allow_negative_numbers = true)]
     tokens: Option<usize>,
     /// Score only the last N tokens used
-    #[arg(long, value_name = "N", value_parser = arguments::count, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = arguments::tokens, allow_negative_numbers = true)]
     last: Option<usize>,
     /// Print besides the mean of every window of N positions
-    #[arg(long, value_name = "N", value_parser = arguments::count, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = arguments::tokens, allow_negative_numbers = true)]
     every: Option<usize>,
     /// Print one line of JSON
     #[arg(long)]

@@ -6,12 +6,12 @@ use super::error::{Error, Result};
 use super::interrupt;
 use super::model::ModelArguments;
 use super::output;
-use super::prompt;
+use super::prompt::Prompt;
 use crate::Special;
 
 /// Prints the token ids of a text, or the text of token ids
 ///
-/// The text is taken from standard input as it is: special tokens written in it are parsed, none are added. Ids are
+/// The text is taken as it is: special tokens written in it are parsed, none are added. Ids are
 /// separated by spaces.
 #[derive(Debug, Args)]
 pub(super) struct Tokenize {
@@ -19,17 +19,19 @@ pub(super) struct Tokenize {
     #[arg(long)]
     decode: bool,
     #[command(flatten)]
+    prompt: Prompt,
+    #[command(flatten)]
     model: ModelArguments,
 }
 
 impl Tokenize {
-    /// Reads standard input and writes the other form of it.
+    /// Reads the text, or the ids, and writes the other form of it.
     ///
     /// # Errors
     /// Where input or model cannot be used, or the result cannot be written.
     pub(super) fn run(&self) -> Result<()> {
         let interrupt = interrupt::listen()?;
-        let input = prompt::read_standard_input()?;
+        let input = self.prompt.text()?;
         if self.decode {
             let ids = input.split_whitespace().map(token_id).collect::<Result<Vec<_>>>()?;
             output::write(&self.model.open(interrupt)?.tokenizer()?.decode(&ids)?)
