@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use ihip_dsl::cost::{Part, StepExtent, renewed_steps};
-use ihip_dsl::{KvType, LayerPlan, Plan, StagePlan};
+use ihip_dsl::{KvType, LayerPlan, Plan};
 use ihip_runtime::device::cuda::{AttentionTimer, TimedLayer};
 
 use super::figure;
@@ -152,7 +152,7 @@ impl Attention {
 
     /// Makes sure that each stage has an interval where any are given.
     fn check_intervals(&self, plan: &Plan) -> Result<()> {
-        let stages = stages(plan).len();
+        let stages = plan.decode(0).stages().len();
         match &self.refresh {
             Some(intervals) if stages > 0 && intervals.len() != stages => {
                 Err(Error::Intervals { given: intervals.len(), pipeline: plan.name().to_owned(), stages })
@@ -204,7 +204,7 @@ impl Attention {
         }
         let kind = plan.decode(0);
         let reads = kind.reads(plan.geometry(), StepExtent { tokens: context, rows: 1 });
-        let stages = stages(plan).len();
+        let stages = plan.decode(0).stages().len();
         let mut layers = Vec::new();
         let mut batches = self.batch.clone();
         batches.sort_unstable();
@@ -238,7 +238,7 @@ impl Attention {
     ) -> Result<()> {
         let kind = plan.decode(0);
         let reads = kind.reads(plan.geometry(), StepExtent { tokens: context, rows: 1 });
-        let stages = stages(plan);
+        let stages = plan.decode(0).stages();
         // Step 0 renews everything; the last entry is a step that reuses the list.
         let mut steps = Vec::new();
         for stage in 0..=stages.len() {
@@ -302,14 +302,6 @@ impl Attention {
         }
         rows.push(row);
         Ok(())
-    }
-}
-
-/// Stages of a decoding step.
-fn stages(plan: &Plan) -> &[StagePlan] {
-    match plan.decode(0) {
-        LayerPlan::Dense => &[],
-        LayerPlan::Pruned(layer) => &layer.stages,
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use clap::Args;
-use ihip_dsl::{KvType, LayerPlan, Plan};
+use ihip_dsl::{KvType, Plan};
 use ihip_runtime::device::cuda::{AttentionTimer, TimedPart};
 use serde::Serialize;
 
@@ -128,10 +128,7 @@ impl Tuning {
     ) -> Result<()> {
         let mut declared = timer.declared_layer(plan, context)?;
         let mut tuned = timer.layer(plan, context)?;
-        let stages = match plan.decode(0) {
-            LayerPlan::Dense => 0,
-            LayerPlan::Pruned(layer) => layer.stages.len(),
-        };
+        let stages = plan.decode(0).stages().len();
         let decode = (0..stages).map(Some).chain([None]).map(|restart| TimedPart::Decode { restart });
         for timed in decode.chain([TimedPart::Prefill { rows: self.rows.min(context) }]) {
             let (phase, refresh, samples) = match timed {
