@@ -29,6 +29,7 @@ mod paging;
 mod probes;
 mod program;
 mod promote;
+mod query_tile;
 mod renew;
 mod row;
 mod rows;
