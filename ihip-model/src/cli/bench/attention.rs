@@ -9,7 +9,7 @@ use ihip_dsl::{KvType, LayerPlan, Plan};
 use ihip_runtime::device::cuda::{AttentionTimer, TimedLayer};
 
 use super::figure;
-use super::report::{Ceilings, Machine, Report, Row, quantile};
+use super::report::{Ceilings, Machine, Report, Row, quantile, renewed};
 use crate::cli::error::{Error, Result};
 use crate::cli::pruning::Choice;
 use crate::cli::table::{NOTHING, Table, bytes, grouped, seconds};
@@ -249,12 +249,7 @@ impl Attention {
             });
             let moved: f64 = taken.map(ihip_dsl::cost::Reads::distinct_bytes).sum();
             let samples = timer.decode(layer, restart, self.samples)?;
-            let refresh = match restart {
-                None => "none".to_owned(),
-                Some(0) => "all".to_owned(),
-                Some(stage) => format!("from stage {stage}"),
-            };
-            let mut row = Row::new("decode", context, refresh, plan.name(), &samples);
+            let mut row = Row::new("decode", context, renewed(restart), plan.name(), &samples);
             row.bytes = moved;
             row.operations = operations(plan, context, 1);
             if self.kernels {
@@ -292,7 +287,7 @@ impl Attention {
             samples.extend(timer.prefill(layer, queries, more)?);
         }
         let reads = plan.prefill(0).reads(plan.geometry(), StepExtent { tokens: context, rows: queries });
-        let mut row = Row::new("prefill", context, "none".to_owned(), plan.name(), &samples);
+        let mut row = Row::new("prefill", context, renewed(None), plan.name(), &samples);
         row.bytes = reads.iter().map(ihip_dsl::cost::Reads::distinct_bytes).sum();
         row.operations = operations;
         if self.kernels {
