@@ -50,7 +50,7 @@ pub struct PrunedLayer {
     pub sink: usize,
     /// Most recent tokens that every query sees, `w`.
     pub window: usize,
-    /// Window while scanning, `w_s = max(0, w − l_0)`: chunks are admitted one chunk early (spec of paper §3.1).
+    /// Window while scanning, `w_s = max(0, w − l_0)`: chunks are admitted one chunk early (paper §3.1).
     pub scan_window: usize,
     /// Queries that share a block list in the attention.
     pub query_block: usize,
