@@ -267,7 +267,8 @@ impl Reader {
             return Ok(Value::Missing);
         }
         let first = scalar(input)?;
-        if word == LAYER.name && (input.peek(Token![,]) || input.peek(Token![-])) {
+        let listed = (input.peek(Token![,]) || input.peek(Token![-])) && input.peek2(LitInt);
+        if word == LAYER.name && listed {
             self.errors.push(input.span(), unexpected(next(input), "`{`, or `..=` and the last layer,"));
             while !input.is_empty() && !input.peek(token::Brace) && !input.peek(Token![;]) {
                 input.parse::<TokenTree>()?;

@@ -164,7 +164,8 @@ fn a_folder_to_compile_into_is_all_that_is_opened() {
     std::fs::write(cache.path().join("cubins"), "no folder").unwrap();
     let into = cache.path().join("ahead").display().to_string();
     let arguments = ["kernels", "compile", "StreamingLlm", "--model", "smollm2", "--arch", "sm_80", "--cache", &into];
-    outcome(program(cache.path(), &arguments)).text();
+    let said = outcome(program(cache.path(), &arguments)).text();
+    assert!(said.is_empty(), "and nothing of the folder that is none: {said}");
 }
 
 #[test]

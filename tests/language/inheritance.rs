@@ -99,7 +99,7 @@ fn mistakes_of_a_child_are_its_own() {
     ");
     insta::assert_snapshot!(wrong("Mine { sink 4; } Child: Mine { sink 8; }"), @r"
     1:1: the pipeline needs `window`: add `window 1024;`
-    1:1: the pipeline needs `rope`: add `rope { scan relative, attend streaming }`
+    1:1: the pipeline needs `rope`: add `rope { attend streaming }`
     ");
     insta::assert_snapshot!(parse_str("Mine: Paper3k {}").unwrap_err(), @"1:7: no pipeline is called `Paper3k`: inherit from one that stands above, or from none");
 }
