@@ -10,7 +10,7 @@ use super::tiers::{self, Tiers};
 use crate::Result;
 use crate::kv::budget::most;
 use crate::kv::{Budget, KvError, Placement, PrefillMoves, Probes, Tokens};
-use crate::session::{SEGMENT, Session};
+use crate::session::{SEGMENT, Session, segment_end};
 
 /// The extent of a request of `capacity` tokens. A call never leaves its segment, so that `t_max` is a segment's end.
 pub(super) fn extent(capacity: usize) -> Extent {
@@ -205,9 +205,11 @@ pub(super) fn prefill_moves(program: &Program, capacity: usize, budget: Budget, 
     let sizes = sizes(program, extent(capacity), capacity);
     let on_gpu = sizes.divide(program, budget).on_gpu;
     let layers = (0..program.plan().layers()).filter(|layer| paging.is_staged(*layer));
-    let (keys, values) = (layers.clone().count(), layers.filter(|layer| paging.has_staged_values(*layer)).count());
+    let keys = layers.clone().count();
     let mut moves = PrefillMoves::default();
     for step in Session::new(Arc::new(program.plan().clone())).prefill_steps(capacity, chunk)? {
+        let t_max = segment_end(step.start);
+        let values = layers.clone().filter(|layer| paging.has_staged_values(*layer, t_max)).count();
         for (on_gpu, layers) in on_gpu.into_iter().zip([keys, values]) {
             let parts = tiers::parts(program, &step, sizes.pages, [on_gpu, sizes.region]);
             moves.streamed += (layers * parts.into_iter().map(|[_, length]| length).sum::<usize>()) as u64;
