@@ -218,8 +218,7 @@ fn entries(stage: &StagePlan, heads: usize) -> f64 {
 }
 
 /// Expected number of distinct keys that `paths` independent descents of a chunk probe.
-#[must_use]
-pub fn distinct_keys(chunk: usize, halvings: usize, halving: Halving, paths: usize) -> f64 {
+fn distinct_keys(chunk: usize, halvings: usize, halving: Halving, paths: usize) -> f64 {
     let mut descent = Probabilities { halving, probed: vec![0.0; chunk] };
     descent.descend(0, chunk, halvings, 1.0, &mut Vec::new());
     descent.probed.iter().map(|probability| 1.0 - (1.0 - probability).powi(paths as i32)).sum()

@@ -11,7 +11,7 @@
 //! |---|---|
 //! | parse | [`words`] says what may stand where; [`parse`] and [`config`] make one [`ast`] of Rust tokens and of TOML |
 //! | read | `draft` reads every word on its own; [`declared`] keeps them, and the parent's beside them |
-//! | check | [`check`] and [`clash`] hold the rules, [`warning`] what is legal and unwise; [`error`], [`text`] and `message` word them, [`report`] shows them in a file |
+//! | check | [`check`] and [`clash`] hold the rules, [`warning`] what is legal but unwise; [`error`], [`text`] and `message` word them, [`report`] shows them in a file |
 //! | resolve | `resolve` fills in defaults; a [`pipeline`] comes out, which `write` and `print` say in words again |
 //! | expand | [`macro_support`]: what the macro leaves in a crate |
 //! | plan | [`geometry`] is the model's, `cached` how it is kept; [`plan`], [`rope`] and [`cost`] are constants, positions and bytes |

@@ -50,7 +50,7 @@ pub struct PrunedLayer {
     pub sink: usize,
     /// Most recent tokens that every query sees, `w`.
     pub window: usize,
-    /// Window while scanning, `w_s = max(0, w − l_0)`: chunks are admitted one chunk early (spec of paper §3.1).
+    /// Window while scanning, `w_s = max(0, w − l_0)`: chunks are admitted one chunk early (paper §3.1).
     pub scan_window: usize,
     /// Queries that share a block list in the attention.
     pub query_block: usize,
@@ -201,11 +201,9 @@ impl Plan {
     /// second and so on, the one nearest to its part of the interval.
     fn staggered(&self) -> Vec<usize> {
         // A layer's stages, each with its interval.
-        let stages = |layer| match self.decode(layer) {
-            LayerPlan::Dense => Vec::new(),
-            LayerPlan::Pruned(layer) => layer.stages.iter().map(|stage| (stage.index, stage.refresh)).collect(),
-        };
-        let stages: Vec<Vec<(usize, usize)>> = (0..self.layers()).map(stages).collect();
+        let stages =
+            |layer| self.decode(layer).stages().iter().map(|stage| (stage.index, stage.refresh)).collect::<Vec<_>>();
+        let stages: Vec<_> = (0..self.layers()).map(stages).collect();
         let staged = stages.iter().filter(|stages| !stages.is_empty()).count();
         // Layers that renew a stage, by what its interval leaves of their offset.
         let mut renewals: BTreeMap<(usize, usize), Vec<usize>> =
@@ -231,10 +229,7 @@ impl Plan {
     /// Steps over which the key-value heads of each layer take turns at the first stage: as many as its interval has for
     /// each layer that renews one, where there are so many heads.
     fn spread(&self) -> Vec<usize> {
-        let first = |layer| match self.decode(layer) {
-            LayerPlan::Dense => None,
-            LayerPlan::Pruned(layer) => layer.stages.first().map(|stage| stage.refresh),
-        };
+        let first = |layer| self.decode(layer).stages().first().map(|stage| stage.refresh);
         let intervals: Vec<_> = (0..self.layers()).map(first).collect();
         let staged = intervals.iter().flatten().count();
         let turns = |interval: usize| (interval / staged).clamp(1, self.geometry.kv_heads as usize);
@@ -301,10 +296,7 @@ impl Plan {
     /// Intervals at which decoding renews a stage of any layer, each once.
     #[must_use]
     pub fn refresh_intervals(&self) -> BTreeSet<usize> {
-        let stages = (0..self.layers()).flat_map(|layer| match self.decode(layer) {
-            LayerPlan::Dense => &[][..],
-            LayerPlan::Pruned(layer) => &layer.stages,
-        });
+        let stages = (0..self.layers()).flat_map(|layer| self.decode(layer).stages());
         stages.map(|stage| stage.refresh).collect()
     }
 
@@ -360,13 +352,19 @@ impl LayerPlan {
         }
     }
 
+    /// Stages in the order they run; none where the layer is dense.
+    #[must_use]
+    pub fn stages(&self) -> &[StagePlan] {
+        match self {
+            Self::Dense => &[],
+            Self::Pruned(layer) => &layer.stages,
+        }
+    }
+
     /// The stage from which a refresh counter of `step` renews the mask; `None` reuses the last list.
     #[must_use]
     fn restart(&self, step: usize) -> Option<usize> {
-        match self {
-            Self::Dense => None,
-            Self::Pruned(layer) => layer.stages.iter().position(|stage| step.is_multiple_of(stage.refresh)),
-        }
+        self.stages().iter().position(|stage| step.is_multiple_of(stage.refresh))
     }
 }
 

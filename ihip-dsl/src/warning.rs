@@ -1,4 +1,4 @@
-//! What is legal and unwise.
+//! What is legal but unwise.
 
 use std::collections::BTreeSet;
 use std::fmt;

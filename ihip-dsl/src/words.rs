@@ -62,15 +62,15 @@ pub enum Takes {
 /// enough that every sum of them fits the 32-bit positions of a kernel.
 pub const MOST_TOKENS: u32 = 1 << 24;
 /// Greatest chunk.
-pub const MOST_CHUNK: u32 = 1 << 16;
+const MOST_CHUNK: u32 = 1 << 16;
 /// Greatest query block.
-pub const MOST_QUERY_BLOCK: u32 = 1 << 10;
+const MOST_QUERY_BLOCK: u32 = 1 << 10;
 /// Tokens of a segment of the prompt, which holds whole query blocks: the scan's grid is laid out for whole segments.
 pub const SEGMENT: u32 = 1 << 13;
 /// Greatest number of decoding steps between two renewals of a stage.
-pub const MOST_REFRESH: u32 = 1 << 16;
+const MOST_REFRESH: u32 = 1 << 16;
 /// Greatest number of a layer.
-pub const MOST_LAYER: u32 = u16::MAX as u32;
+const MOST_LAYER: u32 = u16::MAX as u32;
 
 /// Query block where none is declared.
 pub const QUERY_BLOCK: u32 = 64;

@@ -39,7 +39,7 @@ use proc_macro::TokenStream;
 ///
 /// Every declaration becomes a type that implements `ihip_model::Pruning`, and its pipeline can be found by name in
 /// `ihip_model::registry`. Whatever breaks a rule of the language is a compile error at the token that breaks it, all
-/// of them at once. What is legal and unwise is a warning there, as far as all its numbers are written out;
+/// of them at once. What is legal but unwise is a warning there, as far as all its numbers are written out;
 /// `#[allow(deprecated)]` before the declaration silences it.
 #[proc_macro]
 pub fn pruning(tokens: TokenStream) -> TokenStream {

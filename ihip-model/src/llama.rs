@@ -117,14 +117,15 @@ impl Config {
         }
     }
 
-    /// Elements of a row of queries, keys and values.
-    fn qkv(&self) -> usize {
-        (self.query_heads + 2 * self.kv_heads) * self.head_dim
+    /// Elements of a row of projections, and of one of the attention's output: the same for every type of the cache.
+    fn columns(&self) -> [usize; 2] {
+        let geometry = self.geometry(KvType::F32);
+        [geometry.projected_columns(), geometry.attended_columns()]
     }
 
     /// Numbers in the weights of a layer.
     fn layer_parameters(&self) -> usize {
-        let attention = self.hidden * (self.qkv() + self.query_heads * self.head_dim);
+        let attention = self.hidden * self.columns().iter().sum::<usize>();
         attention + 3 * self.hidden * self.feed_forward + 2 * self.hidden
     }
 
@@ -146,7 +147,7 @@ impl Config {
     /// Bytes of the activations that [`Llama::workspace`] allocates for `rows` rows.
     #[must_use]
     pub fn workspace_bytes(&self, rows: usize) -> u64 {
-        let row = self.hidden + self.qkv() + self.query_heads * self.head_dim + 3 * self.feed_forward;
+        let row = self.hidden + self.columns().iter().sum::<usize>() + 3 * self.feed_forward;
         4 * (rows * self.hidden + rows.min(SEGMENT) * row + LOGIT_ROWS * self.vocabulary) as u64
     }
 }
@@ -194,14 +195,15 @@ impl<D: Device> Llama<D> {
         let config = &self.config;
         let (longest, calls) = (rows, rows.div_ceil(SEGMENT));
         let rows = rows.min(SEGMENT);
+        let [projected, attended] = config.columns();
         Ok(Workspace {
             rows: longest,
             hidden: (0..calls).map(|_| device.tensor(rows, config.hidden)).collect::<Result<_, _>>()?,
             calls: Vec::new(),
             normed_call: 0,
             normed: device.tensor(rows, config.hidden)?,
-            qkv: device.tensor(rows, config.qkv())?,
-            attended: device.tensor(rows, config.query_heads * config.head_dim)?,
+            qkv: device.tensor(rows, projected)?,
+            attended: device.tensor(rows, attended)?,
             gate_up: device.tensor(rows, 2 * config.feed_forward)?,
             gated: device.tensor(rows, config.feed_forward)?,
             logits: device.tensor(LOGIT_ROWS, config.vocabulary)?,
@@ -276,10 +278,10 @@ impl<D: Device> Block<D> {
     fn load(config: &Config, layer: Layer, device: &mut D) -> Result<Self, Error> {
         let qkv = [layer.query, layer.key, layer.value].concat();
         let gate_up = [layer.gate, layer.up].concat();
-        let attended = config.query_heads * config.head_dim;
+        let [projected, attended] = config.columns();
         Ok(Self {
             attention_norm: device.vector(layer.attention_norm)?,
-            qkv: device.matrix(config.qkv(), config.hidden, qkv)?,
+            qkv: device.matrix(projected, config.hidden, qkv)?,
             attention_output: device.matrix(config.hidden, attended, layer.attention_output)?,
             feed_forward_norm: device.vector(layer.feed_forward_norm)?,
             gate_up: device.matrix(2 * config.feed_forward, config.hidden, gate_up)?,

@@ -51,27 +51,34 @@ struct Report {
 }
 
 impl Report {
-    #[expect(clippy::print_stdout, reason = "how much was verified is what a long run is for")]
-    fn check(&self, what: &str, operations: usize, seed: usize) {
+    fn check(&self, run: &str, operations: usize, seed: usize) {
         let Self { verified, wrong, hits, misses, promotions, evictions, ended, cancelled } = *self;
-        println!(
-            "{what}: seed {seed}, {operations} operations: {verified} rows verified, {wrong} wrong; {hits} hits, {misses} misses, \
-             {promotions} promotions, {evictions} evictions, {ended} ended, {cancelled} cancelled"
-        );
-        assert_eq!(wrong, 0, "rows are wrong: IHIP_COHERENCE_OPERATIONS={operations} IHIP_COHERENCE_SEED={seed} again");
-        assert!(verified > 100 * operations as u64, "{verified} rows in {operations} operations");
-        // A run that never did what it is about shows nothing.
-        for (what, count, each) in [
+        let done = [
             ("hits", hits, 1),
             ("misses", misses, 10),
             ("promotions", promotions, 20),
             ("evictions", evictions, 20),
             ("requests that ended", ended, 2000),
             ("cancelled requests", cancelled, 400),
-        ] {
-            let least = operations as u64 / each;
-            assert!(count >= least, "{count} {what} in {operations} operations, and {least} at least are due");
-        }
+        ];
+        hold(run, [verified, wrong], &done, operations, seed);
+        assert!(verified > 100 * operations as u64, "{verified} rows in {operations} operations");
+    }
+}
+
+/// Holds a run to no wrong row among those verified, and to having `done` what it is about: each a name, how often it came,
+/// and the operations in which it has to come once.
+#[expect(clippy::print_stdout, reason = "how much was verified is what a long run is for")]
+fn hold(run: &str, [verified, wrong]: [u64; 2], done: &[(&str, u64, u64)], operations: usize, seed: usize) {
+    let counts: Vec<_> = done.iter().map(|(what, count, _)| format!("{count} {what}")).collect();
+    println!(
+        "{run}: seed {seed}, {operations} operations: {verified} rows verified, {wrong} wrong; {}",
+        counts.join(", ")
+    );
+    assert_eq!(wrong, 0, "rows are wrong: IHIP_COHERENCE_OPERATIONS={operations} IHIP_COHERENCE_SEED={seed} again");
+    for (what, count, each) in done {
+        let least = operations as u64 / each;
+        assert!(*count >= least, "{count} {what} in {operations} operations, and {least} at least are due");
     }
 }
 
@@ -88,7 +95,6 @@ fn asked(default: usize) -> (usize, usize) {
 }
 
 #[test]
-#[expect(clippy::print_stdout, reason = "how much was verified is what a long run is for")]
 fn no_row_is_wrong_after_any_operations() {
     let (operations, seed) = asked(OPERATIONS);
     let mut requests = Requests::new(seed as u64);
@@ -97,24 +103,16 @@ fn no_row_is_wrong_after_any_operations() {
     }
     let requests::Report { verified, wrong, refused, cancelled, forked } = requests.report();
     let Counts { hits, misses, promotions, evictions } = requests.counts();
-    println!(
-        "seed {seed}, {operations} operations: {verified} rows verified, {wrong} wrong; {hits} hits, {misses} misses, \
-         {promotions} promotions, {evictions} evictions, {forked} forks, {cancelled} cancelled, {refused} refused"
-    );
-    assert_eq!(wrong, 0, "rows are wrong: IHIP_COHERENCE_OPERATIONS={operations} IHIP_COHERENCE_SEED={seed} again");
-    // A run that never did what it is about shows nothing.
-    let least = operations as u64 / 100;
-    for (what, count) in [
-        ("hits", hits),
-        ("misses", misses),
-        ("promotions", promotions),
-        ("evictions", evictions),
-        ("forks", forked),
-        ("cancelled requests", cancelled),
-        ("refusals", refused),
-    ] {
-        assert!(count >= least, "{count} {what} in {operations} operations");
-    }
+    let done = [
+        ("hits", hits, 100),
+        ("misses", misses, 100),
+        ("promotions", promotions, 100),
+        ("evictions", evictions, 100),
+        ("forks", forked, 100),
+        ("cancelled requests", cancelled, 100),
+        ("refusals", refused, 100),
+    ];
+    hold("store", [verified, wrong], &done, operations, seed);
     assert_eq!(hits + misses, verified);
     requests.cancel_all();
     assert_eq!((requests.taken(Tier::Gpu), requests.taken(Tier::Host)), (0, 0));

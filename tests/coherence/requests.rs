@@ -134,7 +134,7 @@ impl Requests {
         self.read(index, step);
     }
 
-    /// Compares the rows of every so manyth token.
+    /// Compares the rows of every `step`-th token.
     fn read(&mut self, index: usize, step: usize) {
         let Self { store, requests, report, .. } = self;
         let Request { sequence, names } = &requests[index];

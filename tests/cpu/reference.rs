@@ -30,7 +30,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
-    fn prefill(sample in samples(400), beyond in 0_usize..200) {
+    fn prefill_is_the_references(sample in samples(400), beyond in 0_usize..200) {
         let problem = Problem { t_max: sample.t_max + beyond, ..sample.problem() };
         let expected = reference::prefill(&problem);
         let mut layer = Layer::new(&layer::plan(&problem), sample.t_max, 2);
@@ -40,7 +40,7 @@ proptest! {
     }
 
     #[test]
-    fn decode(sample in samples(300)) {
+    fn decoding_steps_are_the_references(sample in samples(300)) {
         let plan = layer::plan(&sample.problem());
         let mut layer = Layer::new(&plan, sample.t_max, 2);
         let mut session = Session::new(plan);
@@ -65,16 +65,15 @@ proptest! {
     }
 
     #[test]
-    fn dense(sample in samples(300)) {
+    fn dense_layers_are_the_references(sample in samples(300)) {
         let problem = sample.problem();
         let plan = Plan::dense(layer::geometry(&problem), sample.frequencies.clone(), 1);
         let answer = Layer::new(&plan.into(), sample.t_max, 2).call(&problem, Phase::Prefill);
         compare(&answer, &[], false, &reference::dense(&problem))?;
     }
 
-    /// The plan's counts are those that the reference's loops come to.
     #[test]
-    fn counts(sample in samples(400), beyond in 0_usize..200) {
+    fn lists_have_as_many_entries_as_the_plan_counts(sample in samples(400), beyond in 0_usize..200) {
         let problem = Problem { t_max: sample.t_max + beyond, ..sample.problem() };
         let outcome = reference::prefill(&problem);
         let layer = PrunedLayer::new(problem.pruning);

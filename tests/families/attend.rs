@@ -74,14 +74,24 @@ fn dense_output_is_the_references() {
         let qkv = data.cache(layer, attention);
         let launches = attention.begin_prefill(first, first + rows, &qkv);
         attention.launch(&launches);
-        let frequencies = layer.frequencies();
-        let expected = reference::dense(&data.problem(layer, &frequencies, first + rows));
-        let difference = difference(&expected, &attention.out(rows));
-        // Keys are cached rotated, and rounded to the cache's type after that.
-        let tolerance = tolerance::output(layer.kv_type, true);
-        prop_assert!(difference < tolerance, "outputs differ by {}", difference);
-        Ok(())
+        attends_to_every_key(layer, &data, attention, first + rows, rows)
     });
+}
+
+/// Compares the outputs of a call with dense attention over the first `end` keys, cached rotated and rounded to the cache's
+/// type after that.
+fn attends_to_every_key(
+    layer: &Layer,
+    data: &Data,
+    attention: &mut Attention,
+    end: usize,
+    rows: usize,
+) -> Result<(), TestCaseError> {
+    let frequencies = layer.frequencies();
+    let expected = reference::dense(&data.problem(layer, &frequencies, end));
+    let difference = difference(&expected, &attention.out(rows));
+    prop_assert!(difference < tolerance::output(layer.kv_type, true), "outputs differ by {}", difference);
+    Ok(())
 }
 
 /// Layers of one segment of trained positions, which dense attention reads faster than any scan.
@@ -112,11 +122,7 @@ fn a_prompt_that_begins_densely_attends_to_every_key_at_its_true_position() {
             let qkv = data.cache(layer, attention);
             let launches = attention.begin_prefill(first, first + rows + spare, &qkv);
             attention.launch(&launches);
-            let frequencies = layer.frequencies();
-            let expected = reference::dense(&data.problem(layer, &frequencies, first + rows));
-            let difference = difference(&expected, &attention.out(rows));
-            let tolerance = tolerance::output(layer.kv_type, true);
-            prop_assert!(difference < tolerance, "outputs differ by {}", difference);
+            attends_to_every_key(layer, &data, attention, first + rows, rows)?;
             // Lists do not come into it, and what comes after finds the cache as the pipeline declares it.
             let (_, lists) =
                 attention.decode(first + rows - 1, first + rows, Some(0), &qkv[(rows - 1) * (qkv.len() / rows)..]);

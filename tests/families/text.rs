@@ -36,10 +36,7 @@ fn kernels(program: &Program) -> Vec<Kernel> {
 
 /// Every list of launches of layer 0.
 fn lists(program: &Program) -> Vec<Vec<Launch>> {
-    let stages = match program.plan().decode(0) {
-        ihip_dsl::LayerPlan::Dense => 0,
-        ihip_dsl::LayerPlan::Pruned(layer) => layer.stages.len(),
-    };
+    let stages = program.plan().decode(0).stages().len();
     let restarts = std::iter::once(None).chain((0..stages).map(Some));
     let decode = restarts.map(|restart| program.decode(0, EXTENT, restart.into()));
     decode.chain([program.prefill(0, EXTENT, 4096, 8192), program.prefill(0, EXTENT, 7, 1 << 20)]).collect()

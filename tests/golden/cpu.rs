@@ -37,16 +37,16 @@ impl Engine for Cpu {
 }
 
 #[test]
-fn every_case() {
+fn every_case_is_reproduced() {
     golden::check_all(&mut Cpu);
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 2_000, ..ProptestConfig::default() })]
 
-    /// On any description, call and decoding steps are the reference's.
+    /// A prefill call and decoding steps of each.
     #[test]
-    fn any_description(sample in samples(300)) {
+    fn any_description_runs_as_in_the_reference(sample in samples(300)) {
         let agreement = agreement::cases(&sample);
         prop_assume!(!agreement.near_tie);
         let mut cpu = Cpu;
@@ -59,7 +59,7 @@ proptest! {
 
 /// The paper's own sizes, over more keys than the budget of its last cut.
 #[test]
-fn the_published_setting() {
+fn the_published_setting_runs_as_in_the_reference() {
     let mut cpu = Cpu;
     let pipeline = Paper3k::pipeline();
     for layer in [0, 3] {

@@ -93,6 +93,6 @@ fn entered(case: &Case, stage: usize, kept: &[Vec<i32>]) -> Vec<Vec<i32>> {
 }
 
 #[test]
-fn every_case() {
+fn every_case_is_reproduced() {
     golden::check_all(&mut Generated);
 }

@@ -39,6 +39,6 @@ fn integers(positions: &[usize]) -> Vec<i32> {
 }
 
 #[test]
-fn every_case() {
+fn every_case_is_reproduced() {
     golden::check_all(&mut Reference);
 }

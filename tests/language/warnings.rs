@@ -1,4 +1,4 @@
-//! What is legal and unwise is said, once, where it is declared.
+//! What is legal but unwise is said, once, where it is declared.
 
 use ihip_dsl::{parse_toml_among, report};
 use ihip_model::registry;

@@ -4,8 +4,7 @@ use super::cached;
 use super::functions::{QUADS, Shape};
 use super::tile::Tile;
 use super::visible::{Phase, Visible};
-use super::writer::Writer;
-use super::{Argument, ArgumentKind, Family, Kernel};
+use super::{Kernel, query_tile};
 use crate::{LayerPlan, Ranking};
 
 /// Constants of the kernel.
@@ -86,29 +85,11 @@ impl Attend {
 
     pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
         let rows = self.tile_rows();
-        let (heading, family) = match self.visible {
-            Visible::All => (
-                format!(
-                    "Prefill of a dense layer: causal attention over every key, rotated before it was cached.\n\
-                     A block of threads takes {rows} rows of one query head."
-                ),
-                Family::Dense,
-            ),
-            Visible::Pruned { .. } => (
-                format!(
-                    "Prefill: attention over the kept blocks, the sinks and the window, each key in exactly one of the three.\n\
-                     A block of threads takes up to {rows} rows of one query block."
-                ),
-                Family::Attend,
-            ),
+        let takes = match self.visible {
+            Visible::All => format!("A block of threads takes {rows} rows of one query head."),
+            Visible::Pruned { .. } => format!("A block of threads takes up to {rows} rows of one query block."),
         };
-        let origin = if family == Family::Dense { "dense" } else { "attend" };
-        let mut writer = Writer::new(&heading, &format!("{pipeline}, {origin}"));
-        self.shape.constants(&mut writer);
-        self.visible.constants(&mut writer, self.shape);
-        if family == Family::Dense {
-            writer.constant("QUERY_BLOCK", rows, "queries of a tile");
-        }
+        let mut writer = query_tile::begin(pipeline, self.shape, &self.visible, &takes, rows);
         writer
             .constant("TILE_QUERIES", self.tile_queries(), "queries of a tile")
             .constant("TILE_HEADS", self.tile_heads(), "heads of a group in a tile: they share the keys")
@@ -132,15 +113,9 @@ impl Attend {
         cached::rows(&mut writer, self.shape);
         cached::quads(&mut writer, self.shape);
         self.visible.functions(&mut writer);
-        writer.text(&format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const Cached* __restrict__ values, const unsigned* __restrict__ page_table,\n   {} Activation* out) {{",
-            self.visible.parameters()
-        ));
+        writer.text(&query_tile::entry(name, &self.visible));
         writer.more(&PLACE.replace("$POSITIONS", self.visible.position_array()));
-        if self.visible.rotates() {
-            writer.more("    const int first_position = start + block * QUERY_BLOCK;");
-        }
-        writer.more(&self.visible.origin(Phase::Prefill));
+        query_tile::place(&mut writer, &self.visible);
         let turn = if self.visible.rotates() {
             "            rotate(x, y, rope_table[(tile_first + query - origin) * HALF + element]);\n"
         } else {
@@ -165,13 +140,11 @@ impl Attend {
         writer.more(&SCORES.replace("$SEEN", seen));
         writer.more(&tile("values").load_plain());
         writer.more(OUTPUT);
-        let mut arguments = self.visible.arguments(self.shape);
-        arguments.push(Argument { name: "out", kind: ArgumentKind::Output(self.shape.activation.element()) });
         Kernel {
             name: name.to_owned(),
-            family,
+            family: query_tile::family(&self.visible),
             text: writer.finish(),
-            arguments,
+            arguments: query_tile::arguments(&self.visible, self.shape),
             threads: self.threads() as u32,
             shared_bytes: (self.shared_floats() * 4) as u32,
         }
@@ -254,13 +227,6 @@ $POSITIONS    SHARED(unsigned, slot_row, TILE_KEYS);
 
     const int start = step[STEP_START], rows = step[STEP_ROWS], first_row = step[STEP_FIRST_ROW];
     const int thread = threadIdx.x, across = thread % ACROSS, down = thread / ACROSS;
-    // Tiles with many keys come last in a call: they are started first.
-    const int tile_of_call = gridDim.x - 1 - blockIdx.x, block = tile_of_call / TILES;
-    const int first = block * QUERY_BLOCK + tile_of_call % TILES * TILE_QUERIES;
-    const int first_head = blockIdx.y * TILE_HEADS, kv_head = first_head / GROUP;
-    if (first >= rows) return;
-    const int queries_here = min(min(TILE_QUERIES, block * QUERY_BLOCK + QUERY_BLOCK - first), rows - first);
-    const int tile_first = start + first, last = tile_first + queries_here - 1;
 ";
 
 const QUERIES: &str = r"

@@ -4,12 +4,11 @@
 //! of the work: while the keys of a tile are multiplied, the values of the tile before are too, and the keys of the next
 //! are turned. Tensor cores wait for exponentials only where both groups take them at a time.
 
-use super::attend_tiles::{PIECE, emitted};
+use super::attend_tiles::PIECE;
 use super::cached;
 use super::functions::{CACHE_ROW, Shape};
 use super::visible::{Phase, Visible};
-use super::writer::Writer;
-use super::{Argument, ArgumentKind, Family, Kernel, hopper, slots};
+use super::{Kernel, hopper, query_tile, slots};
 use super::{factor, factor_groups};
 use crate::{LayerPlan, Ranking};
 
@@ -117,16 +116,8 @@ impl AttendGroups {
     }
 
     pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
-        let (what, family, origin) = emitted(&self.visible);
-        let heading = format!(
-            "{what}\nFor sm_90a alone. A block of threads takes TILE_QUERIES queries of TILE_HEADS heads, four warps 64 of these rows."
-        );
-        let mut writer = Writer::new(&heading, &format!("{pipeline}, {origin}"));
-        self.shape.constants(&mut writer);
-        self.visible.constants(&mut writer, self.shape);
-        if family == Family::Dense {
-            writer.constant("QUERY_BLOCK", self.query_block(), "queries of a tile");
-        }
+        let takes = "For sm_90a alone. A block of threads takes TILE_QUERIES queries of TILE_HEADS heads, four warps 64 of these rows.";
+        let mut writer = query_tile::begin(pipeline, self.shape, &self.visible, takes, self.query_block());
         let head_dim = self.shape.head_dim();
         writer
             .constant("TILE_QUERIES", self.tile_queries(), "queries of a tile")
@@ -161,26 +152,18 @@ impl AttendGroups {
             self.shape.kv().factor().unwrap_or(self.shape.kv()),
             &[self.tile_keys(), head_dim],
         ));
-        writer.text(&format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const Cached* __restrict__ values, const unsigned* __restrict__ page_table,\n   {} Activation* out) {{",
-            self.visible.parameters()
-        ));
+        writer.text(&query_tile::entry(name, &self.visible));
         writer.more(&self.adapt(PLACE));
-        if self.visible.rotates() {
-            writer.more("    const int first_position = start + block * QUERY_BLOCK;");
-        }
-        writer.more(&self.visible.origin(Phase::Prefill));
+        query_tile::place(&mut writer, &self.visible);
         writer.text(&slots::find(&self.visible, 4));
         for part in [COPIES, QUERIES, PRODUCTS, WEIGHTS, LOOP] {
             writer.text(&self.adapt(part));
         }
-        let mut arguments = self.visible.arguments(self.shape);
-        arguments.push(Argument { name: "out", kind: ArgumentKind::Output(self.shape.activation.element()) });
         Kernel {
             name: name.to_owned(),
-            family,
+            family: query_tile::family(&self.visible),
             text: writer.finish(),
-            arguments,
+            arguments: query_tile::arguments(&self.visible, self.shape),
             threads: self.threads() as u32,
             shared_bytes: (self.shared_rows() * head_dim * 2 + 1024) as u32,
         }
@@ -254,13 +237,6 @@ $TILES
 
     const int start = step[STEP_START], rows = step[STEP_ROWS], first_row = step[STEP_FIRST_ROW];
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, across = lane % 4, down = lane / 4;
-    // Tiles with many keys come last in a call: they are started first.
-    const int tile_of_call = gridDim.x - 1 - blockIdx.x, block = tile_of_call / TILES;
-    const int first = block * QUERY_BLOCK + tile_of_call % TILES * TILE_QUERIES;
-    const int first_head = blockIdx.y * TILE_HEADS, kv_head = first_head / GROUP;
-    if (first >= rows) return;
-    const int queries_here = min(min(TILE_QUERIES, block * QUERY_BLOCK + QUERY_BLOCK - first), rows - first);
-    const int tile_first = start + first, last = tile_first + queries_here - 1;
 ";
 
 const PLAIN_TILES: &str = r"

@@ -97,6 +97,7 @@ impl AttendRow {
 
     pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
         let AttendDecode { threads, keys } = self.tuning;
+        let scaled = cached::scaled(self.shape);
         let heading = format!(
             "Decoding: attention of one query over {keys} of its keys: of the kept blocks, of the sinks, or of the window.\n\
              A block of threads takes HEADS query heads of a group; the last one of them joins the splits.{}",
@@ -104,6 +105,65 @@ impl AttendRow {
         );
         let mut writer = Writer::new(&heading, &format!("{pipeline}, attend"));
         self.shape.constants(&mut writer);
+        self.constants(&mut writer);
+        writer.text(QUADS);
+        cached::rows(&mut writer, self.shape);
+        cached::quads(&mut writer, self.shape);
+        if self.appends {
+            cached::store(&mut writer, self.shape);
+        }
+        if self.multiplies() {
+            writer.text(PIECE_AT);
+        }
+        self.visible.functions(&mut writer);
+        let cache = if self.appends {
+            "Cached* keys,\n    Cached* values"
+        } else {
+            "const Cached* __restrict__ keys,\n    const Cached* __restrict__ values"
+        };
+        writer.text(&format!(
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, {cache}, const unsigned* __restrict__ page_table,\n   {} float* partials, float* partial_sums,\n    unsigned* arrivals, Activation* out) {{",
+            self.visible.parameters()
+        ));
+        let values = if scaled { SCALED_VALUES } else { VALUES };
+        let place = PLACE.replace("$POSITIONS", self.visible.position_array());
+        writer.more(&place.replace("$VALUES", values.trim_start_matches('\n')));
+        writer.more(&self.visible.origin(Phase::Decode));
+        writer.text(&self.slots());
+        writer.text(&self.load());
+        writer.more(&self.scores());
+        let value = if scaled {
+            "load_numbers(&value_tile[slot * ROW_BYTES + at * BITS / 8], value_scales[slot * SCALES + at / SCALE_GROUP])"
+        } else {
+            "load_quad(&value_tile[slot * HEAD_DIM + at])"
+        };
+        if self.multiplies() {
+            writer.text(splits::OUTPUT_PRODUCTS);
+        } else {
+            writer.text(&splits::OUTPUT.replace("$VALUE", value));
+        }
+        writer.text(splits::JOIN);
+        let mut arguments = self.visible.arguments(self.shape);
+        if self.appends {
+            let cached = Element::from(self.shape.kv());
+            for argument in arguments.iter_mut().filter(|argument| matches!(argument.name, "keys" | "values")) {
+                argument.kind = ArgumentKind::Output(cached);
+            }
+        }
+        arguments.extend(split_outputs(self.shape.activation));
+        Kernel {
+            name: name.to_owned(),
+            family: Family::Attend,
+            text: writer.finish(),
+            arguments,
+            threads: threads as u32,
+            shared_bytes: (keys * self.shape.kv().number_bytes(self.shape.head_dim())) as u32,
+        }
+    }
+
+    /// Constants of the layer, and of how its keys are shared out.
+    fn constants(&self, writer: &mut Writer) {
+        let AttendDecode { threads, keys } = self.tuning;
         if let Visible::Pruned { sink, window, block, keep_blocks, .. } = self.visible {
             writer.constant("SINK", sink, "first tokens, which every query sees").constant(
                 "WINDOW",
@@ -117,7 +177,7 @@ impl AttendRow {
                     "entries of the list; beyond its count they do not matter",
                 );
             }
-            self.visible.extension_constants(&mut writer, self.shape);
+            self.visible.extension_constants(writer, self.shape);
             let [listed, sinks, _] = self.pieces();
             writer.constant("LISTED_SPLITS", listed, "pieces of the list, the first ones").constant(
                 "SINK_SPLITS",
@@ -152,92 +212,46 @@ impl AttendRow {
                 "factor of every query, times log2(e)",
             )
             .float("LOWEST", f32::MIN, "below every score");
-        writer.text(QUADS);
-        cached::rows(&mut writer, self.shape);
-        cached::quads(&mut writer, self.shape);
-        if self.appends {
-            cached::store(&mut writer, self.shape);
-        }
-        if self.multiplies() {
-            writer.text(PIECE_AT);
-        }
-        self.visible.functions(&mut writer);
-        let cache = if self.appends {
-            "Cached* keys,\n    Cached* values"
-        } else {
-            "const Cached* __restrict__ keys,\n    const Cached* __restrict__ values"
-        };
-        writer.text(&format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, {cache}, const unsigned* __restrict__ page_table,\n   {} float* partials, float* partial_sums,\n    unsigned* arrivals, Activation* out) {{",
-            self.visible.parameters()
-        ));
-        let values = if cached::scaled(self.shape) { SCALED_VALUES } else { VALUES };
-        let place = PLACE.replace("$POSITIONS", self.visible.position_array());
-        writer.more(&place.replace("$VALUES", values.trim_start_matches('\n')));
-        writer.more(&self.visible.origin(Phase::Decode));
-        writer.text(&self.slots());
+    }
+
+    /// Loads queries, keys and values of a split; the step's own are cached on the way where the kernel appends them.
+    fn load(&self) -> String {
+        let scaled = cached::scaled(self.shape);
         let turn = if self.visible.rotates() {
             "        rotate(x, y, rope_table[(position - origin) * HALF + element]);\n"
         } else {
             ""
         };
-        let append = match (self.appends, cached::scaled(self.shape)) {
+        let append = match (self.appends, scaled) {
             (false, _) => "",
             (true, false) => APPEND.trim_start_matches('\n'),
             (true, true) => SCALED_APPEND.trim_start_matches('\n'),
         };
-        let copy = if cached::scaled(self.shape) { SCALED_COPY } else { COPY };
+        let copy = if scaled { SCALED_COPY } else { COPY };
         let value_at = if self.multiplies() { "piece_at(slot, element / PIECE)" } else { "slot * HEAD_DIM + element" };
-        let [first, next, turn_key] = self.visible.follow_angles();
         let quad = |element| {
             let quad = cached::quad(self.shape, "keys", "row", element);
             if self.full() { quad } else { format!("has_part ? {quad} : Quad<float>{{}}") }
         };
-        let load = LOAD
-            .replace("$TURN\n", turn)
+        LOAD.replace("$TURN\n", turn)
             .replace("$APPEND\n", append)
             .replace("$COPY\n", copy.trim_start_matches('\n'))
             .replace("$VALUE_AT", value_at)
             .replace("$ELEMENT\n", if self.full() { ELEMENT } else { ELEMENT_OR_NONE }.trim_start_matches('\n'))
             .replace("$LOW", &quad("element"))
-            .replace("$HIGH", &quad("element + HALF"));
-        writer.text(&load);
-        writer.more(
-            &SCORES
-                .replace("$FIRST\n", first.trim_start_matches('\n'))
-                .replace("$NEXT\n", next.trim_start_matches('\n'))
-                .replace("$TURN\n", turn_key.trim_start_matches('\n'))
-                // Keys in registers have no index: left to itself the compiler keeps a loop as it is that has two angles
-                // or sums over a whole warp.
-                .replace("$UNROLL\n", if self.visible.blends() || self.team() == 32 { "#pragma unroll\n" } else { "" }),
-        );
-        let value = if cached::scaled(self.shape) {
-            "load_numbers(&value_tile[slot * ROW_BYTES + at * BITS / 8], value_scales[slot * SCALES + at / SCALE_GROUP])"
-        } else {
-            "load_quad(&value_tile[slot * HEAD_DIM + at])"
-        };
-        if self.multiplies() {
-            writer.text(splits::OUTPUT_PRODUCTS);
-        } else {
-            writer.text(&splits::OUTPUT.replace("$VALUE", value));
-        }
-        writer.text(splits::JOIN);
-        let mut arguments = self.visible.arguments(self.shape);
-        if self.appends {
-            let cached = Element::from(self.shape.kv());
-            for argument in arguments.iter_mut().filter(|argument| matches!(argument.name, "keys" | "values")) {
-                argument.kind = ArgumentKind::Output(cached);
-            }
-        }
-        arguments.extend(split_outputs(self.shape.activation));
-        Kernel {
-            name: name.to_owned(),
-            family: Family::Attend,
-            text: writer.finish(),
-            arguments,
-            threads: threads as u32,
-            shared_bytes: (keys * self.shape.kv().number_bytes(self.shape.head_dim())) as u32,
-        }
+            .replace("$HIGH", &quad("element + HALF"))
+    }
+
+    /// Scores the keys of a split, and makes weights of the scores.
+    fn scores(&self) -> String {
+        let [first, next, turn_key] = self.visible.follow_angles();
+        SCORES
+            .replace("$FIRST\n", first.trim_start_matches('\n'))
+            .replace("$NEXT\n", next.trim_start_matches('\n'))
+            .replace("$TURN\n", turn_key.trim_start_matches('\n'))
+            // Keys in registers have no index: left to itself the compiler keeps a loop as it is that has two angles
+            // or sums over a whole warp.
+            .replace("$UNROLL\n", if self.visible.blends() || self.team() == 32 { "#pragma unroll\n" } else { "" })
     }
 
     /// Finds the token, the row and the position of every slot.

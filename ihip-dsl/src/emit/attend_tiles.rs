@@ -14,8 +14,7 @@ use super::slots;
 use super::tune::Tune;
 use super::turned_tile as turned;
 use super::visible::{Phase, Visible};
-use super::writer::Writer;
-use super::{Argument, ArgumentKind, Family, Kernel};
+use super::{Kernel, query_tile};
 use super::{factor, factor_tile};
 use crate::tuning::{AttendPrefill, Tuning};
 use crate::{LayerPlan, Ranking};
@@ -118,16 +117,9 @@ impl AttendTiles {
     }
 
     pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
-        let (what, family, origin) = emitted(&self.visible);
-        let heading = format!(
-            "{what}\nA block of threads takes TILE_QUERIES queries of TILE_HEADS heads, a warp 16 of these rows a band."
-        );
-        let mut writer = Writer::new(&heading, &format!("{pipeline}, {origin}"));
-        self.shape.constants(&mut writer);
-        self.visible.constants(&mut writer, self.shape);
-        if family == Family::Dense {
-            writer.constant("QUERY_BLOCK", self.query_block(), "queries of a tile");
-        }
+        let takes =
+            "A block of threads takes TILE_QUERIES queries of TILE_HEADS heads, a warp 16 of these rows a band.";
+        let mut writer = query_tile::begin(pipeline, self.shape, &self.visible, takes, self.query_block());
         writer
             .constant("TILE_QUERIES", self.tile_queries(), "queries of a tile")
             .constant("TILE_HEADS", self.tile_heads(), "heads of a group in a tile: they share the keys")
@@ -156,16 +148,10 @@ impl AttendTiles {
         }
         writer.text(PIECE).text(PIECE_AT);
         self.visible.functions(&mut writer);
-        writer.text(&format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const Cached* __restrict__ values, const unsigned* __restrict__ page_table,\n   {} Activation* out) {{",
-            self.visible.parameters()
-        ));
+        writer.text(&query_tile::entry(name, &self.visible));
         let text = |text: &str| self.adapt(text);
         writer.more(&text(PLACE));
-        if self.visible.rotates() {
-            writer.more("    const int first_position = start + block * QUERY_BLOCK;");
-        }
-        writer.more(&self.visible.origin(Phase::Prefill));
+        query_tile::place(&mut writer, &self.visible);
         writer.text(&text(QUERIES));
         writer.text(&slots::find(&self.visible, 3));
         writer.text(&text(PIPELINE));
@@ -173,13 +159,11 @@ impl AttendTiles {
         let products = if scaled && !self.visible.rotates() { factor_tile::SCALED_PRODUCTS } else { PRODUCTS };
         writer.more(&text(products)).more(&text(SCORES));
         writer.more(&text(OUTPUT));
-        let mut arguments = self.visible.arguments(self.shape);
-        arguments.push(Argument { name: "out", kind: ArgumentKind::Output(self.shape.activation.element()) });
         Kernel {
             name: name.to_owned(),
-            family,
+            family: query_tile::family(&self.visible),
             text: writer.finish(),
-            arguments,
+            arguments: query_tile::arguments(&self.visible, self.shape),
             threads: self.threads() as u32,
             shared_bytes: self.shared_bytes() as u32,
         }
@@ -293,22 +277,6 @@ impl Tune for AttendTiles {
     }
 }
 
-/// The first line of a kernel, its family, and where it comes from.
-pub(super) const fn emitted(visible: &Visible) -> (&'static str, Family, &'static str) {
-    match visible {
-        Visible::All => (
-            "Prefill of a dense layer: causal attention over every key, rotated before it was cached.",
-            Family::Dense,
-            "dense",
-        ),
-        Visible::Pruned { .. } => (
-            "Prefill: attention over the kept blocks, the sinks and the window, each key in exactly one of the three.",
-            Family::Attend,
-            "attend",
-        ),
-    }
-}
-
 pub(super) const PIECE: &str = r"
 // Eight neighbouring elements of a row: sixteen bytes.
 struct alignas(16) Piece {
@@ -325,13 +293,6 @@ $POSITIONS
 
     const int start = step[STEP_START], rows = step[STEP_ROWS], first_row = step[STEP_FIRST_ROW];
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, across = lane % 4, down = lane / 4;
-    // Tiles with many keys come last in a call: they are started first.
-    const int tile_of_call = gridDim.x - 1 - blockIdx.x, block = tile_of_call / TILES;
-    const int first = block * QUERY_BLOCK + tile_of_call % TILES * TILE_QUERIES;
-    const int first_head = blockIdx.y * TILE_HEADS, kv_head = first_head / GROUP;
-    if (first >= rows) return;
-    const int queries_here = min(min(TILE_QUERIES, block * QUERY_BLOCK + QUERY_BLOCK - first), rows - first);
-    const int tile_first = start + first, last = tile_first + queries_here - 1;
 ";
 
 const PLAIN_TILES: &str = r"

@@ -1,5 +1,5 @@
-//! Where the begin of a prompt is read densely: as long as attending to every key takes less time than finding out which
-//! ones to attend to.
+//! How far dense attention reads the beginning of a prompt: as long as attending to every key takes less time than finding
+//! out which ones to attend to.
 //!
 //! What either takes is estimated for each segment of the prompt from rates that were measured on one H200 (docs, "Tuning
 //! notes"). On another GPU both sides change, and the rule hangs on their ratio alone.

@@ -172,25 +172,25 @@ $PRODUCTS
             }
 ";
 
-/// The largest of all rows, where both sides have been multiplied.
+/// The largest of all rows, of each product that [`EVERY_SIDE`] or [`SIDE_AT_HAND`] goes through.
 pub(super) const BEST_ROW: &str = r"
-            for (int set = 0; set < SETS; ++set)
-                for (int side = 0; side < 2; ++side) {
-                    score[set][side] = max(score[set][side], shuffle_xor(score[set][side], 8));
-                    score[set][side] = max(score[set][side], shuffle_xor(score[set][side], 16));
+$SIDES
+                    score[set][$SIDE] = max(score[set][$SIDE], shuffle_xor(score[set][$SIDE], 8));
+                    score[set][$SIDE] = max(score[set][$SIDE], shuffle_xor(score[set][$SIDE], 16));
                     // Column `down` is in the lanes across it.
-                    score[set][side] = shuffle(score[set][side], down % 2 * 4 + down / 2);
+                    score[set][$SIDE] = shuffle(score[set][$SIDE], down % 2 * 4 + down / 2);
                 }
 ";
 
-/// The same of one side.
-pub(super) const BEST_ROW_OF_SIDE: &str = r"
+/// Where both sides have been multiplied.
+pub(super) const EVERY_SIDE: &str = r"
+            for (int set = 0; set < SETS; ++set)
+                for (int side = 0; side < 2; ++side) {
+";
+
+/// Where one side has.
+pub(super) const SIDE_AT_HAND: &str = r"
                 for (int set = 0; set < SETS; ++set) {
-                    score[set][copy] = max(score[set][copy], shuffle_xor(score[set][copy], 8));
-                    score[set][copy] = max(score[set][copy], shuffle_xor(score[set][copy], 16));
-                    // Column `down` is in the lanes across it.
-                    score[set][copy] = shuffle(score[set][copy], down % 2 * 4 + down / 2);
-                }
 ";
 
 /// The copies of the queries, and the probes of both sides.
@@ -254,6 +254,7 @@ pub(super) const MULTIPLY_REST: &str = r"
                                     if (part == 0) mma_16x8x16<Factor>(product[side][set], factor.at, {over[0], over[1]});
 ";
 
+/// The same of numbers with scales, whose sides are never taken in turn.
 pub(super) const MULTIPLY_SCALED: &str = r"
                     for (int scale = 0; scale < SCALES; ++scale) {
                         float sum[SIDES][SETS][4] = {};
@@ -263,7 +264,7 @@ pub(super) const MULTIPLY_SCALED: &str = r"
                                     &own_factors[$PART * PART + (tile * STEPS + at) * STEP]);
                                 for (int side = 0; side < SIDES; ++side)
                                     for (int set = 0; set < SETS; ++set) {
-                                        const unsigned* const key = &probe[set][$SIDE].at[2 * at];
+                                        const unsigned* const key = &probe[set][copy + side].at[2 * at];
                                         mma_16x8x16<Factor>(sum[side][set], factor.at, {key[0], key[1]});
                                     }
                             }
@@ -271,7 +272,7 @@ pub(super) const MULTIPLY_SCALED: &str = r"
                         for (int side = 0; side < SIDES; ++side)
                             for (int set = 0; set < SETS; ++set)
                                 for (int e = 0; e < 2; ++e) {
-                                    const float its = shuffle(probe[set][$SIDE].scale, across * 8 + e * 4 + scale);
+                                    const float its = shuffle(probe[set][copy + side].scale, across * 8 + e * 4 + scale);
                                     for (int r = 0; r < 4; r += 2) product[side][set][r + e] += sum[side][set][r + e] * its;
                                 }
                     }

@@ -1,4 +1,4 @@
-//! The keys and values of a prompt's begin side by side, as dense attention reads them: of a cache whose keys are not
+//! The keys and values of a prompt's beginning side by side, as dense attention reads them: of a cache whose keys are not
 //! rotated.
 
 use super::functions::{CACHE_ROW, QUADS, ROTATE, Shape};

@@ -229,7 +229,8 @@ pub enum Buffer {
     Partials,
     /// f32 `[query_heads][splits][2]`: a split's largest score (base 2) and its sum.
     PartialSums,
-    /// KV type, laid out like the keys: keys of a prompt's begin, rotated at their true positions, pages in the order of the text.
+    /// KV type, laid out like the keys: keys of a prompt's beginning, rotated at their true positions, pages in the order of
+    /// the text.
     GatheredKeys,
     /// The same of the values.
     GatheredValues,

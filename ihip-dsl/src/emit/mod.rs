@@ -29,6 +29,7 @@ mod paging;
 mod probes;
 mod program;
 mod promote;
+mod query_tile;
 mod renew;
 mod row;
 mod rows;
@@ -91,7 +92,7 @@ pub enum Family {
     Attend,
     /// Attends to every key.
     Dense,
-    /// Puts the keys of a prompt's begin side by side.
+    /// Puts the keys of a prompt's beginning side by side.
     Gather,
     /// Joins the splits of a decoding step's attention.
     Merge,

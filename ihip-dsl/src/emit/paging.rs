@@ -156,10 +156,8 @@ impl Paging {
     /// Whether steps of prefill read a copy of `layer` on the GPU: those that look at all of it.
     #[must_use]
     pub fn is_staged(&self, layer: usize) -> bool {
-        match self.program.plan().prefill(layer) {
-            LayerPlan::Dense => true,
-            LayerPlan::Pruned(layer) => !layer.stages.is_empty(),
-        }
+        let kind = self.program.plan().prefill(layer);
+        *kind == LayerPlan::Dense || !kind.stages().is_empty()
     }
 
     /// Whether such a step looks at all values of `layer`, as it does at keys, where its first call is laid out for `t_max` keys:

@@ -63,8 +63,6 @@ impl ScanKeysRow {
 
     pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
         let (plan, row) = (self.plan(), self.row());
-        let soft = scoring::soft(plan);
-        let rope = plan.rope;
         let what = match self.source() {
             Source::Means => "the mean of their keys",
             Source::Bounds => "the bounds of their keys",
@@ -80,11 +78,41 @@ impl ScanKeysRow {
         );
         let mut writer = Writer::new(&heading, &format!("{pipeline}, stage {}", self.stage));
         self.shape.constants(&mut writer);
-        functions::chunk_list_constants(&mut writer, &self.layer, self.stage);
+        self.constants(&mut writer);
+        match self.source() {
+            Source::Means => {
+                writer.text(SUMMARY);
+            }
+            Source::Bounds => cached::bound_vectors(&mut writer, self.shape),
+            Source::Keys | Source::Paths => cached::vectors(&mut writer, self.shape),
+        }
+        row.parts(&mut writer);
+        if !scoring::soft(plan) {
+            writer.text(ORDERED);
+        }
+        row.rotation_functions(&mut writer);
+        functions::chunk_list_of_row(&mut writer, self.stage);
+        writer.text(&self.signature(name));
+        row.load(&mut writer);
+        writer.text(&row.text(&self.scan()));
+        Kernel {
+            name: name.to_owned(),
+            family: Family::Scan,
+            text: writer.finish(),
+            arguments: scoring::arguments(self.operands(|stage| Buffer::CachedLists { stage })),
+            threads: self.tuning.threads as u32,
+            shared_bytes: 0,
+        }
+    }
+
+    /// Constants of the chunks, and of the lanes that score them.
+    fn constants(&self, writer: &mut Writer) {
+        let (plan, row) = (self.plan(), self.row());
+        functions::chunk_list_constants(writer, &self.layer, self.stage);
         writer
             .constant("SCAN_WINDOW", self.layer.scan_window, "chunks that begin nearer than this are not scanned")
             .float("QUERY_SCALE", self.shape.geometry.query_scale, "factor of every query");
-        if soft {
+        if scoring::soft(plan) {
             writer.constant("SCORE_ROWS", plan.rows(), "rows of a head that have scores: the first is the query's");
         } else {
             writer.float("NEVER", -32000.0, "score of a chunk that nobody may see");
@@ -104,20 +132,11 @@ impl ScanKeysRow {
         if row.alone() {
             writer.constant("HEADS", 1, "query heads that go through the chunks of one list");
         }
-        row.rotation_constants(&mut writer);
-        match self.source() {
-            Source::Means => {
-                writer.text(SUMMARY);
-            }
-            Source::Bounds => cached::bound_vectors(&mut writer, self.shape),
-            Source::Keys | Source::Paths => cached::vectors(&mut writer, self.shape),
-        }
-        row.parts(&mut writer);
-        if !soft {
-            writer.text(ORDERED);
-        }
-        row.rotation_functions(&mut writer);
-        functions::chunk_list_of_row(&mut writer, self.stage);
+        row.rotation_constants(writer);
+    }
+
+    /// The entry, up to its brace.
+    fn signature(&self, name: &str) -> String {
         let source = match self.source() {
             Source::Keys | Source::Paths => {
                 "const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,"
@@ -126,13 +145,21 @@ impl ScanKeysRow {
             Source::Bounds if cached::scaled(self.shape) => "const float* __restrict__ bounds,\n   ",
             Source::Bounds => "const Cached* __restrict__ bounds,\n   ",
         };
-        let table = if rope == ScanRope::None { "" } else { " const float2* __restrict__ rope_table," };
-        let output = if soft { "float* row_scores, int row_stride" } else { "unsigned* scores, int score_stride" };
-        writer.text(&format!(
+        let table = if self.plan().rope == ScanRope::None { "" } else { " const float2* __restrict__ rope_table," };
+        let output = if scoring::soft(self.plan()) {
+            "float* row_scores, int row_stride"
+        } else {
+            "unsigned* scores, int score_stride"
+        };
+        format!(
             "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, {source}{table}{} {output}) {{",
-            row.parents()
-        ));
-        row.load(&mut writer);
+            self.row().parents()
+        )
+    }
+
+    /// Goes through the chunks, with what is read of one and how it is scored.
+    fn scan(&self) -> String {
+        let row = self.row();
         let (load, score) = match self.source() {
             Source::Keys | Source::Paths => (KEYS, ""),
             Source::Means => (LOAD_MEAN, "score += query[e] * mean.at[e];"),
@@ -148,8 +175,7 @@ impl ScanKeysRow {
         let bound =
             |at| row.part("Vector", &format!("*reinterpret_cast<const Vector*>(&bounds[{at} * HEAD_DIM + $PART])"));
         let (turn, key) = if row.turns_keys() { (TURN, "turned[i].at[e]") } else { ("", "to_float(held[i].at[e])") };
-        let scan = SCAN
-            .replace("$ANGLES\n", row.angles())
+        SCAN.replace("$ANGLES\n", row.angles())
             .replace("$LOAD\n", load.trim_start_matches('\n'))
             .replace("$TURN\n", turn.trim_start_matches('\n'))
             .replace("$KEY", key)
@@ -158,16 +184,7 @@ impl ScanKeysRow {
             .replace("$LEAST", &bound("row * 2"))
             .replace("$GREATEST", &bound("(row * 2 + 1)"))
             .replace("$QUERY\n", &row.query())
-            .replace("$WRITE\n", &row.write());
-        writer.text(&row.text(&scan));
-        Kernel {
-            name: name.to_owned(),
-            family: Family::Scan,
-            text: writer.finish(),
-            arguments: scoring::arguments(self.operands(|stage| Buffer::CachedLists { stage })),
-            threads: self.tuning.threads as u32,
-            shared_bytes: 0,
-        }
+            .replace("$WRITE\n", &row.write())
     }
 }
 

@@ -326,6 +326,7 @@ impl ScanTiles {
             .replace("$SIDE", if self.takes_sides_in_turn() { "side" } else { "copy + side" });
         let load = indented(&factors.load(), 12);
         let in_turns = |products: &str| descents::TURNS.replace("$LOAD\n", &load).replace("$PRODUCTS\n", products);
+        let best_row = |sides: &str, side| descents::BEST_ROW.replace("$SIDES\n", &trim(sides)).replace("$SIDE", side);
         let (probes, products, best_row) = if self.takes_sides_in_turn() {
             let same = if self.ends_at_one() { descents::SAME } else { "" };
             let one = descents::ONE_SIDE.replace("$SAME\n", &trim(same));
@@ -334,8 +335,8 @@ impl ScanTiles {
             let products = descents::PRODUCTS_OF_SIDES
                 .replace("$PROBES\n", &trim(&one))
                 .replace("$TILES\n", &trim(&tiles))
-                .replace("$BEST_ROW\n", &trim(descents::BEST_ROW_OF_SIDE));
-            (String::new(), products, "")
+                .replace("$BEST_ROW\n", &trim(&best_row(descents::SIDE_AT_HAND, "copy")));
+            (String::new(), products, String::new())
         } else {
             let both = descents::BOTH_SIDES
                 .replace("$POSITION\n", &trim(place))
@@ -343,7 +344,7 @@ impl ScanTiles {
                 .replace("$TURN\n", &trim(turn));
             let products = factors.place_rows(&descents::PRODUCTS.replace("$PRODUCT\n", &trim(&product)));
             let products = if factors.take_turns() { in_turns(&indented(&products, 4)) } else { products };
-            (both, products, descents::BEST_ROW)
+            (both, products, best_row(descents::EVERY_SIDE, "side"))
         };
         let chunks = if factors.take_turns() { descents::BLOCK_CHUNKS } else { descents::OWN_CHUNKS };
         let turn_pair = if scaled { descents::TURN_SCALED_PAIR } else { descents::TURN_PAIR };
@@ -354,7 +355,7 @@ impl ScanTiles {
             .replace("$AT", at)
             .replace("$READ\n", &trim(read))
             .replace("$PROBES\n", &trim(&probes))
-            .replace("$BEST_ROW\n", &trim(best_row))
+            .replace("$BEST_ROW\n", &trim(&best_row))
             .replace("$PRODUCTS\n", &trim(&products))
             .replace("$PAGE\n", &trim(page))
             .replace("$TURN_PAIR\n", &trim(turn_pair))

@@ -106,6 +106,17 @@ impl Select {
         } else {
             "    if (thread == 0) list[KEEP] = keep;\n}".to_owned()
         });
+        Kernel {
+            name: name.to_owned(),
+            family: Family::Select,
+            text: writer.finish(),
+            arguments: self.arguments(),
+            threads: THREADS as u32,
+            shared_bytes: 0,
+        }
+    }
+
+    fn arguments(&self) -> Vec<Argument> {
         let mut arguments = vec![Argument { name: "step", kind: ArgumentKind::Input(Element::I32) }];
         if self.stage > 0 {
             arguments.push(Argument { name: "parents", kind: ArgumentKind::Input(Element::I32) });
@@ -118,14 +129,7 @@ impl Select {
             arguments.push(Argument { name: "kept_chunks", kind: ArgumentKind::Output(Element::I32) });
         }
         arguments.push(Argument { name: "score_stride", kind: ArgumentKind::I32 });
-        Kernel {
-            name: name.to_owned(),
-            family: Family::Select,
-            text: writer.finish(),
-            arguments,
-            threads: THREADS as u32,
-            shared_bytes: 0,
-        }
+        arguments
     }
 }
 

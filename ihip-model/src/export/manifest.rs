@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ihip_dsl::emit::{Extent, Kernel, Launch, Program, Storage, Value, step};
-use ihip_dsl::{Geometry, LayerPlan, emit};
+use ihip_dsl::{Geometry, emit};
 use ihip_runtime::jit::Resources;
 use serde::{Deserialize, Serialize};
 
@@ -269,11 +269,7 @@ impl Sequence {
         let launched = |launches: Vec<Launch>| launches.iter().map(Launched::from).collect::<Vec<_>>();
         let of_kind = |(_, layers): ([usize; 2], Vec<usize>)| {
             let first = layers[0];
-            let stages = match plan.decode(first) {
-                LayerPlan::Dense => 0,
-                LayerPlan::Pruned(layer) => layer.stages.len(),
-            };
-            let renewals = (0..stages).map(Some).chain([None]);
+            let renewals = (0..plan.decode(first).stages().len()).map(Some).chain([None]);
             let decode = renewals.map(|renewed_from| Decoding {
                 renewed_from,
                 launches: launched(program.decode(first, extent, renewed_from.into())),

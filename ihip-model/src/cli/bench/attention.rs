@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use ihip_dsl::cost::{Part, StepExtent, renewed_steps};
-use ihip_dsl::{KvType, LayerPlan, Plan, StagePlan};
+use ihip_dsl::{KvType, LayerPlan, Plan};
 use ihip_runtime::device::cuda::{AttentionTimer, TimedLayer};
 
 use super::figure;
-use super::report::{Ceilings, Machine, Report, Row, quantile};
+use super::report::{Ceilings, Machine, Report, Row, quantile, renewed};
 use crate::cli::error::{Error, Result};
 use crate::cli::pruning::Choice;
 use crate::cli::table::{NOTHING, Table, bytes, grouped, seconds};
@@ -152,7 +152,7 @@ impl Attention {
 
     /// Makes sure that each stage has an interval where any are given.
     fn check_intervals(&self, plan: &Plan) -> Result<()> {
-        let stages = stages(plan).len();
+        let stages = plan.decode(0).stages().len();
         match &self.refresh {
             Some(intervals) if stages > 0 && intervals.len() != stages => {
                 Err(Error::Intervals { given: intervals.len(), pipeline: plan.name().to_owned(), stages })
@@ -204,7 +204,7 @@ impl Attention {
         }
         let kind = plan.decode(0);
         let reads = kind.reads(plan.geometry(), StepExtent { tokens: context, rows: 1 });
-        let stages = stages(plan).len();
+        let stages = plan.decode(0).stages().len();
         let mut layers = Vec::new();
         let mut batches = self.batch.clone();
         batches.sort_unstable();
@@ -238,7 +238,7 @@ impl Attention {
     ) -> Result<()> {
         let kind = plan.decode(0);
         let reads = kind.reads(plan.geometry(), StepExtent { tokens: context, rows: 1 });
-        let stages = stages(plan);
+        let stages = plan.decode(0).stages();
         // Step 0 renews everything; the last entry is a step that reuses the list.
         let mut steps = Vec::new();
         for stage in 0..=stages.len() {
@@ -249,12 +249,7 @@ impl Attention {
             });
             let moved: f64 = taken.map(ihip_dsl::cost::Reads::distinct_bytes).sum();
             let samples = timer.decode(layer, restart, self.samples)?;
-            let refresh = match restart {
-                None => "none".to_owned(),
-                Some(0) => "all".to_owned(),
-                Some(stage) => format!("from stage {stage}"),
-            };
-            let mut row = Row::new("decode", context, refresh, plan.name(), &samples);
+            let mut row = Row::new("decode", context, renewed(restart), plan.name(), &samples);
             row.bytes = moved;
             row.operations = operations(plan, context, 1);
             if self.kernels {
@@ -292,7 +287,7 @@ impl Attention {
             samples.extend(timer.prefill(layer, queries, more)?);
         }
         let reads = plan.prefill(0).reads(plan.geometry(), StepExtent { tokens: context, rows: queries });
-        let mut row = Row::new("prefill", context, "none".to_owned(), plan.name(), &samples);
+        let mut row = Row::new("prefill", context, renewed(None), plan.name(), &samples);
         row.bytes = reads.iter().map(ihip_dsl::cost::Reads::distinct_bytes).sum();
         row.operations = operations;
         if self.kernels {
@@ -302,14 +297,6 @@ impl Attention {
         }
         rows.push(row);
         Ok(())
-    }
-}
-
-/// Stages of a decoding step.
-fn stages(plan: &Plan) -> &[StagePlan] {
-    match plan.decode(0) {
-        LayerPlan::Dense => &[],
-        LayerPlan::Pruned(layer) => &layer.stages,
     }
 }
 

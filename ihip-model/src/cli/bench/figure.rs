@@ -16,6 +16,29 @@ const COLOURS: [&str; 8] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00
 
 /// The figure of `rows`.
 pub(super) fn svg(rows: &[Row]) -> String {
+    let axes = Axes {
+        contexts: range(rows.iter().map(|row| row.context as f64)),
+        times: range(rows.iter().map(|row| row.median_us)),
+    };
+    let mut text = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" font-size=\"12\">\n\
+         <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"white\"/>\n"
+    );
+    axes.grid(&mut text, rows);
+    for (index, (name, points)) in lines(rows).into_iter().enumerate() {
+        axes.line(&mut text, index, &name, points);
+    }
+    let _ = writeln!(
+        text,
+        "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">tokens of context</text>\n</svg>",
+        (LEFT + WIDTH - RIGHT) / 2.0,
+        HEIGHT - 10.0
+    );
+    text
+}
+
+/// Rows by the name of their line, in the order in which lines first come.
+fn lines(rows: &[Row]) -> Vec<(String, Vec<&Row>)> {
     let mut lines: Vec<(String, Vec<&Row>)> = Vec::new();
     for row in rows {
         let method = if row.method == "ihip" { String::new() } else { format!("; {}", row.method) };
@@ -25,47 +48,61 @@ pub(super) fn svg(rows: &[Row]) -> String {
             None => lines.push((name, vec![row])),
         }
     }
-    let contexts = range(rows.iter().map(|row| row.context as f64));
-    let times = range(rows.iter().map(|row| row.median_us));
-    let x = |context: f64| LEFT + (WIDTH - LEFT - RIGHT) * place(context, contexts);
-    let y = |time: f64| HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * place(time, times);
-    let mut text = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" font-size=\"12\">\n\
-         <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"white\"/>\n"
-    );
-    let mut contexts: Vec<usize> = rows.iter().map(|row| row.context).collect();
-    contexts.sort_unstable();
-    contexts.dedup();
-    for context in contexts {
-        let (at, below) = (x(context as f64), HEIGHT - BOTTOM);
-        let _ = writeln!(
-            text,
-            "<line x1=\"{at:.1}\" y1=\"{TOP}\" x2=\"{at:.1}\" y2=\"{below}\" stroke=\"#dddddd\"/>\
-             <text x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">{}K</text>",
-            below + 18.0,
-            context / 1024
-        );
+    lines
+}
+
+/// Least and greatest context in tokens, and time in microseconds.
+struct Axes {
+    contexts: (f64, f64),
+    times: (f64, f64),
+}
+
+impl Axes {
+    fn x(&self, context: usize) -> f64 {
+        LEFT + (WIDTH - LEFT - RIGHT) * place(context as f64, self.contexts)
     }
-    let mut tick = 10_f64.powf(times.0.log10().ceil());
-    while tick <= times.1 {
-        let at = y(tick);
-        let _ = writeln!(
-            text,
-            "<line x1=\"{LEFT}\" y1=\"{at:.1}\" x2=\"{}\" y2=\"{at:.1}\" stroke=\"#dddddd\"/>\
-             <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
-            WIDTH - RIGHT,
-            LEFT - 6.0,
-            at + 4.0,
-            seconds(tick / 1e6)
-        );
-        tick *= 10.0;
+
+    fn y(&self, time: f64) -> f64 {
+        HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * place(time, self.times)
     }
-    for (index, (name, points)) in lines.iter().enumerate() {
+
+    /// Draws a line for each context, and for each power of ten of time.
+    fn grid(&self, text: &mut String, rows: &[Row]) {
+        let mut contexts: Vec<usize> = rows.iter().map(|row| row.context).collect();
+        contexts.sort_unstable();
+        contexts.dedup();
+        for context in contexts {
+            let (at, below) = (self.x(context), HEIGHT - BOTTOM);
+            let _ = writeln!(
+                text,
+                "<line x1=\"{at:.1}\" y1=\"{TOP}\" x2=\"{at:.1}\" y2=\"{below}\" stroke=\"#dddddd\"/>\
+                 <text x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">{}K</text>",
+                below + 18.0,
+                context / 1024
+            );
+        }
+        let mut tick = 10_f64.powf(self.times.0.log10().ceil());
+        while tick <= self.times.1 {
+            let at = self.y(tick);
+            let _ = writeln!(
+                text,
+                "<line x1=\"{LEFT}\" y1=\"{at:.1}\" x2=\"{}\" y2=\"{at:.1}\" stroke=\"#dddddd\"/>\
+                 <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+                WIDTH - RIGHT,
+                LEFT - 6.0,
+                at + 4.0,
+                seconds(tick / 1e6)
+            );
+            tick *= 10.0;
+        }
+    }
+
+    /// Draws the line of `points`, the `index`-th of the figure, and its name.
+    fn line(&self, text: &mut String, index: usize, name: &str, mut points: Vec<&Row>) {
         let colour = COLOURS[index % COLOURS.len()];
-        let mut points = points.clone();
         points.sort_by_key(|row| row.context);
         let path: Vec<String> =
-            points.iter().map(|row| format!("{:.1},{:.1}", x(row.context as f64), y(row.median_us))).collect();
+            points.iter().map(|row| format!("{:.1},{:.1}", self.x(row.context), self.y(row.median_us))).collect();
         let _ = writeln!(
             text,
             "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
@@ -78,13 +115,6 @@ pub(super) fn svg(rows: &[Row]) -> String {
         let at = TOP + 16.0 * (index as f64 + 0.5);
         let _ = writeln!(text, "<text x=\"{}\" y=\"{at:.1}\" fill=\"{colour}\">{name}</text>", WIDTH - RIGHT + 12.0);
     }
-    let _ = writeln!(
-        text,
-        "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">tokens of context</text>\n</svg>",
-        (LEFT + WIDTH - RIGHT) / 2.0,
-        HEIGHT - 10.0
-    );
-    text
 }
 
 /// Least and greatest, apart from each other.

@@ -138,6 +138,15 @@ impl Row {
     }
 }
 
+/// Which stages a step renews, as rows say it.
+pub(super) fn renewed(restart: Option<usize>) -> String {
+    match restart {
+        None => "none".to_owned(),
+        Some(0) => "all".to_owned(),
+        Some(stage) => format!("from stage {stage}"),
+    }
+}
+
 /// The value that a share of the samples does not exceed, halfway between two samples where it falls between them.
 pub(super) fn quantile(samples: &[f64], share: f64) -> f64 {
     let mut sorted = samples.to_vec();

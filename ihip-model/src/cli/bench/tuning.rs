@@ -4,11 +4,11 @@ use std::fs;
 use std::path::PathBuf;
 
 use clap::Args;
-use ihip_dsl::{KvType, LayerPlan, Plan};
+use ihip_dsl::{KvType, Plan};
 use ihip_runtime::device::cuda::{AttentionTimer, TimedPart};
 use serde::Serialize;
 
-use super::report::{Machine, quantile};
+use super::report::{Machine, quantile, renewed};
 use crate::cli::error::{Error, Result};
 use crate::cli::pruning::Choice;
 use crate::cli::table::{Table, grouped, seconds};
@@ -128,17 +128,12 @@ impl Tuning {
     ) -> Result<()> {
         let mut declared = timer.declared_layer(plan, context)?;
         let mut tuned = timer.layer(plan, context)?;
-        let stages = match plan.decode(0) {
-            LayerPlan::Dense => 0,
-            LayerPlan::Pruned(layer) => layer.stages.len(),
-        };
+        let stages = plan.decode(0).stages().len();
         let decode = (0..stages).map(Some).chain([None]).map(|restart| TimedPart::Decode { restart });
         for timed in decode.chain([TimedPart::Prefill { rows: self.rows.min(context) }]) {
             let (phase, refresh, samples) = match timed {
-                TimedPart::Decode { restart: None } => ("decode", "none".to_owned(), self.samples),
-                TimedPart::Decode { restart: Some(0) } => ("decode", "all".to_owned(), self.samples),
-                TimedPart::Decode { restart: Some(stage) } => ("decode", format!("from stage {stage}"), self.samples),
-                TimedPart::Prefill { .. } => ("prefill", "none".to_owned(), self.samples.div_ceil(4)),
+                TimedPart::Decode { restart } => ("decode", renewed(restart), self.samples),
+                TimedPart::Prefill { .. } => ("prefill", renewed(None), self.samples.div_ceil(4)),
             };
             let (model, pipeline) = (shape.word.to_owned(), plan.name().to_owned());
             let part = Part { model, pipeline, context, phase, refresh };

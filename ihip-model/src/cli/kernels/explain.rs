@@ -7,10 +7,9 @@ use ihip_dsl::cost::{Part, Reads, StepExtent};
 use ihip_dsl::emit::{DensePath, Extent, Program, Storage};
 use ihip_dsl::{Geometry, LayerPlan};
 use ihip_runtime::jit::{Architecture, Compiler};
-use ihip_runtime::session::SEGMENT;
 
-use super::target::{Target, architecture};
-use crate::cli::error::{Error, Result};
+use super::target::{Target, architecture, extent};
+use crate::cli::error::Result;
 use crate::cli::pruning::Choice;
 use crate::cli::table::{NOTHING, Table, bytes, grouped, ranges, seconds};
 use crate::cli::{arguments, output};
@@ -44,19 +43,15 @@ pub(super) struct Explain {
 
 impl Explain {
     pub(super) fn run(&self) -> Result<()> {
-        let rows = self.rows.unwrap_or(SEGMENT.min(self.context));
-        if rows > self.context {
-            return Err(Error::MoreRowsThanTokens { rows, context: self.context });
-        }
+        let extent = extent(self.rows, self.context)?;
         let choice = Choice::named(&self.name)?;
         let shape = self.target.shape()?;
         let program = shape.program_for(choice, self.architecture.instructions())?;
         let mut text = format!("{}\n", shape.heading(&program));
         let _ = writeln!(text, "{} tokens of context, floors at {}\n", grouped(self.context), rate(self.bandwidth));
         for index in 0..program.plan().kinds().len() {
-            self.kind(&mut text, &program, index, rows);
+            self.kind(&mut text, &program, index, extent.rows);
         }
-        let extent = Extent { rows, tokens: self.context };
         text.push_str(&buffers(&program, extent, &shape.geometry));
         if !self.no_compile {
             text.push_str(&self.kernels(&program)?);

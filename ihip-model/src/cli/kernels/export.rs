@@ -3,12 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use ihip_dsl::emit::Extent;
 use ihip_runtime::jit::{Architecture, Compiler};
-use ihip_runtime::session::SEGMENT;
 
-use super::target::{Target, architecture};
-use crate::cli::error::{Error, Result};
+use super::target::{Target, architecture, extent};
+use crate::cli::error::Result;
 use crate::cli::pruning::Choice;
 use crate::cli::{arguments, progress};
 use crate::export;
@@ -42,10 +40,7 @@ pub(super) struct Export {
 
 impl Export {
     pub(super) fn run(&self) -> Result<()> {
-        let rows = self.rows.unwrap_or(SEGMENT.min(self.context));
-        if rows > self.context {
-            return Err(Error::MoreRowsThanTokens { rows, context: self.context });
-        }
+        let extent = extent(self.rows, self.context)?;
         let choice = Choice::named(&self.name)?;
         let shape = self.target.shape()?;
         let program = shape.program(choice)?;
@@ -59,7 +54,7 @@ impl Export {
             program: &program,
             pipeline: choice.pipeline(),
             model: &shape.name,
-            extent: Extent { rows, tokens: self.context },
+            extent,
             vectors: self.test_vectors,
         };
         let bar = progress::bar("compiling", program.kernels().len() * compilers.len(), "kernels");

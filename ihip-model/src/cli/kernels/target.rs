@@ -1,10 +1,11 @@
 //! Which kernels: a pipeline for a model's geometry.
 
 use clap::Args;
-use ihip_dsl::emit::{Activation, Instructions, Kernel, Program};
+use ihip_dsl::emit::{Activation, Extent, Instructions, Kernel, Program};
 use ihip_dsl::tuning::Tunings;
 use ihip_dsl::{Geometry, KvType};
 use ihip_runtime::jit::{Architecture, Dump, JitError};
+use ihip_runtime::session::SEGMENT;
 
 use crate::cli::arguments;
 use crate::cli::error::{Error, Result};
@@ -26,6 +27,18 @@ pub(super) struct Target {
 /// Reads an architecture: what `clap` calls a value parser.
 pub(super) fn architecture(text: &str) -> std::result::Result<Architecture, JitError> {
     text.parse()
+}
+
+/// A context of `tokens`, and the prefill step that ends it: of `rows`, else of a segment or of the context where that is less.
+///
+/// # Errors
+/// [`Error::MoreRowsThanTokens`].
+pub(super) fn extent(rows: Option<usize>, tokens: usize) -> Result<Extent> {
+    let rows = rows.unwrap_or(SEGMENT.min(tokens));
+    if rows > tokens {
+        return Err(Error::MoreRowsThanTokens { rows, context: tokens });
+    }
+    Ok(Extent { rows, tokens })
 }
 
 /// What of a model plans and kernels depend on.

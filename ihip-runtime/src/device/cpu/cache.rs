@@ -103,10 +103,7 @@ impl CpuCache {
             })
             .collect();
         let shape = shape(plan, limits.rows);
-        let stages = plan.kinds().iter().map(|kind| match kind {
-            LayerPlan::Dense => 0,
-            LayerPlan::Pruned(layer) => layer.stages.len(),
-        });
+        let stages = plan.kinds().iter().map(|kind| kind.stages().len());
         let stages = (0..stages.max().unwrap_or(0)).map(|_| Tally::default()).collect();
         Ok(Self {
             plan: Arc::clone(plan),

@@ -237,10 +237,7 @@ impl CudaDevice {
                 tally::WRITTEN_VALUES,
             ]
             .map(|word| counted[word]);
-        let stages = cache.program.plan().kinds().iter().map(|kind| match kind {
-            LayerPlan::Dense => 0,
-            LayerPlan::Pruned(layer) => layer.stages.len().min(tally::STAGES),
-        });
+        let stages = cache.program.plan().kinds().iter().map(|kind| kind.stages().len().min(tally::STAGES));
         let words = (0..stages.max().unwrap_or(0)).map(tally::stage);
         let stages = words.map(|word| Reads { hits: counted[word], misses: counted[word + 1] }).collect();
         Ok(Traffic {
