@@ -118,16 +118,10 @@ impl Session {
     /// blocks, counted from the first query of a step, so are the same whatever `chunk` is.
     ///
     /// # Errors
-    /// [`Error::PrefillChunk`] where `chunk` is no multiple of [`SMALLEST_CHUNK`] and of the largest query block, or neither
-    /// divides [`SEGMENT`] nor is a multiple of it up to [`LONGEST_STEP`].
+    /// Those of [`check_chunk`].
     pub fn prefill_steps(&self, tokens: usize, chunk: usize) -> Result<Vec<Step>> {
-        let (block, shrinks) = self.query_blocks();
-        // Both are powers of two: the language has no other query blocks.
-        let multiple = block.max(SMALLEST_CHUNK);
-        let whole = SEGMENT.is_multiple_of(chunk) || chunk.is_multiple_of(SEGMENT) && chunk <= LONGEST_STEP;
-        if chunk == 0 || !chunk.is_multiple_of(multiple) || !whole {
-            return Err(Error::PrefillChunk { chunk, multiple, segment: SEGMENT, longest: LONGEST_STEP });
-        }
+        check_chunk(&self.plan, chunk)?;
+        let (block, shrinks) = query_blocks(&self.plan);
         let end = self.length + tokens;
         let mut steps = Vec::new();
         let mut start = self.length;
@@ -144,21 +138,6 @@ impl Session {
             start = next;
         }
         Ok(steps)
-    }
-
-    /// Queries of the largest query block in prefill, and whether there are smaller ones besides.
-    fn query_blocks(&self) -> (usize, bool) {
-        let blocks = || {
-            (0..self.plan.layers()).flat_map(|layer| match self.plan.prefill(layer) {
-                LayerPlan::Dense => Vec::new(),
-                LayerPlan::Pruned(layer) => {
-                    let stages = layer.stages.iter().map(|stage| stage.query_block);
-                    stages.chain([layer.query_block]).collect()
-                }
-            })
-        };
-        let largest = blocks().max().unwrap_or(1);
-        (largest, blocks().any(|block| block != largest))
     }
 
     /// The next decoding step, one token.
@@ -179,6 +158,43 @@ impl Session {
             self.decoded += 1;
         }
     }
+}
+
+/// The shortest prefill chunk of requests that run `plan`, of which all others are multiples: its largest query block, and
+/// [`SMALLEST_CHUNK`] at least.
+#[must_use]
+pub fn shortest_chunk(plan: &Plan) -> usize {
+    // Both are powers of two: the language has no other query blocks.
+    query_blocks(plan).0.max(SMALLEST_CHUNK)
+}
+
+/// Fails where requests that run `plan` cannot read their prompts in steps of `chunk` tokens.
+///
+/// # Errors
+/// [`Error::PrefillChunk`] where `chunk` is no multiple of the [`shortest_chunk`], or neither divides [`SEGMENT`] nor is a
+/// multiple of it up to [`LONGEST_STEP`].
+pub fn check_chunk(plan: &Plan, chunk: usize) -> Result<()> {
+    let multiple = shortest_chunk(plan);
+    let whole = SEGMENT.is_multiple_of(chunk) || chunk.is_multiple_of(SEGMENT) && chunk <= LONGEST_STEP;
+    if chunk == 0 || !chunk.is_multiple_of(multiple) || !whole {
+        return Err(Error::PrefillChunk { chunk, multiple, segment: SEGMENT, longest: LONGEST_STEP });
+    }
+    Ok(())
+}
+
+/// Queries of the largest query block in prefill, and whether there are smaller ones besides.
+fn query_blocks(plan: &Plan) -> (usize, bool) {
+    let blocks = || {
+        (0..plan.layers()).flat_map(|layer| match plan.prefill(layer) {
+            LayerPlan::Dense => Vec::new(),
+            LayerPlan::Pruned(layer) => {
+                let stages = layer.stages.iter().map(|stage| stage.query_block);
+                stages.chain([layer.query_block]).collect()
+            }
+        })
+    };
+    let largest = blocks().max().unwrap_or(1);
+    (largest, blocks().any(|block| block != largest))
 }
 
 /// The end of the segment that `position` lies in.

@@ -192,6 +192,23 @@ fn of_numbers_out_of_range_or_no_numbers() {
 }
 
 #[test]
+fn of_steps_of_the_prompt_that_hold_no_whole_query_block() {
+    let folder = TempDir::new().unwrap();
+    let wide = "name = \"Wide\"\nquery_block = 1024\nsink = 16\nwindow = 64\nrope = { attend = \"streaming\" }\n";
+    let pruning = file_in(&folder, "wide.toml", wide);
+    let of_chunk = |chunk| ["--prompt", "x", "--device", "cpu", "--pruning", &pruning, "--prefill-chunk", chunk];
+    insta::assert_snapshot!(
+        generate(&of_chunk("512")),
+        @"error: a prefill chunk of 512 tokens does not do: take a multiple of 1024 that divides 8192, or a multiple of 8192 up to 131072"
+    );
+    // Where nobody says, steps are as long as they have to be.
+    let arguments = ["generate", "--model", endless(), "--max-new-tokens", "2"];
+    let all = of_chunk("8192");
+    let [chosen, asked] = [&all[..6], &all[..]].map(|of_chunk| ihip(&[&arguments[..], of_chunk].concat()).text());
+    assert_eq!(chosen, asked);
+}
+
+#[test]
 fn of_a_request_whose_cache_cannot_fit_with_the_numbers() {
     let refusal = generate(&["--prompt", "four", "--max-new-tokens", "2000M", "--device", "cpu"]);
     assert!(refusal.starts_with("error: 4 prompt tokens and 2097152000 new ones need "), "{refusal}");

@@ -95,7 +95,7 @@ fn attends_to_every_key(
 }
 
 /// Layers of one segment of trained positions, which dense attention reads faster than any scan.
-fn short_layers() -> Vec<Layer> {
+pub(super) fn short_layers() -> Vec<Layer> {
     let stages = [stage(0, 32, 64, 4), stage(8192, 8, 64, 1)];
     let layer = |kv_type, modes| layer((4, 2, 64), kv_type, 16, (16, 64), &stages, 4096, modes);
     vec![

@@ -1,12 +1,12 @@
 //! Heads of every size and caches of every type: in one layer each, whatever kernels do with a row.
 
 use ihip_dsl::{
-    AttendRope, ChunkScore, Descent, Halving, KvType, Probe, QueryReduction, Representative, ScanRope, Scores, Scoring,
-    Stage,
+    AttendRope, ChunkScore, Descent, Halving, KvType, Plan, Probe, QueryReduction, Ranking, Representative, ScanRope,
+    Scores, Scoring, Stage,
 };
 use proptest::prelude::*;
 
-use super::{Layer, call, check, layer, stage, whole};
+use super::{Layer, call, check, check_on, decode, layer, stage, whole};
 
 /// Elements of a head in models whose kernels are drawn.
 pub(crate) const HEAD_DIMS: [u32; 5] = [32, 64, 96, 128, 256];
@@ -67,6 +67,35 @@ fn prefill_with_heads_of_every_size_is_the_references() {
 #[test]
 fn decoding_with_heads_of_every_size_is_the_references() {
     check(&unusual_layers(), 2, &(60..450_usize, any::<u64>()), whole::decoding);
+}
+
+/// Query heads of a key-value head as models have them besides, each with a type: they fill no tile, or several.
+const GROUPS: [(u32, KvType); 3] = [(5, KvType::Bf16), (12, KvType::E4m3), (16, KvType::F16)];
+
+/// Two layers for each group: heads that descend on their own under one ranking, and together under one each.
+fn grouped_layers() -> Vec<Layer> {
+    let modes = (ScanRope::Relative, AttendRope::Streaming);
+    let stages = [stage(0, 32, 64, 4), stage(128, 16, 64, 2), stage(64, 8, 64, 1)];
+    let layers = GROUPS.into_iter().flat_map(|(group, kv_type)| {
+        let alone = layer((group, 1, 64), kv_type, 16, (16, 64), &stages, 48, modes);
+        let mut together = layer((2 * group, 2, 32), kv_type, 16, (16, 64), &stages, 48, modes);
+        together.pruning.ranking = Ranking::KvGroup;
+        for stage in together.pruning.stages.to_mut() {
+            let halving = Halving { descent: Descent::KvGroup, ..Halving::default() };
+            stage.scoring.representative = Representative::Halving(halving);
+        }
+        [alone, together]
+    });
+    layers.collect()
+}
+
+#[test]
+fn groups_of_every_size_are_the_references() {
+    let layers = grouped_layers();
+    check(&layers, 2, &(call(), any::<u64>()), whole::prefill);
+    check(&layers, 2, &(60..450_usize, any::<u64>()), whole::decoding);
+    let plan = |layer: &Layer| Plan::dense(layer.geometry(), layer.frequencies(), 1);
+    check_on(&layers, plan, 2, &(0..600_usize, any::<u64>()), decode::dense);
 }
 
 /// No model is known to have these.

@@ -10,6 +10,7 @@ use ihip_dsl::{KvType, Plan, Probe, Renewal, Representative, Stage, Turn};
 use ihip_tests::support::attention::Attention;
 use ihip_tests::support::host::host;
 
+use super::attend::short_layers;
 use super::quantised::quantised_layers;
 use super::turns::in_turns;
 use super::{Layer, Noise, TOKENS, layers, scored_layers};
@@ -39,6 +40,11 @@ impl Pair {
     fn new(layer: &Layer, dense: bool, slots: [usize; 2], levels: usize) -> Self {
         let plan = if dense { Plan::dense(layer.geometry(), layer.frequencies(), 1) } else { in_turns(layer).0 };
         let program = Program::new(&plan, Activation::F32).expect("a usual head");
+        Self::running(layer, program, slots, if dense { 0 } else { levels })
+    }
+
+    /// The same of a program for the layer.
+    fn running(layer: &Layer, program: Program, slots: [usize; 2], levels: usize) -> Self {
         let extent = Extent { rows: ROWS, tokens: TOKENS };
         let pages = TOKENS.div_ceil(layer.page as usize);
         let keeping = program.clone().keeping_probes(levels);
@@ -51,7 +57,7 @@ impl Pair {
             noise: Noise(7),
             length: 0,
             keys_here: slots[0],
-            levels: if dense { 0 } else { (1..=levels).rev().find(|levels| keeps(layer, *levels)).unwrap_or(0) },
+            levels: (1..=levels).rev().find(|levels| keeps(layer, *levels)).unwrap_or(0),
             what: format!("{slots:?} of {pages} slots, probes of {levels} halvings, {layer:?}"),
         }
     }
@@ -84,6 +90,21 @@ impl Pair {
             assert_eq!(masks, expected_masks, "lists of a call up to {}, {}", self.length, self.what);
             assert!(found == expected, "outputs of a call up to {}, {}", self.length, self.what);
         }
+        self.check();
+    }
+
+    /// A step of calls of so many rows that attend to every key: there are no lists.
+    fn prefill_densely(&mut self, calls: &[usize]) {
+        let calls: Vec<Vec<f32>> = calls.iter().map(|rows| self.rows(*rows)).collect();
+        let calls: Vec<&[f32]> = calls.iter().map(Vec::as_slice).collect();
+        let [expected, found] = [&mut self.whole, &mut self.tiered].map(|attention| {
+            attention.prefill_calls(self.length, TOKENS, &calls, |attention, rows, launches| {
+                attention.launch(launches);
+                attention.out(rows.len())
+            })
+        });
+        self.length += calls.iter().map(|qkv| qkv.len() / self.row_of()).sum::<usize>();
+        assert!(found == expected, "outputs of a step up to {}, {}", self.length, self.what);
         self.check();
     }
 
@@ -336,6 +357,25 @@ fn a_dense_layer_reads_every_page_where_it_is() {
         }
         pair.prefill(64);
         assert!(pair.check()["written keys"] > 0);
+    }
+}
+
+#[test]
+fn a_prompt_that_begins_densely_attends_to_what_earlier_steps_have_left_with_the_host() {
+    for layer in short_layers() {
+        let program = Program::new(&layer.plan(), Activation::F32).expect("a usual head").with_dense_path();
+        assert!(program.begins_densely(0, TOKENS), "{layer:?}");
+        let mut pair = Pair::running(&layer, program, [6, 3], 2);
+        for calls in [&[128][..], &[64, 64], &[77]] {
+            pair.prefill_densely(calls);
+        }
+        for step in 0..20 {
+            pair.decode((step % 4 == 0).then_some(0));
+        }
+        pair.prefill_densely(&[51]);
+        let counted = pair.check();
+        assert!(counted["written values"] > 0 && counted["evicted"] > 0, "{}: {counted:?}", pair.what);
+        assert_eq!(counted["gathered"], 0, "no list says which pages: {}", pair.what);
     }
 }
 

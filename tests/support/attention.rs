@@ -193,7 +193,7 @@ impl Attention {
     pub fn begin_prefill(&mut self, start: usize, t_max: usize, qkv: &[f32]) -> Vec<Launch> {
         let rows = qkv.len() / self.qkv_row;
         self.begin(start, rows, t_max, qkv);
-        self.begin_calls();
+        self.begin_calls(t_max);
         self.prefill_launches(rows, t_max)
     }
 
@@ -204,13 +204,13 @@ impl Attention {
         }
     }
 
-    /// What comes before the calls of a prefill step: the page of the token that follows it is claimed, and what earlier
-    /// steps have left is staged.
-    fn begin_calls(&mut self) {
+    /// What comes before the calls of a prefill step, the first laid out for `t_max` keys: the page of the token that follows
+    /// it is claimed, and what earlier steps have left is staged.
+    fn begin_calls(&mut self, t_max: usize) {
         let Some(paging) = self.paging.clone() else { return };
         self.launch(&paging.claim());
         if paging.is_staged(0) {
-            self.stage(&paging);
+            self.stage(&paging, t_max);
         }
     }
 
@@ -260,7 +260,7 @@ impl Attention {
             self.begin(first, rows, t_max, qkv);
             self.write_words(step::BEGIN, &[start as i32, end as i32]);
             if first == start {
-                self.begin_calls();
+                self.begin_calls(t_max);
             }
             let launches = self.prefill_launches(rows, t_max);
             returned.push(run(self, first..first + rows, &launches));
@@ -330,9 +330,9 @@ impl Attention {
 
     /// What a device has staged when a step of prefill begins: slots on the GPU are the same memory, and keys of the
     /// others have been copied, with values where all of them are looked at. The rest nobody may read.
-    fn stage(&mut self, paging: &Paging) {
+    fn stage(&mut self, paging: &Paging, t_max: usize) {
         let Slots { pages, values, .. } = paging.slots();
-        let values = if paging.has_staged_values(0) { pages } else { values };
+        let values = if paging.has_staged_values(0, t_max) { pages } else { values };
         for (from, to, slots) in
             [(Buffer::Keys, Buffer::StagedKeys, pages), (Buffer::Values, Buffer::StagedValues, values)]
         {

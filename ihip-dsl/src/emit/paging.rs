@@ -160,10 +160,11 @@ impl Paging {
         *kind == LayerPlan::Dense || !kind.stages().is_empty()
     }
 
-    /// Whether such steps look at all values of `layer`, as they do at keys.
+    /// Whether such a step looks at all values of `layer`, as it does at keys, where its first call is laid out for `t_max` keys:
+    /// no other call of it begins densely if that one does not.
     #[must_use]
-    pub fn has_staged_values(&self, layer: usize) -> bool {
-        matches!(self.program.plan().prefill(layer), LayerPlan::Dense)
+    pub fn has_staged_values(&self, layer: usize, t_max: usize) -> bool {
+        matches!(self.program.plan().prefill(layer), LayerPlan::Dense) || self.program.begins_densely(layer, t_max)
     }
 
     /// Launches of `layer`'s attention in a prefill call, as [`Program::prefill`] has them. Where the layer
@@ -183,7 +184,9 @@ impl Paging {
                 Value::Buffer(_) | Value::Part(..) | Value::I32(_) => {}
             }
         }
-        if let Some(gather) = Gather::new(shape, kind) {
+        // A call that begins densely has no lists, and all values are there.
+        let gather = Gather::new(shape, kind).filter(|_| !self.program.begins_densely(layer, t_max));
+        if let Some(gather) = gather {
             let grid = gather.grid(rows);
             let buffers = [
                 Buffer::Step,

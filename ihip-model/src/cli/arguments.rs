@@ -4,13 +4,10 @@ use std::time::Duration;
 
 use ihip_dsl::KvType;
 use ihip_runtime::kv::trace::MOST_LAYERS;
-use ihip_runtime::session::{LONGEST_STEP, SEGMENT};
+use ihip_runtime::session::{LONGEST_STEP, SEGMENT, SMALLEST_CHUNK};
 use thiserror::Error;
 
 use super::table::grouped;
-
-/// Rows of the largest query block: every chunk of the prompt is a multiple of it.
-const CHUNK_STEP: usize = 64;
 
 /// Most tokens of a context: positions are 32-bit integers, and a step's grid is laid out for whole segments.
 pub(super) const MOST_TOKENS: usize = (1 << 31) - SEGMENT;
@@ -41,7 +38,7 @@ pub(super) enum ArgumentError {
     Count,
     /// A prefill chunk that would move the masks.
     #[error(
-        "it must be a multiple of {CHUNK_STEP} that divides {SEGMENT}: 64, 128, 256, 512, 1024, 2048, 4096 or 8192; or a multiple of {SEGMENT} up to {LONGEST_STEP}"
+        "it must be a multiple of {SMALLEST_CHUNK} that divides {SEGMENT}: 64, 128, 256, 512, 1024, 2048, 4096 or 8192; or a multiple of {SEGMENT} up to {LONGEST_STEP}"
     )]
     Chunk,
     /// A number of tokens that is none, or more than positions have bits for.
@@ -111,7 +108,9 @@ pub(super) fn layers(text: &str) -> Result<usize, ArgumentError> {
 /// Prompt tokens of one step.
 pub(super) fn chunk(text: &str) -> Result<usize, ArgumentError> {
     match text.parse::<usize>() {
-        Ok(value @ CHUNK_STEP..SEGMENT) if value.is_multiple_of(CHUNK_STEP) && SEGMENT.is_multiple_of(value) => {
+        Ok(value @ SMALLEST_CHUNK..SEGMENT)
+            if value.is_multiple_of(SMALLEST_CHUNK) && SEGMENT.is_multiple_of(value) =>
+        {
             Ok(value)
         }
         Ok(value @ SEGMENT..=LONGEST_STEP) if value.is_multiple_of(SEGMENT) => Ok(value),

@@ -101,9 +101,11 @@ pub(super) struct Settings {
     pub(super) kv_type: KvType,
     /// Bytes of a weight.
     pub(super) weight_bytes: usize,
-    /// Prompt tokens of one step.
+    /// Prompt tokens of one step, where somebody says.
+    pub(super) prefill_chunk: Option<usize>,
+    /// The same where nobody does, unless a query block is larger.
     pub(super) chunk: usize,
-    /// The same where keys lie with the host and nobody says: each step brings all of those before it.
+    /// The same where keys lie with the host: each step brings all of those before it.
     pub(super) long_chunk: usize,
     /// Whether the device has memory of its own.
     pub(super) own_memory: bool,
@@ -154,8 +156,9 @@ impl DeviceArguments {
         let settings = Settings {
             kv_type: self.kv_type.unwrap_or(KvType::F32),
             weight_bytes: size_of::<f32>(),
-            chunk: self.prefill_chunk.unwrap_or(512),
-            long_chunk: self.prefill_chunk.unwrap_or(512),
+            prefill_chunk: self.prefill_chunk,
+            chunk: 512,
+            long_chunk: 512,
             own_memory: false,
             kv: self.kv,
         };
@@ -173,8 +176,9 @@ impl DeviceArguments {
         let settings = Settings {
             kv_type: self.kv_type.unwrap_or(weights),
             weight_bytes: weights.bits() / 8,
-            chunk: self.prefill_chunk.unwrap_or(2048),
-            long_chunk: self.prefill_chunk.unwrap_or(4 * SEGMENT),
+            prefill_chunk: self.prefill_chunk,
+            chunk: 2048,
+            long_chunk: 4 * SEGMENT,
             own_memory: true,
             kv: self.kv,
         };

@@ -345,6 +345,7 @@ impl Error {
                 | Runtime::NoSuchDevice { .. }
                 | Runtime::UnusableDevice { .. }
                 | Runtime::OldDriver { .. }
+                | Runtime::PrefillChunk { .. }
                 | Runtime::Tuning(_)
                 | Runtime::Kv(_),
             )) => REFUSED,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 use ihip_dsl::Plan;
 use ihip_runtime::Device;
+use ihip_runtime::session::{check_chunk, shortest_chunk};
 
 use super::device::Settings;
 use super::error::{Error, Result};
@@ -75,7 +76,7 @@ pub(super) struct Placed {
 /// activations.
 ///
 /// # Errors
-/// Where the request does not fit, with the numbers.
+/// Where the prompt cannot be read in the steps that are asked for, or the request does not fit, with the numbers.
 pub(super) fn place<D: Device>(
     config: &Config,
     plan: &Plan,
@@ -85,6 +86,13 @@ pub(super) fn place<D: Device>(
 ) -> Result<Placed> {
     let Reserve { prompt, new } = reserve;
     let capacity = prompt + new;
+    let [chunk, long_chunk] = match settings.prefill_chunk {
+        Some(chunk) => {
+            check_chunk(plan, chunk)?;
+            [chunk; 2]
+        }
+        None => [settings.chunk, settings.long_chunk].map(|chunk| chunk.max(shortest_chunk(plan))),
+    };
     let available = device.available_bytes()?;
     let own_memory = settings.own_memory;
     let mut place = |chunk| -> Result<(Placed, Result<()>)> {
@@ -102,15 +110,15 @@ pub(super) fn place<D: Device>(
         };
         Ok((Placed { tiers, chunk }, fits))
     };
-    let (short, fits) = place(settings.chunk)?;
-    if short.tiers.placement.keys.host == 0 || settings.long_chunk == settings.chunk {
+    let (short, fits) = place(chunk)?;
+    if short.tiers.placement.keys.host == 0 || long_chunk == chunk {
         return fits.map(|()| short);
     }
-    if let Ok((long, Ok(()))) = place(settings.long_chunk) {
+    if let Ok((long, Ok(()))) = place(long_chunk) {
         return Ok(long);
     }
     // The device is left with what was chosen last.
-    let (short, fits) = place(settings.chunk)?;
+    let (short, fits) = place(chunk)?;
     fits.map(|()| short)
 }
 

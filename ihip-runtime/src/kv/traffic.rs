@@ -119,7 +119,7 @@ pub struct Tokens {
 /// which, hang on the tokens and are not among them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PrefillMoves {
-    /// Keys of earlier steps, and in dense layers their values, to the GPU.
+    /// Keys of earlier steps, and in layers that are dense or begin so their values, to the GPU.
     pub streamed: u64,
     /// Keys and values that were read, to the host: each page once.
     pub written: u64,

@@ -10,7 +10,7 @@ use super::tiers::{self, Tiers};
 use crate::Result;
 use crate::kv::budget::most;
 use crate::kv::{Budget, KvError, Placement, PrefillMoves, Probes, Tokens};
-use crate::session::{SEGMENT, Session};
+use crate::session::{SEGMENT, Session, segment_end};
 
 /// The extent of a request of `capacity` tokens. A call never leaves its segment, so that `t_max` is a segment's end.
 pub(super) fn extent(capacity: usize) -> Extent {
@@ -206,9 +206,11 @@ pub(super) fn prefill_moves(program: &Program, capacity: usize, budget: Budget, 
     let sizes = sizes(program, extent(capacity), capacity);
     let on_gpu = sizes.divide(program, budget).on_gpu;
     let layers = (0..program.plan().layers()).filter(|layer| paging.is_staged(*layer));
-    let (keys, values) = (layers.clone().count(), layers.filter(|layer| paging.has_staged_values(*layer)).count());
+    let keys = layers.clone().count();
     let mut moves = PrefillMoves::default();
     for step in Session::new(Arc::new(program.plan().clone())).prefill_steps(capacity, chunk)? {
+        let t_max = segment_end(step.start);
+        let values = layers.clone().filter(|layer| paging.has_staged_values(*layer, t_max)).count();
         for (on_gpu, layers) in on_gpu.into_iter().zip([keys, values]) {
             let parts = tiers::parts(program, &step, sizes.pages, [on_gpu, sizes.region]);
             moves.streamed += (layers * parts.into_iter().map(|[_, length]| length).sum::<usize>()) as u64;
@@ -224,6 +226,8 @@ mod tests {
     use ihip_dsl::{Geometry, KvType, Plan, parse_str};
 
     use super::*;
+    use crate::Step;
+    use crate::session::Phase;
 
     const GIB: u64 = 1 << 30;
 
@@ -265,6 +269,32 @@ mod tests {
             assert_eq!(short.written, long.written, "each page goes home once");
             assert!((15.9..16.4).contains(&(short.streamed as f64 / long.streamed as f64)), "{short:?}, {long:?}");
             assert_eq!(long.written, host_bytes(&program, 3_000_000, budget));
+        }
+    }
+
+    #[test]
+    fn whatever_earlier_steps_have_written_is_on_the_gpu_or_comes_once() {
+        let program = program(KvType::E4m3);
+        let (tokens, pages, page_bytes) = (16, 100, Paging::page_bytes(&program));
+        let sinks = tiers::sink_pages(program.plan(), pages);
+        // Slots on the GPU for fewer sinks than there are, for all of them and for more; the next one may be half there.
+        for (keys, more) in
+            [2, 7, sinks, sinks + 1, 40].into_iter().flat_map(|keys| [(keys, 0), (keys, page_bytes / 2)])
+        {
+            let residents = Paging::new(&program, Slots { pages, keys, values: 2 }).residents(sinks);
+            let (gpu, bytes) = (keys * page_bytes + more, pages * page_bytes);
+            for (start, rows) in (1..tokens * pages).step_by(5).flat_map(|start| [(start, 1), (start, 64)]) {
+                let rows = rows.min(tokens * pages - start);
+                let step = Step { start, rows, t_max: SEGMENT, phase: Phase::Prefill };
+                let parts = tiers::parts(&program, &step, pages, [gpu, bytes]);
+                let come = |byte| parts.iter().filter(|[from, length]| (*from..from + length).contains(&byte)).count();
+                for (slot, _) in residents.iter().enumerate().filter(|(_, page)| **page as usize * tokens < start) {
+                    for byte in [slot * page_bytes, (slot + 1) * page_bytes - 1] {
+                        let expected = usize::from(byte >= gpu);
+                        assert_eq!(come(byte), expected, "byte {byte} at {start}, {gpu} bytes on the GPU: {parts:?}");
+                    }
+                }
+            }
         }
     }
 

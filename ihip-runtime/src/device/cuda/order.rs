@@ -75,7 +75,8 @@ impl Order {
         match &call.phase {
             Phase::Prefill => {
                 let end = |step: &Step| step.start + step.rows;
-                let mut actions = if call.start == step.start { self.before_prefill(layer) } else { Vec::new() };
+                let mut actions =
+                    if call.start == step.start { self.before_prefill(layer, call.t_max) } else { Vec::new() };
                 actions.extend(launches);
                 // What comes to the buffer next in this step waits for it.
                 let turn = self.turn(layer).filter(|turn| end(call) == end(step) && turn + 2 < self.staged.len());
@@ -99,8 +100,8 @@ impl Order {
         self.staged.iter().position(|staged| *staged == layer)
     }
 
-    /// What comes before the first call of a prefill step in `layer`.
-    fn before_prefill(&self, layer: usize) -> Vec<Action> {
+    /// What comes before the first call of a prefill step in `layer`, which is laid out for `t_max` keys.
+    fn before_prefill(&self, layer: usize, t_max: usize) -> Vec<Action> {
         let mut actions = Vec::new();
         if layer == 0 {
             // No page moves once keys are on their way.
@@ -120,7 +121,7 @@ impl Order {
             actions.push(on(Stream::Copy, Work::Record(Event::Come(ahead % 2))));
         }
         actions.push(on(Stream::Compute, Work::Wait(Event::Come(turn % 2))));
-        if self.paging.has_staged_values(layer) {
+        if self.paging.has_staged_values(layer, t_max) {
             actions.push(on(Stream::Compute, Work::Stage(layer, Kind::Values)));
         }
         actions

@@ -62,6 +62,17 @@ const QUEST: &str = "pub Quest {
     prefill { dense; }
     layers 0..=1 { dense; }
 }";
+/// Prompts begin densely up to [`TRAINED`], for lists are long.
+const DENSELY: &str = "pub Densely {
+    sink 64; window 128;
+    stage { chunk 32 }
+    stage { keep 16_384, chunk 8 }
+    attend { keep 8_192 }
+    rope { scan relative, attend streaming }
+    layers 0 { dense; }
+}";
+/// Positions that the model was trained on: the second of three calls of a step behind the first segment ends there.
+const TRAINED: usize = 3 * SEGMENT;
 /// Nothing moves behind a step: a recording of one has no branch.
 const EVERY: &str = "pub Every { dense; }";
 
@@ -162,13 +173,15 @@ struct World {
 
 impl World {
     fn new(pipeline: &str, dense_path: bool, given: bool) -> Self {
-        let (kv_type, query_scale) = (KvType::Int8, 1.0);
-        let geometry =
-            Geometry { query_heads: 4, kv_heads: 2, head_dim: 64, kv_type, page: 16, query_scale, trained: 131_072 };
+        // Dense begins read caches of 16 bits alone.
+        let (kv_type, query_scale) = (if dense_path { KvType::Bf16 } else { KvType::Int8 }, 1.0);
+        let trained = TRAINED as u32;
+        let geometry = Geometry { query_heads: 4, kv_heads: 2, head_dim: 64, kv_type, page: 16, query_scale, trained };
         let pipeline = parse_str(pipeline).expect("a valid pipeline").remove(0);
         let plan = Plan::new(&pipeline, geometry, vec![1.0; 32], LAYERS as u32).expect("it fits");
         let program = Program::new(&plan, Activation::F32).expect("a usual head").keeping_probes(2);
         let program = if dense_path { program.with_dense_path() } else { program };
+        assert_eq!(program.begins_densely(LAYERS - 1, TRAINED), dense_path, "{}", plan.name());
         let pages = EXTENT.tokens / 16;
         let paging = Paging::new(&program, Slots { pages, keys: pages / 2, values: pages / 8 });
         let kinds = |kernel: Kernel| (kernel.name, kernel.arguments.iter().map(|argument| argument.kind).collect());
@@ -434,8 +447,9 @@ fn words(Action { on, work }: &Action) -> Option<String> {
 }
 
 fn worlds() -> Vec<World> {
-    let flash = [(false, false), (true, true)].map(|(dense_path, given)| World::new(FLASH, dense_path, given));
-    flash.into_iter().chain([TURNS, SPARSE, QUEST, EVERY].map(|pipeline| World::new(pipeline, false, false))).collect()
+    let special = [World::new(FLASH, false, true), World::new(DENSELY, true, false)];
+    let plain = [FLASH, TURNS, SPARSE, QUEST, EVERY].map(|pipeline| World::new(pipeline, false, false));
+    special.into_iter().chain(plain).collect()
 }
 
 #[test]

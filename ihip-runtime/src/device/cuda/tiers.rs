@@ -88,7 +88,8 @@ impl Tiers {
 }
 
 /// Parts of a region of `bytes` bytes, as offset and length, that a step has to have on the GPU and the host has: what
-/// earlier steps have written, and the slot of the page that was just opened, to which another may have gone.
+/// earlier steps have written, sinks where the GPU has no slot for each of them, and the slot of the page that was just
+/// opened, to which another may have gone.
 pub(super) fn parts(program: &Program, step: &Step, pages: usize, [gpu, bytes]: [usize; 2]) -> Vec<[usize; 2]> {
     if step.start == 0 || gpu >= bytes {
         return Vec::new();
@@ -101,8 +102,10 @@ pub(super) fn parts(program: &Program, step: &Step, pages: usize, [gpu, bytes]: 
     let slot = |token: usize| first_slot((token / page_tokens).min(pages - 1));
     let (written, opened) = (slot(step.start), slot(step.start + step.rows));
     let from = (written * page_bytes).max(gpu);
-    let opened = [(opened * page_bytes).max(gpu), ((opened + 1) * page_bytes).min(from)];
-    let parts = [[from, bytes], opened];
+    // Slots of sinks lie before all others.
+    let sinks = (sinks * page_bytes).clamp(gpu, from);
+    let opened = [(opened * page_bytes).max(sinks), ((opened + 1) * page_bytes).min(from)];
+    let parts = [[from, bytes], opened, [gpu, sinks]];
     parts.into_iter().filter(|[from, to]| from < to).map(|[from, to]| [from, to - from]).collect()
 }
 
