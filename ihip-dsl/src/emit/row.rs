@@ -5,6 +5,7 @@ use super::extend;
 use super::functions::{ROTATE, Shape};
 use super::scoring::{self, Operand};
 use super::writer::Writer;
+use super::{Family, Kernel};
 use crate::tuning::{ScanDecode, Tuning};
 use crate::{PrunedLayer, Ranking, ScanRope, StagePlan};
 
@@ -83,6 +84,32 @@ impl Row<'_> {
             (0, _) => "",
             (_, Ranking::All) => " const int* kept,",
             (_, Ranking::KvGroup | Ranking::Each) => " const int* parents,",
+        }
+    }
+
+    /// The rotations as a parameter.
+    pub(super) fn rope_table(&self) -> &'static str {
+        if self.plan().rope == ScanRope::None { "" } else { " const float2* __restrict__ rope_table," }
+    }
+
+    /// What the scan writes as parameters.
+    pub(super) fn scores(&self) -> &'static str {
+        if scoring::soft(self.plan()) {
+            "float* row_scores, int row_stride"
+        } else {
+            "unsigned* scores, int score_stride"
+        }
+    }
+
+    /// The kernel of a text that is complete.
+    pub(super) fn kernel(&self, name: &str, writer: Writer, operands: Vec<Operand>) -> Kernel {
+        Kernel {
+            name: name.to_owned(),
+            family: Family::Scan,
+            text: writer.finish(),
+            arguments: scoring::arguments(operands),
+            threads: self.tuning.threads as u32,
+            shared_bytes: 0,
         }
     }
 

@@ -14,7 +14,7 @@ use super::scan::probe_texts;
 use super::scoring::{self, Output, Source, row_constants, scoring_words, stem};
 use super::tune::Tune;
 use super::writer::Writer;
-use super::{Buffer, Family, Kernel};
+use super::{Buffer, Kernel};
 use crate::tuning::{ScanDecode, Tuning};
 use crate::{ChunkScore, Descent, Halving, PrunedLayer, Ranking, ScanRope, StagePlan};
 
@@ -149,22 +149,16 @@ impl ScanColumns {
         }
         functions::chunk_list_of_row(&mut writer, self.stage);
         self.kept.functions(&mut writer);
-        let table = if stage.rope == ScanRope::None { "" } else { " const float2* __restrict__ rope_table," };
         writer.text(&format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{}{table}\n   {} unsigned* scores, int score_stride) {{",
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{}{}\n   {} {}) {{",
             self.kept.parameter(),
-            row.parents()
+            row.rope_table(),
+            row.parents(),
+            row.scores()
         ));
         row.load(&mut writer);
         writer.text(&self.body());
-        Kernel {
-            name: name.to_owned(),
-            family: Family::Scan,
-            text: writer.finish(),
-            arguments: scoring::arguments(self.operands(|stage| Buffer::CachedLists { stage })),
-            threads: self.tuning.threads as u32,
-            shared_bytes: 0,
-        }
+        row.kernel(name, writer, self.operands(|stage| Buffer::CachedLists { stage }))
     }
 
     /// Everything after the queries are in shared memory.

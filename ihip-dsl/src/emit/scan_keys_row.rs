@@ -9,9 +9,9 @@ use super::row::{DEFAULT, Row, WARPS, scan_space};
 use super::scoring::{self, Output, Source, row_constants, scoring_words, stem};
 use super::tune::Tune;
 use super::writer::Writer;
-use super::{Buffer, Family, Kernel};
+use super::{Buffer, Kernel};
 use crate::tuning::{ScanDecode, Tuning};
-use crate::{PrunedLayer, ScanRope, StagePlan};
+use crate::{PrunedLayer, StagePlan};
 
 /// Keys of a chunk that a team of lanes loads at a time.
 const AT_ONCE: usize = 4;
@@ -95,14 +95,7 @@ impl ScanKeysRow {
         writer.text(&self.signature(name));
         row.load(&mut writer);
         writer.text(&row.text(&self.scan()));
-        Kernel {
-            name: name.to_owned(),
-            family: Family::Scan,
-            text: writer.finish(),
-            arguments: scoring::arguments(self.operands(|stage| Buffer::CachedLists { stage })),
-            threads: self.tuning.threads as u32,
-            shared_bytes: 0,
-        }
+        row.kernel(name, writer, self.operands(|stage| Buffer::CachedLists { stage }))
     }
 
     /// Constants of the chunks, and of the lanes that score them.
@@ -145,15 +138,12 @@ impl ScanKeysRow {
             Source::Bounds if cached::scaled(self.shape) => "const float* __restrict__ bounds,\n   ",
             Source::Bounds => "const Cached* __restrict__ bounds,\n   ",
         };
-        let table = if self.plan().rope == ScanRope::None { "" } else { " const float2* __restrict__ rope_table," };
-        let output = if scoring::soft(self.plan()) {
-            "float* row_scores, int row_stride"
-        } else {
-            "unsigned* scores, int score_stride"
-        };
+        let row = self.row();
         format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, {source}{table}{} {output}) {{",
-            self.row().parents()
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, {source}{}{} {}) {{",
+            row.rope_table(),
+            row.parents(),
+            row.scores()
         )
     }
 

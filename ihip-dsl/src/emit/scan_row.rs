@@ -12,7 +12,7 @@ use super::scan::probe_texts;
 use super::scoring::{self, Output, Source, row_constants, scoring_words, stem};
 use super::tune::Tune;
 use super::writer::Writer;
-use super::{Buffer, Family, Kernel};
+use super::{Buffer, Kernel};
 use crate::tuning::{ScanDecode, Tuning};
 use crate::{ChunkScore, Descent, Halving, PrunedLayer, Ranking, ScanRope, StagePlan};
 
@@ -94,7 +94,6 @@ impl ScanRow {
 
     pub(crate) fn emit(&self, pipeline: &str, name: &str) -> Kernel {
         let (stage, row) = (self.plan(), self.row());
-        let rope = stage.rope;
         let mut writer = Writer::new(&self.heading(), &format!("{pipeline}, stage {}", self.stage));
         self.shape.constants(&mut writer);
         functions::chunk_list_constants(&mut writer, &self.layer, self.stage);
@@ -128,25 +127,17 @@ impl ScanRow {
         row.rotation_functions(&mut writer);
         functions::chunk_list_of_row(&mut writer, self.stage);
         self.kept.functions(&mut writer);
-        let table = if rope == ScanRope::None { "" } else { " const float2* __restrict__ rope_table," };
-        let output =
-            if self.soft() { "float* row_scores, int row_stride" } else { "unsigned* scores, int score_stride" };
         writer.text(&format!(
-            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{}{table}\n   {} {output}) {{",
+            "KERNEL(THREADS) {name}(\n    const int* step, const Activation* __restrict__ qkv, const Cached* __restrict__ keys,\n    const unsigned* __restrict__ page_table,{}{}\n   {} {}) {{",
             self.kept.parameter(),
-            row.parents()
+            row.rope_table(),
+            row.parents(),
+            row.scores()
         ));
         row.load(&mut writer);
         let descend = if self.together() { self.descend_together() } else { self.descend() };
         writer.text(&row.text(&descend));
-        Kernel {
-            name: name.to_owned(),
-            family: Family::Scan,
-            text: writer.finish(),
-            arguments: scoring::arguments(self.operands(|stage| Buffer::CachedLists { stage })),
-            threads: self.tuning.threads as u32,
-            shared_bytes: 0,
-        }
+        row.kernel(name, writer, self.operands(|stage| Buffer::CachedLists { stage }))
     }
 
     /// The loop in which every head descends by itself.
