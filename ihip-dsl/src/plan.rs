@@ -293,6 +293,12 @@ impl Plan {
         least_common_multiple(self.refresh_intervals())
     }
 
+    /// Stages of the layer that has most of them, in prefill or decoding.
+    #[must_use]
+    pub fn most_stages(&self) -> usize {
+        self.kinds.iter().map(|kind| kind.stages().len()).max().unwrap_or(0)
+    }
+
     /// Intervals at which decoding renews a stage of any layer, each once.
     #[must_use]
     pub fn refresh_intervals(&self) -> BTreeSet<usize> {

@@ -175,11 +175,17 @@ pub fn shortest_chunk(plan: &Plan) -> usize {
 /// multiple of it up to [`LONGEST_STEP`].
 pub fn check_chunk(plan: &Plan, chunk: usize) -> Result<()> {
     let multiple = shortest_chunk(plan);
-    let whole = SEGMENT.is_multiple_of(chunk) || chunk.is_multiple_of(SEGMENT) && chunk <= LONGEST_STEP;
-    if chunk == 0 || !chunk.is_multiple_of(multiple) || !whole {
+    if !is_chunk(chunk, multiple) {
         return Err(Error::PrefillChunk { chunk, multiple, segment: SEGMENT, longest: LONGEST_STEP });
     }
     Ok(())
+}
+
+/// Whether prompts can be read in steps of `chunk` tokens where these have to be a multiple of `multiple`.
+#[must_use]
+pub const fn is_chunk(chunk: usize, multiple: usize) -> bool {
+    let whole = SEGMENT.is_multiple_of(chunk) || chunk.is_multiple_of(SEGMENT) && chunk <= LONGEST_STEP;
+    chunk > 0 && chunk.is_multiple_of(multiple) && whole
 }
 
 /// Queries of the largest query block in prefill, and whether there are smaller ones besides.

@@ -164,7 +164,7 @@ impl Paging {
     /// no other call of it begins densely if that one does not.
     #[must_use]
     pub fn has_staged_values(&self, layer: usize, t_max: usize) -> bool {
-        matches!(self.program.plan().prefill(layer), LayerPlan::Dense) || self.program.begins_densely(layer, t_max)
+        *self.program.plan().prefill(layer) == LayerPlan::Dense || self.program.begins_densely(layer, t_max)
     }
 
     /// Launches of `layer`'s attention in a prefill call, as [`Program::prefill`] has them. Where the layer

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ihip_dsl::KvType;
 use ihip_runtime::kv::trace::MOST_LAYERS;
-use ihip_runtime::session::{LONGEST_STEP, SEGMENT, SMALLEST_CHUNK};
+use ihip_runtime::session::{LONGEST_STEP, SEGMENT, SMALLEST_CHUNK, is_chunk};
 use thiserror::Error;
 
 use super::table::grouped;
@@ -107,15 +107,8 @@ pub(super) fn layers(text: &str) -> Result<usize, ArgumentError> {
 
 /// Prompt tokens of one step.
 pub(super) fn chunk(text: &str) -> Result<usize, ArgumentError> {
-    match text.parse::<usize>() {
-        Ok(value @ SMALLEST_CHUNK..SEGMENT)
-            if value.is_multiple_of(SMALLEST_CHUNK) && SEGMENT.is_multiple_of(value) =>
-        {
-            Ok(value)
-        }
-        Ok(value @ SEGMENT..=LONGEST_STEP) if value.is_multiple_of(SEGMENT) => Ok(value),
-        _ => Err(ArgumentError::Chunk),
-    }
+    let chunk = text.parse().ok().filter(|chunk| is_chunk(*chunk, SMALLEST_CHUNK));
+    chunk.ok_or(ArgumentError::Chunk)
 }
 
 /// Tokens of a context: `131072`, `128K`, `1M`.

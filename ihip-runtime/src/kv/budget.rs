@@ -80,10 +80,11 @@ impl Room {
     /// # Errors
     /// [`KvError::TooLong`] where they do not fit, with how many would.
     pub fn within(shape: &Shape, tokens: usize, budget: Budget) -> Result<Self, KvError> {
-        Self::of_pages(shape, tokens.div_ceil(shape.page), budget).ok_or_else(|| {
-            let fit = most(tokens.div_ceil(shape.page), |pages| Self::of_pages(shape, pages, budget).is_some());
+        let pages = tokens.div_ceil(shape.page);
+        Self::of_pages(shape, pages, budget).ok_or_else(|| {
+            let fit = most(pages, |pages| Self::of_pages(shape, pages, budget).is_some());
             let Budget { gpu, host } = budget;
-            let slots = 2 * shape.least().min(tokens.div_ceil(shape.page)) as u64;
+            let slots = 2 * shape.least().min(pages) as u64;
             let least = slots * shape.page_bytes() * shape.layers as u64;
             KvError::TooLong { tokens, gpu, host, least, fit: fit * shape.page, token: shape.token_bytes() }
         })

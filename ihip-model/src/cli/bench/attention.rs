@@ -204,7 +204,7 @@ impl Attention {
         }
         let kind = plan.decode(0);
         let reads = kind.reads(plan.geometry(), StepExtent { tokens: context, rows: 1 });
-        let stages = plan.decode(0).stages().len();
+        let stages = kind.stages().len();
         let mut layers = Vec::new();
         let mut batches = self.batch.clone();
         batches.sort_unstable();
@@ -238,7 +238,7 @@ impl Attention {
     ) -> Result<()> {
         let kind = plan.decode(0);
         let reads = kind.reads(plan.geometry(), StepExtent { tokens: context, rows: 1 });
-        let stages = plan.decode(0).stages();
+        let stages = kind.stages();
         // Step 0 renews everything; the last entry is a step that reuses the list.
         let mut steps = Vec::new();
         for stage in 0..=stages.len() {

@@ -103,8 +103,7 @@ impl CpuCache {
             })
             .collect();
         let shape = shape(plan, limits.rows);
-        let stages = plan.kinds().iter().map(|kind| kind.stages().len());
-        let stages = (0..stages.max().unwrap_or(0)).map(|_| Tally::default()).collect();
+        let stages = (0..plan.most_stages()).map(|_| Tally::default()).collect();
         Ok(Self {
             plan: Arc::clone(plan),
             capacity,

@@ -237,8 +237,7 @@ impl CudaDevice {
                 tally::WRITTEN_VALUES,
             ]
             .map(|word| counted[word]);
-        let stages = cache.program.plan().kinds().iter().map(|kind| kind.stages().len().min(tally::STAGES));
-        let words = (0..stages.max().unwrap_or(0)).map(tally::stage);
+        let words = (0..cache.program.plan().most_stages().min(tally::STAGES)).map(tally::stage);
         let stages = words.map(|word| Reads { hits: counted[word], misses: counted[word + 1] }).collect();
         Ok(Traffic {
             stages,
